@@ -1,0 +1,128 @@
+"""The attention of DCAL as pure functions: pair-wise attention, the CLS rollout, the choice of local queries.
+
+Paper: Dual Cross-Attention Learning, CVPR 2022, sections 3.1 to 3.3 (https://huggingface.co/papers/2205.02151).
+Shapes: B images, H heads, N tokens (prefix tokens such as CLS first, then patches), head width d.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+
+ATTENTION_NAME = "dcal"
+# Rows of one softmax that are alive at a time in the rollout: enough to fill the cores, small enough for the cache.
+ROLLOUT_CHUNK = 128
+
+
+def dcal_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    pair_index: Tensor | None = None,
+    pair_noise: bool = False,
+    memory: tuple[Tensor, Tensor] | None = None,
+    record: dict[str, Tensor] | None = None,
+    **kwargs,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function that a DCAL backbone is registered with.
+
+    It only decides which keys and values the queries meet; `attend` does the arithmetic.
+
+    Args:
+        query, key, value (`Tensor` of shape `(B, H, N, d)`):
+            With a pair, B is twice the batch: the SA branch first, the PWCA branch behind it.
+        attend (`Callable`):
+            The implementation the user chose (eager, sdpa, flash attention).
+        pair_index (`Tensor` of shape `(B / 2,)`, *optional*):
+            Image i is distracted by image `pair_index[i]`.
+        pair_noise (`bool`):
+            The distractor's keys and values are standard Gaussian noise (an ablation of the paper).
+        memory (`tuple` of two `Tensor` of shape `(B, H, M, d)`, *optional*):
+            Keys and values that take the place of the module's own: the global tokens of GLCA.
+        record (`dict`, *optional*):
+            Receives the SA branch's `"query"` and `"key"`. Written by name, so that a recomputation (activation
+            checkpointing) overwrites what the first pass wrote.
+    """
+    paired = pair_noise or pair_index is not None
+    single = query.size(0) // 2 if paired else query.size(0)
+    if record is not None:
+        record["query"], record["key"] = query[:single].detach(), key[:single].detach()
+    if memory is not None:
+        key, value = memory
+    if not paired:
+        return attend(module, query, key, value, attention_mask, is_causal=False, **kwargs)
+
+    self_attention, _ = attend(
+        module, query[:single], key[:single], value[:single], attention_mask, is_causal=False, **kwargs
+    )
+    pair_key, pair_value = (with_distractor(x[single:], pair_index, pair_noise) for x in (key, value))
+    pair_attention, _ = attend(module, query[single:], pair_key, pair_value, attention_mask, is_causal=False, **kwargs)
+    return torch.cat([self_attention, pair_attention]), None
+
+
+AttentionInterface.register(ATTENTION_NAME, dcal_attention_forward)
+
+
+def with_distractor(x: Tensor, pair_index: Tensor | None, noise: bool) -> Tensor:
+    """`[x_1; x_2]` along the tokens, (B, H, N, d) -> (B, H, 2N, d): one softmax will run over both images."""
+    distractor = torch.randn_like(x) if noise else x[pair_index]
+    return torch.cat([x, distractor], dim=2)
+
+
+@torch.no_grad()
+def cls_rollout(queries: Sequence[Tensor], keys: Sequence[Tensor], scaling: float) -> Tensor:
+    """Row 0 of the attention rollout, without ever forming an N x N product.
+
+    With `S_i` the head mean of block i's softmax, the rollout is `Shat = Sbar_L ... Sbar_1`, `Sbar = 0.5 S + 0.5 I`.
+    Its CLS row is a vector that is carried from the last block to the first: `v <- e_0`, `v <- 0.5 v + 0.5 v S_i`.
+
+    Args:
+        queries, keys (one `Tensor` of shape `(B, H, N, d)` per block, first block first)
+        scaling (`float`): The factor of the logits, `1 / sqrt(d)`.
+
+    Returns:
+        `Tensor` of shape `(B, N)` in float32: how much CLS has drawn from each input token; rows sum to one.
+    """
+    flow = cls_attention(queries[-1], keys[-1], scaling)
+    flow[:, 0] += 1.0
+    flow *= 0.5
+    for query, key in zip(reversed(queries[:-1]), reversed(keys[:-1])):
+        flow = 0.5 * flow + 0.5 * attention_flow(flow, query, key, scaling)
+    return flow
+
+
+@torch.no_grad()
+def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Head mean of the CLS row of one block's attention, (B, H, N, d) -> (B, N)."""
+    ones = torch.ones(query.size(0), 1, device=query.device)
+    return attention_flow(ones, query[:, :, :1], key, scaling)
+
+
+def attention_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """`mean_h(v softmax(s Q_h K_h^T))` in float32, a chunk of rows at a time: (B, M), (B, H, M, d) -> (B, N)."""
+    result = torch.zeros(key.size(0), key.size(2), device=key.device)
+    with torch.autocast(query.device.type, enabled=False):
+        key = key.float().transpose(2, 3) * scaling
+        for rows, weights in zip(query.float().split(ROLLOUT_CHUNK, dim=2), flow.split(ROLLOUT_CHUNK, dim=1)):
+            attention = (rows @ key).softmax(dim=-1)
+            result += (weights[:, None, None] @ attention).squeeze(2).mean(dim=1)
+    return result
+
+
+def top_patches(scores: Tensor, count: int) -> Tensor:
+    """The `count` best patches, best first: (B, patches) -> (B, count) int64. Selection carries no gradient."""
+    return scores.topk(count, dim=1).indices
+
+
+def gather_tokens(hidden_states: Tensor, index: Tensor) -> Tensor:
+    """Tokens by position, (B, N, D) and (B, R) -> (B, R, D)."""
+    return hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.size(-1)))
+
+
+__all__ = ["cls_rollout", "dcal_attention_forward"]

@@ -1,0 +1,164 @@
+"""DCAL model configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+BRANCHES = ("sa", "glca", "pwca")
+INFERENCE_BRANCHES = ("sa", "glca")
+SUPPORTED_BACKBONES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model")
+
+
+def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """`448` -> `(448, 448)`; `[256, 128]` -> `(256, 128)`, in (height, width) order."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+@strict
+class DCALConfig(PreTrainedConfig):
+    r"""
+    Configuration of a ViT encoder with Dual Cross-Attention Learning (https://huggingface.co/papers/2205.02151).
+
+    The numbers in brackets are the paper's choice; where the paper is silent the field says so.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the plain encoder; a default `ViTConfig` if not given.
+        image_size (`int` or `(height, width)`, *optional*):
+            Input size in pixels, a multiple of the patch size; the backbone's own if not given.
+        branches (`tuple` of `"sa"`, `"glca"`, `"pwca"`):
+            The branches that are trained (all; Table 3 ablates them).
+        inference_branches (`tuple` of `"sa"`, `"glca"`, *optional*):
+            The branches that are run in evaluation mode: those of the two that are trained, if not given. PWCA has no
+            weights of its own: a model trained with `"pwca"` can be read through `"sa"`.
+        num_glca_blocks (`int`):
+            M, the number of GLCA blocks (1).
+        num_pwca_blocks (`int`, *optional*):
+            T, the number of last self-attention blocks that have a PWCA twin; all L of them if not given (all).
+        local_query_ratio (`float`):
+            R, the share of patches whose queries GLCA keeps (0.1 for fine-grained classes, 0.3 for Re-ID).
+        local_query_selection (`str`):
+            `"rollout"` (attention rollout), `"last_layer"` (CLS attention of the last block alone) or `"random"`.
+        glca_scope (`str`):
+            What local queries attend to: `"global"` (all tokens) or `"local"` (the selected ones only).
+        glca_readout (`str`):
+            `"local"`, the mean of the selected queries' outputs, or `"cls"`, the output of the CLS query. The paper
+            reads CLS, but then the selection changes nothing; see "Readings of the paper" in the README.
+        drop_path_rate (`float`):
+            Stochastic depth of the last block; it rises linearly from 0 at the first.
+        initial_log_var (`float`):
+            Where the log-variances that weight the branch losses start (not in the paper).
+    """
+
+    model_type = "dcal"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
+    keys_to_ignore_at_inference = ["losses", "pwca_logits", "embeddings", "rollout", "local_query_indices"]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    image_size: int | list[int] | tuple[int, ...] | None = None
+    branches: list[str] | tuple[str, ...] = BRANCHES
+    inference_branches: list[str] | tuple[str, ...] | None = None
+    num_glca_blocks: int = 1
+    num_pwca_blocks: int | None = None
+    local_query_ratio: float | int = 0.1
+    local_query_selection: str = "rollout"
+    glca_scope: str = "global"
+    glca_readout: str = "local"
+    drop_path_rate: float | int = 0.0
+    initial_log_var: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.branches = tuple(self.branches)
+        if self.inference_branches is None:
+            has_head = {"sa": {"sa", "pwca"} & set(self.branches), "glca": {"glca"} & set(self.branches)}
+            self.inference_branches = tuple(name for name in INFERENCE_BRANCHES if has_head[name])
+        self.inference_branches = tuple(self.inference_branches)
+        if self.num_pwca_blocks is None:
+            self.num_pwca_blocks = self.num_layers
+        self.image_size = as_pair(self.backbone_config.image_size if self.image_size is None else self.image_size)
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of self-attention blocks of the backbone."""
+        return self.backbone_config.num_hidden_layers
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        patch_height, patch_width = as_pair(self.backbone_config.patch_size)
+        return self.image_size[0] // patch_height, self.image_size[1] // patch_width
+
+    @property
+    def num_local_queries(self) -> int:
+        """How many patches R keeps: rounded down, at least one."""
+        rows, columns = self.grid
+        return max(1, int(self.local_query_ratio * rows * columns))
+
+    @property
+    def reads_local_queries(self) -> bool:
+        """Whether the choice of patches can change the output; with `cls` over global tokens it cannot."""
+        return "local" in (self.glca_readout, self.glca_scope)
+
+    @property
+    def uses_pwca(self) -> bool:
+        """Whether training needs pairs of images."""
+        return "pwca" in self.branches and self.num_pwca_blocks > 0
+
+    def validate_backbone(self):
+        if self.backbone_config.model_type not in SUPPORTED_BACKBONES:
+            raise ValueError(
+                f"DCAL cannot use a backbone of type '{self.backbone_config.model_type}': pairs of images cannot be "
+                f"passed to its attention. Use one of {', '.join(SUPPORTED_BACKBONES)}."
+            )
+
+    def validate_image_size(self):
+        patch_size = as_pair(self.backbone_config.patch_size)
+        if any(size < patch or size % patch for size, patch in zip(self.image_size, patch_size)):
+            raise ValueError(
+                f"image_size={tuple(self.image_size)} must be a multiple of the backbone's patch size {patch_size}."
+            )
+
+    def validate_branches(self):
+        if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
+            raise ValueError(f"branches={self.branches} must name one or more of {BRANCHES}, each once.")
+        readable = INFERENCE_BRANCHES if "glca" in self.branches else ("sa",)
+        if set(self.branches) == {"glca"}:
+            readable = ("glca",)
+        if not self.inference_branches or set(self.inference_branches) - set(readable):
+            raise ValueError(
+                f"inference_branches={self.inference_branches} must name one or more of {readable}: the branches that "
+                f"have a classifier when branches={self.branches} are trained."
+            )
+
+    def validate_blocks(self):
+        if not 0 <= self.num_pwca_blocks <= self.num_layers:
+            raise ValueError(
+                f"num_pwca_blocks={self.num_pwca_blocks} must lie between 0 and the backbone's {self.num_layers} "
+                "blocks."
+            )
+        if self.num_glca_blocks < 1:
+            raise ValueError(
+                f"num_glca_blocks={self.num_glca_blocks} must be at least 1; leave 'glca' out of branches to train "
+                "without GLCA."
+            )
+
+    def validate_ratios(self):
+        if not 0 < self.local_query_ratio <= 1:
+            raise ValueError(f"local_query_ratio={self.local_query_ratio} must be above 0 and at most 1.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be at least 0 and below 1.")
+
+    def validate_switches(self):
+        switches = {
+            "local_query_selection": ("rollout", "last_layer", "random"),
+            "glca_scope": ("global", "local"),
+            "glca_readout": ("local", "cls"),
+        }
+        for name, choices in switches.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}='{getattr(self, name)}' is unknown; choose one of {', '.join(choices)}.")
+
+
+__all__ = ["DCALConfig"]

@@ -1,0 +1,232 @@
+"""The seam between DCAL and a transformers ViT: one small interface over encoders that name their parts differently.
+
+A DCAL model never calls the backbone's own `forward`. It embeds the image, runs the blocks one by one (so that the
+PWCA branch can join at any of them) and applies the final norm, all with the backbone's own modules and weights.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention_dcal import ATTENTION_NAME
+
+
+def embed_vit(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """ViT and DeiT: [CLS, (distillation,) patches]."""
+    embeddings = backbone.embeddings
+    return embeddings(pixel_values.to(embeddings.patch_embeddings.projection.weight.dtype))
+
+
+def embed_dinov2(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """DINOv2: [CLS, (registers,) patches]; its own embedding takes every rectangle for a resized square."""
+    embeddings = backbone.embeddings
+    patches = embeddings.patch_embeddings(pixel_values)
+    tokens = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+    tokens = tokens + embeddings.position_embeddings
+    if hasattr(embeddings, "register_tokens"):
+        registers = embeddings.register_tokens.expand(len(patches), -1, -1)
+        tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+    return embeddings.dropout(tokens)
+
+
+def embed_dinov3(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """DINOv3: [CLS, registers, patches]; positions enter in the blocks, by rotation."""
+    return backbone.embeddings(pixel_values)
+
+
+def embed_clip(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """CLIP: [CLS, patches], normalised; its own embedding knows square images only."""
+    embeddings = backbone.embeddings
+    patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
+    patches = patches.flatten(2).transpose(1, 2)
+    tokens = torch.cat([embeddings.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+    return backbone.pre_layrnorm(tokens + embeddings.position_embedding.weight)
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Where one family of encoders keeps the parts that DCAL needs.
+
+    Args:
+        blocks, final_norm, positions: Attribute paths in the backbone; `positions` is None where they are rotary.
+        attention, first_norm: Attribute paths in a block.
+        num_prefix_tokens: Tokens before the patches, from the backbone's configuration.
+        embed: Image to the first block's input.
+        antialias: Whether this family smooths position embeddings when it shrinks them.
+    """
+
+    blocks: str
+    final_norm: str
+    positions: str | None
+    attention: str
+    first_norm: str
+    num_prefix_tokens: Callable[[PreTrainedConfig], int]
+    embed: Callable[[PreTrainedModel, Tensor], Tensor]
+    antialias: bool = False
+
+    def get_blocks(self, backbone: PreTrainedModel) -> nn.ModuleList:
+        return attrgetter(self.blocks)(backbone)
+
+    def get_attention(self, block: nn.Module) -> nn.Module:
+        return getattr(block, self.attention)
+
+    def get_final_norm(self, backbone: PreTrainedModel) -> nn.Module:
+        return attrgetter(self.final_norm)(backbone)
+
+    def get_positions(self, backbone: PreTrainedModel) -> nn.Parameter | None:
+        return None if self.positions is None else attrgetter(self.positions)(backbone)
+
+    def rotary(self, backbone: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine of the patches' rotary positions, each (patches, d); None where positions are added."""
+        return backbone.rope_embeddings(pixel_values) if self.positions is None else None
+
+    def keys_values(
+        self, block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens for a block whose queries are only a few: (B, N, D) -> twice (B, H, N, d)."""
+        attention = self.get_attention(block)
+        normed = getattr(block, self.first_norm)(hidden_states)
+        shape = (*normed.shape[:2], -1, attention.head_dim)
+        key, value = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
+        if rotary is not None:
+            key, _ = module_of(attention).apply_rotary_pos_emb(key, key, *rotary)
+        return key, value
+
+
+VIT = Seam(
+    blocks="layers",
+    final_norm="layernorm",
+    positions="embeddings.position_embeddings",
+    attention="attention",
+    first_norm="layernorm_before",
+    num_prefix_tokens=lambda config: 1,
+    embed=embed_vit,
+)
+DINOV2 = Seam(
+    blocks="encoder.layer",
+    final_norm="layernorm",
+    positions="embeddings.position_embeddings",
+    attention="attention",
+    first_norm="norm1",
+    num_prefix_tokens=lambda config: 1 + getattr(config, "num_register_tokens", 0),
+    embed=embed_dinov2,
+)
+SEAMS = {
+    "vit": VIT,
+    "deit": replace(VIT, num_prefix_tokens=lambda config: 2),
+    "dinov2": DINOV2,
+    "dinov2_with_registers": replace(DINOV2, antialias=True),
+    "dinov3_vit": replace(DINOV2, blocks="model.layer", final_norm="norm", positions=None, embed=embed_dinov3),
+    "clip_vision_model": Seam(
+        blocks="encoder.layers",
+        final_norm="post_layernorm",
+        positions="embeddings.position_embedding.weight",
+        attention="self_attn",
+        first_norm="layer_norm1",
+        num_prefix_tokens=lambda config: 1,
+        embed=embed_clip,
+    ),
+}
+
+
+def module_of(instance: nn.Module):
+    """The Python module that defines the class of `instance`: each family has its own eager attention and rotation."""
+    return sys.modules[type(instance).__module__]
+
+
+def build_backbone(config: PreTrainedConfig, grid: tuple[int, int]) -> PreTrainedModel:
+    """The plain encoder, without a pooler, attending through DCAL, with positions for `grid` patches."""
+    pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
+    # A copy: the attention implementation is a field of the configuration, and this one is the backbone's alone.
+    backbone = AutoModel.from_config(copy.deepcopy(config), attn_implementation=ATTENTION_NAME, **pooler)
+    if config.model_type == "clip_vision_model":
+        embeddings = backbone.embeddings
+        embeddings.num_positions = 1 + grid[0] * grid[1]
+        embeddings.position_embedding = nn.Embedding(embeddings.num_positions, config.hidden_size)
+        embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+        backbone.init_weights()
+    mask_token = getattr(backbone.embeddings, "mask_token", None)
+    if mask_token is not None:
+        # No loss ever reaches it: as a parameter it would make DistributedDataParallel wait for its gradient.
+        del backbone.embeddings.mask_token
+        backbone.embeddings.register_buffer("mask_token", mask_token.detach())
+    return backbone
+
+
+def run_block(block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None, **kwargs) -> Tensor:
+    """One encoder block, with rotary positions if its family has them."""
+    positions = {} if rotary is None else {"position_embeddings": rotary}
+    return block(hidden_states, attention_mask=None, **positions, **kwargs)
+
+
+def attention_function(implementation: str, block_attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function behind `attn_implementation`, with the block's own eager attention as its default."""
+    eager = module_of(block_attention).eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+
+
+@torch.no_grad()
+def resize_positions(
+    positions: Tensor, source: tuple[int, int], target: tuple[int, int], antialias: bool = False
+) -> Tensor:
+    """Bicubic resampling of position embeddings from one patch grid to another; prefix tokens keep theirs.
+
+    The same arithmetic as `interpolate_pos_encoding=True` of transformers, done once instead of at every step.
+
+    Args:
+        positions (`Tensor` of shape `(..., prefix + source rows * columns, D)`)
+        source, target (`(rows, columns)`)
+
+    Returns:
+        `Tensor` of shape `(..., prefix + target rows * columns, D)`.
+    """
+    if source == target:
+        return positions
+    table = positions.reshape(-1, positions.size(-1))
+    prefix, patches = table[:-source[0] * source[1]], table[-source[0] * source[1]:]
+    patches = patches.T.reshape(1, -1, *source).float()
+    patches = nn.functional.interpolate(
+        patches, size=target, mode="bicubic", align_corners=False, antialias=antialias
+    )
+    resized = torch.cat([prefix, patches.flatten(2)[0].T.to(table.dtype)])
+    return resized.reshape(*positions.shape[:-2], *resized.shape)
+
+
+class StochasticDepth:
+    """Forward hook that drops a residual branch for whole samples (https://huggingface.co/papers/1603.09382).
+
+    A hook on attention and FFN rather than a module: every encoder family gets it, whether or not it has a place for
+    one, and the weights keep their names. A block's layer scale, which follows, commutes with it.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        if not module.training:
+            return output
+        if isinstance(output, tuple):
+            return (self.drop(output[0]), *output[1:])
+        return self.drop(output)
+
+    def drop(self, x: Tensor) -> Tensor:
+        keep = x.new_empty(x.size(0), *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+
+def add_stochastic_depth(blocks: nn.ModuleList, seam: Seam, rates: list[float]) -> None:
+    """Drops both residual branches of block i at `rates[i]`."""
+    for block, rate in zip(blocks, rates):
+        if rate > 0:
+            for branch in (seam.get_attention(block), block.mlp):
+                branch.register_forward_hook(StochasticDepth(rate))
+
+
+__all__ = ["SEAMS", "Seam", "build_backbone", "resize_positions", "run_block"]

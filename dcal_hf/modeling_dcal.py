@@ -1,0 +1,397 @@
+"""DCAL models: Dual Cross-Attention Learning on any transformers ViT (https://huggingface.co/papers/2205.02151)."""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, top_patches
+from .configuration_dcal import DCALConfig, as_pair
+from .encoder_dcal import (
+    SEAMS,
+    add_stochastic_depth,
+    attention_function,
+    build_backbone,
+    resize_positions,
+    run_block,
+)
+from .glca_dcal import GLCA
+from .loss_dcal import UncertaintyWeights
+
+
+@dataclass
+class DCALModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
+        pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS and GLCA's readout, in the order
+            of `config.inference_branches`. Also reachable as `embeddings`.
+        sa_embedding, glca_embedding, pwca_embedding (`Tensor` of shape `(B, D)`): Per branch, None if it did not run.
+        rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over patches.
+        local_query_indices (`Tensor` of shape `(B, R)`): The selected patches, best first.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    sa_embedding: Tensor | None = None
+    glca_embedding: Tensor | None = None
+    pwca_embedding: Tensor | None = None
+    rollout: Tensor | None = None
+    local_query_indices: Tensor | None = None
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.pooler_output
+
+
+@dataclass
+class DCALImageClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
+        losses (`dict` of `Tensor`): The cross-entropy of each of these branches.
+        logits (`Tensor` of shape `(B, classes)`): `softmax(logits)` is the mean of the branches' probabilities.
+        sa_logits, glca_logits, pwca_logits (`Tensor` of shape `(B, classes)`): Per branch, None if it did not run.
+        embeddings, rollout, local_query_indices: As in `DCALModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    sa_logits: Tensor | None = None
+    glca_logits: Tensor | None = None
+    pwca_logits: Tensor | None = None
+    embeddings: Tensor | None = None
+    rollout: Tensor | None = None
+    local_query_indices: Tensor | None = None
+
+
+class DCALPreTrainedModel(PreTrainedModel):
+    """Loading, saving, initialisation."""
+
+    config: DCALConfig
+    config_class = DCALConfig
+    base_model_prefix = "dcal"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    model_tags = ["dcal"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # GLCA's blocks are the backbone's own: let it initialise what only it knows (layer scale, say).
+        self.base_model.backbone._init_weights(module)
+        if isinstance(module, UncertaintyWeights):
+            init.constant_(module.log_vars, module.initial_log_var)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """Chooses what computes both branches' attention; the backbone itself keeps attending through DCAL."""
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        self.base_model.backbone.config._attn_implementation = ATTENTION_NAME
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Saves weights, configuration and the code that loads them elsewhere with `trust_remote_code=True`."""
+        self.config.auto_map = {"AutoModel": "modeling_dcal.DCALModel"}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedConfig,
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        pretrained_kwargs: dict[str, Any] | None = None,
+        **config_kwargs: Any,
+    ) -> "DCALPreTrainedModel":
+        """A DCAL model around a plain encoder.
+
+        Args:
+            backbone (`str`, `Path` or `PreTrainedConfig`):
+                Hub id or folder of a checkpoint, whose weights are loaded, or a configuration for random weights.
+            image_size (`int` or `(height, width)`, *optional*):
+                Input size; position embeddings are resized to it, once.
+            pretrained_kwargs (`dict`, *optional*):
+                For `from_pretrained` of the backbone: `cache_dir`, `revision`, `token`, ...; `dtype` is float32 by
+                default, whatever the checkpoint's, because weights in half precision do not train well.
+            config_kwargs:
+                Fields of `DCALConfig`, `num_labels`, `id2label`, `attn_implementation`, ... Without `num_labels` and
+                `id2label` the checkpoint's labels are kept.
+
+        Raises:
+            ValueError: If the backbone's type is not supported or the configuration is invalid.
+        """
+        pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
+        is_config = isinstance(backbone, PreTrainedConfig)
+        source_config = backbone if is_config else AutoConfig.from_pretrained(backbone, **pretrained_kwargs)
+        if source_config.model_type == "dcal":
+            raise ValueError(f"'{backbone}' is a DCAL checkpoint already: load it with from_pretrained.")
+        if not {"num_labels", "id2label"} & set(config_kwargs):
+            config_kwargs.update(id2label=source_config.id2label, label2id=source_config.label2id)
+        # The image encoder of a two-tower checkpoint (CLIP).
+        source_config = getattr(source_config, "vision_config", source_config)
+        config = DCALConfig(
+            backbone_config=resized_config(source_config, image_size), image_size=image_size, **config_kwargs
+        )
+        source = None
+        if not is_config:
+            source = AutoModel.from_pretrained(backbone, config=source_config, **pretrained_kwargs)
+        model = cls(config)
+        model.base_model.start_from(source, source_config)
+        return model.to(pretrained_kwargs["dtype"])
+
+
+def resized_config(config: PreTrainedConfig, image_size: int | tuple[int, int] | None) -> PreTrainedConfig:
+    """A copy for another input size. CLIP's own field knows squares only; `DCALConfig.image_size` holds the truth."""
+    config = copy.deepcopy(config)
+    if image_size is not None and config.model_type != "clip_vision_model":
+        config.image_size = image_size if isinstance(image_size, int) else list(image_size)
+    return config
+
+
+class DCALModel(DCALPreTrainedModel):
+    """A ViT encoder with GLCA and PWCA branches, giving embeddings.
+
+    `AutoModel.from_pretrained(checkpoint)` of any DCAL checkpoint.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"^loss_weights\."]
+
+    def __init__(self, config: DCALConfig):
+        super().__init__(config)
+        self.seam = SEAMS[config.backbone_config.model_type]
+        self.num_prefix_tokens = self.seam.num_prefix_tokens(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config, config.grid)
+        self.glca = GLCA(config, self.seam, self.backbone) if "glca" in config.branches else None
+        self.add_stochastic_depth(config.drop_path_rate)
+        self.post_init()
+
+    def add_stochastic_depth(self, rate: float) -> None:
+        """Linear in depth, 0 at the first block, `rate` at the last and in GLCA, which starts from the last."""
+        blocks = self.seam.get_blocks(self.backbone)
+        add_stochastic_depth(blocks, self.seam, torch.linspace(0, rate, len(blocks)).tolist())
+        if self.glca is not None:
+            add_stochastic_depth(self.glca.blocks, self.seam, [rate] * len(self.glca.blocks))
+
+    @torch.no_grad()
+    def start_from(self, source: PreTrainedModel | None, source_config: PreTrainedConfig) -> None:
+        """Takes over a plain encoder's weights (resizing its positions), and starts GLCA from the last block."""
+        if source is not None:
+            state = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
+            if self.seam.positions is not None:
+                state[self.seam.positions] = resize_positions(
+                    state[self.seam.positions], patch_grid(source_config), self.config.grid, self.seam.antialias
+                )
+            self.backbone.load_state_dict(state)
+        if self.glca is not None:
+            for block in self.glca.blocks:
+                block.load_state_dict(self.seam.get_blocks(self.backbone)[-1].state_dict())
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pair_index: Tensor | None = None,
+        pair_noise: bool = False,
+        output_rollout: bool = False,
+        **kwargs: Any,
+    ) -> DCALModelOutput:
+        """
+        Args:
+            pixel_values (`Tensor` of shape `(B, channels, height, width)`)
+            pair_index (`Tensor` of shape `(B,)`, int64, *optional*):
+                Image i's distractor is image `pair_index[i]` of the batch. Given: the PWCA branch runs.
+            pair_noise (`bool`):
+                The PWCA branch runs with Gaussian noise for the distractor's keys and values.
+            output_rollout (`bool`):
+                Return the rollout even where nothing reads it.
+
+        Raises:
+            ValueError: For images of another size than the model's, for a pair the model has no use for.
+        """
+        self.check_inputs(pixel_values, pair_index is not None or pair_noise)
+        branches = self.config.branches if self.training else self.config.inference_branches
+        tokens, pair_tokens, rotary, records = self.encode(
+            pixel_values, pair_index, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
+        )
+        rollout, indices = self.select(tokens, records, "glca" in branches)
+
+        norm = self.seam.get_final_norm(self.backbone)
+        last_hidden_state = norm(tokens)
+        embeddings = {"sa": last_hidden_state[:, 0]}
+        if "glca" in branches:
+            local_tokens = self.glca(tokens, self.num_prefix_tokens, indices, rotary, attend=self.attend)
+            embeddings["glca"] = norm(local_tokens).mean(dim=1)
+        return DCALModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=torch.cat([embeddings[name] for name in self.config.inference_branches], dim=-1),
+            sa_embedding=embeddings["sa"],
+            glca_embedding=embeddings.get("glca"),
+            pwca_embedding=None if pair_tokens is None else norm(pair_tokens[:, 0]),
+            rollout=rollout,
+            local_query_indices=indices,
+        )
+
+    @property
+    def attend(self):
+        """The user's attention implementation, for both branches."""
+        block = self.seam.get_blocks(self.backbone)[-1]
+        return attention_function(self.config._attn_implementation, self.seam.get_attention(block))
+
+    def check_inputs(self, pixel_values: Tensor, has_pair: bool) -> None:
+        if tuple(pixel_values.shape[-2:]) != tuple(self.config.image_size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])} pixels, the model takes "
+                f"{tuple(self.config.image_size)}: resize them, or build the model with that image_size."
+            )
+        if has_pair and not self.config.uses_pwca:
+            raise ValueError(
+                f"A pair was given, but the model has no PWCA branch (branches={self.config.branches}, "
+                f"num_pwca_blocks={self.config.num_pwca_blocks})."
+            )
+        if self.backbone.config._attn_implementation != ATTENTION_NAME:
+            raise ValueError(
+                f"The backbone attends through '{self.backbone.config._attn_implementation}', which ignores pairs; "
+                "call set_attn_implementation on the DCAL model, not on its backbone."
+            )
+
+    def recorded_blocks(self, runs_glca: bool, output_rollout: bool) -> range:
+        """The blocks whose queries and keys the selection will read."""
+        num_blocks = self.config.num_layers
+        selects = runs_glca and self.config.reads_local_queries
+        if output_rollout or (selects and self.config.local_query_selection == "rollout"):
+            return range(num_blocks)
+        if selects and self.config.local_query_selection == "last_layer":
+            return range(num_blocks - 1, num_blocks)
+        return range(0)
+
+    def encode(
+        self, pixel_values: Tensor, pair_index: Tensor | None, pair_noise: bool, recorded: range
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[dict[str, Tensor]]]:
+        """Both branches in one pass over the blocks.
+
+        From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor.
+        """
+        hidden_states = self.seam.embed(self.backbone, pixel_values)
+        rotary = self.seam.rotary(self.backbone, pixel_values)
+        batch_size, records, pair = len(hidden_states), [], {}
+        has_pair = pair_index is not None or pair_noise
+        for depth, block in enumerate(self.seam.get_blocks(self.backbone)):
+            if has_pair and depth == self.config.num_layers - self.config.num_pwca_blocks:
+                hidden_states = torch.cat([hidden_states, hidden_states])
+                pair = {"pair_index": pair_index, "pair_noise": pair_noise}
+            record = {} if depth in recorded else None
+            hidden_states = run_block(block, hidden_states, rotary, attend=self.attend, record=record, **pair)
+            if record is not None:
+                records.append(record)
+        pair_tokens = hidden_states[batch_size:] if has_pair else None
+        return hidden_states[:batch_size], pair_tokens, rotary, records
+
+    def select(
+        self, tokens: Tensor, records: list[dict[str, Tensor]], runs_glca: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The rollout over patches (B, N), if every block was recorded, and the selected patches (B, R), if read."""
+        queries, keys = ([record[name] for record in records] for name in ("query", "key"))
+        rollout, indices, prefix = None, None, self.num_prefix_tokens
+        if len(records) == self.config.num_layers:
+            rollout = cls_rollout(queries, keys, queries[0].size(-1) ** -0.5)[:, prefix:]
+        if runs_glca and self.config.reads_local_queries:
+            selection = self.config.local_query_selection
+            if selection == "rollout":
+                scores = rollout
+            elif selection == "last_layer":
+                scores = cls_attention(queries[-1], keys[-1], queries[-1].size(-1) ** -0.5)[:, prefix:]
+            else:
+                scores = torch.rand(len(tokens), tokens.size(1) - prefix, device=tokens.device)
+            indices = top_patches(scores, self.config.num_local_queries)
+        return rollout, indices
+
+
+def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
+    """Rows and columns of patches of a plain encoder."""
+    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
+    return height // patch_height, width // patch_width
+
+
+class DCALForImageClassification(DCALPreTrainedModel):
+    """DCAL with a linear classifier on SA (shared by PWCA) and one on GLCA, for fine-grained categories."""
+
+    def __init__(self, config: DCALConfig):
+        super().__init__(config)
+        if config.num_labels < 2:
+            raise ValueError(f"A classifier needs at least two classes, got num_labels={config.num_labels}.")
+        self.dcal = DCALModel(config)
+        width = config.backbone_config.hidden_size
+        has_sa_head = config.branches != ("glca",)
+        self.sa_classifier = nn.Linear(width, config.num_labels) if has_sa_head else None
+        self.glca_classifier = nn.Linear(width, config.num_labels) if "glca" in config.branches else None
+        self.loss_weights = None
+        if len(config.branches) > 1:
+            self.loss_weights = UncertaintyWeights(config.branches, config.initial_log_var)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        pair_index: Tensor | None = None,
+        pair_noise: bool = False,
+        output_rollout: bool = False,
+        **kwargs: Any,
+    ) -> DCALImageClassifierOutput:
+        """
+        Args:
+            pixel_values, pair_index, pair_noise, output_rollout: As in `DCALModel`.
+            labels (`Tensor` of shape `(B,)`, int64, or `(B, classes)`, probabilities, *optional*)
+        """
+        outputs = self.dcal(pixel_values, pair_index, pair_noise, output_rollout, return_dict=True)
+        logits = {}
+        if "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches):
+            logits["sa"] = self.sa_classifier(outputs.sa_embedding)
+        if outputs.glca_embedding is not None:
+            logits["glca"] = self.glca_classifier(outputs.glca_embedding)
+        if outputs.pwca_embedding is not None:
+            logits["pwca"] = self.sa_classifier(outputs.pwca_embedding)
+        loss, losses = None, None
+        if labels is not None:
+            loss, losses = self.compute_loss(logits, labels)
+        return DCALImageClassifierOutput(
+            loss=loss,
+            losses=losses,
+            logits=mean_probability_logits([logits[name] for name in self.config.inference_branches]),
+            sa_logits=logits.get("sa"),
+            glca_logits=logits.get("glca"),
+            pwca_logits=logits.get("pwca"),
+            embeddings=outputs.embeddings,
+            rollout=outputs.rollout,
+            local_query_indices=outputs.local_query_indices,
+        )
+
+    def compute_loss(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of each trained branch that ran (paper, section 3.4), and their weighted total."""
+        trained = [name for name in logits if name in self.config.branches]
+        losses = {name: nn.functional.cross_entropy(logits[name].float(), labels) for name in trained or logits}
+        # A lone branch needs no weight, nor has SA one where it only reads what PWCA trained.
+        total = self.loss_weights(losses) if trained and self.loss_weights is not None else sum(losses.values())
+        return total, losses
+
+
+def mean_probability_logits(logits: list[Tensor]) -> Tensor:
+    """Logits whose softmax is the mean of the branches' probabilities: the paper's sum, normalised."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([x.float().log_softmax(dim=-1) for x in logits]).logsumexp(dim=0) - math.log(len(logits))
+
+
+__all__ = ["DCALForImageClassification", "DCALImageClassifierOutput", "DCALModel", "DCALModelOutput"]

@@ -1,0 +1,50 @@
+import os
+
+
+# Before anything of Hugging Face is imported: tests never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPVisionConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    PreTrainedConfig,
+    ViTConfig,
+)
+
+import dcal_hf  # noqa: E402, F401
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+BACKBONES = {
+    "vit": ViTConfig(intermediate_size=64, **SIZES),
+    "deit": DeiTConfig(intermediate_size=64, **SIZES),
+    "dinov2": Dinov2Config(mlp_ratio=2, **SIZES),
+    "dinov2_with_registers": Dinov2WithRegistersConfig(mlp_ratio=2, num_register_tokens=4, **SIZES),
+    "dinov3_vit": DINOv3ViTConfig(intermediate_size=64, num_register_tokens=2, **SIZES),
+    "clip_vision_model": CLIPVisionConfig(intermediate_size=64, **SIZES),
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone_config(request) -> PreTrainedConfig:
+    return BACKBONES[request.param]
+
+
+@pytest.fixture
+def backbone_configs() -> dict[str, PreTrainedConfig]:
+    return BACKBONES
+
+
+@pytest.fixture
+def vit_config() -> ViTConfig:
+    return BACKBONES["vit"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

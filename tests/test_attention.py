@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from dcal_hf import attention_dcal
+from dcal_hf.attention_dcal import cls_attention, cls_rollout, dcal_attention_forward, gather_tokens, top_patches
+
+
+def full_rollout(queries, keys, scaling):
+    """Abnar & Zuidema's product of full matrices, in float64."""
+    tokens = queries[0].size(2)
+    rollout = torch.eye(tokens, dtype=torch.float64)
+    for query, key in zip(queries, keys):
+        attention = (query.double() @ key.double().transpose(2, 3) * scaling).softmax(-1).mean(1)
+        rollout = (0.5 * attention + 0.5 * torch.eye(tokens, dtype=torch.float64)) @ rollout
+    return rollout
+
+
+def softmax_attention(module, query, key, value, attention_mask, is_causal, scaling):
+    return ((query @ key.transpose(2, 3) * scaling).softmax(-1) @ value).transpose(1, 2), None
+
+
+def random_heads(blocks=4, batch=2, heads=3, tokens=11, width=8):
+    return [2 * torch.randn(batch, heads, tokens, width) for _ in range(blocks)]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 128])
+def test_streaming_rollout_is_row_zero_of_the_matrix_product(monkeypatch, chunk):
+    monkeypatch.setattr(attention_dcal, "ROLLOUT_CHUNK", chunk)
+    queries, keys = random_heads(), random_heads()
+    rollout = cls_rollout(queries, keys, 8**-0.5)
+    torch.testing.assert_close(rollout.double(), full_rollout(queries, keys, 8**-0.5)[:, 0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rollout.sum(dim=1), torch.ones(2))
+
+
+def test_rollout_of_one_block_is_half_its_cls_attention():
+    (query,), (key,) = random_heads(blocks=1), random_heads(blocks=1)
+    expected = 0.5 * (query @ key.transpose(2, 3) * 0.3).softmax(-1).mean(1)[:, 0]
+    expected[:, 0] += 0.5
+    torch.testing.assert_close(cls_rollout([query], [key], 0.3), expected)
+
+
+def test_rollout_is_float32_and_without_gradient_under_autocast():
+    queries, keys = ([x.bfloat16().requires_grad_() for x in random_heads()] for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        rollout = cls_rollout(queries, keys, 8**-0.5)
+    assert rollout.dtype == torch.float32 and not rollout.requires_grad
+    expected = full_rollout([x.detach() for x in queries], [x.detach() for x in keys], 8**-0.5)[:, 0]
+    torch.testing.assert_close(rollout.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_cls_attention_is_the_head_mean_of_row_zero():
+    query, key = random_heads(blocks=2)
+    expected = (query @ key.transpose(2, 3) * 0.2).softmax(-1).mean(1)[:, 0]
+    torch.testing.assert_close(cls_attention(query, key, 0.2), expected)
+
+
+def test_top_patches_and_their_tokens():
+    scores = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.9, 0.0, 0.5, 0.7]])
+    indices = top_patches(scores, 2)
+    assert indices.tolist() == [[1, 3], [0, 3]]
+    tokens = torch.arange(2 * 4 * 3).view(2, 4, 3)
+    assert torch.equal(gather_tokens(tokens, indices), torch.stack([tokens[0, [1, 3]], tokens[1, [0, 3]]]))
+
+
+def attend_pairs(query, key, value, **kwargs):
+    return dcal_attention_forward(None, query, key, value, attend=softmax_attention, scaling=0.3, **kwargs)[0]
+
+
+def test_pairs_share_one_softmax_over_both_images():
+    query, key, value = random_heads(blocks=3, batch=6)
+    pair_index = torch.tensor([2, 0, 0])
+    output = attend_pairs(query, key, value, pair_index=pair_index)
+    assert torch.equal(output[:3], attend_pairs(query[:3], key[:3], value[:3]))
+    for image, other in enumerate(pair_index.tolist()):
+        logits = torch.cat([query[3 + image] @ key[3 + i].transpose(1, 2) for i in (image, other)], dim=-1)
+        expected = (0.3 * logits).softmax(-1) @ torch.cat([value[3 + image], value[3 + other]], dim=1)
+        torch.testing.assert_close(output[3 + image], expected.transpose(0, 1))
+
+
+def test_noise_takes_the_place_of_the_distractor():
+    query, key, value = random_heads(blocks=3, batch=4)
+    torch.manual_seed(3)
+    noise_key, noise_value = torch.randn_like(key[2:]), torch.randn_like(value[2:])
+    torch.manual_seed(3)
+    output = attend_pairs(query, key, value, pair_noise=True)
+    expected = attend_pairs(
+        query[2:], torch.cat([key[2:], noise_key], dim=2), torch.cat([value[2:], noise_value], dim=2)
+    )
+    torch.testing.assert_close(output[2:], expected)
+
+
+def test_memory_takes_the_place_of_keys_and_values():
+    query, key, value, memory_key, memory_value = random_heads(blocks=5)
+    output = attend_pairs(query[:, :, :2], key, value, memory=(memory_key, memory_value))
+    assert torch.equal(output, attend_pairs(query[:, :, :2], memory_key, memory_value))
+
+
+def test_record_holds_self_attention_only_and_is_overwritten():
+    query, key, value = random_heads(blocks=3, batch=4)
+    record = {"query": None}
+    attend_pairs(query, key, value, pair_index=torch.tensor([1, 0]), record=record)
+    assert torch.equal(record["query"], query[:2]) and torch.equal(record["key"], key[:2])

@@ -1,0 +1,86 @@
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import SiglipVisionConfig, SwinConfig, ViTConfig
+
+from dcal_hf import DCALConfig
+
+
+def test_defaults_are_the_papers_for_fine_grained_classes():
+    config = DCALConfig(backbone_config=ViTConfig(image_size=448, patch_size=16))
+    assert (config.num_glca_blocks, config.num_pwca_blocks, config.num_layers) == (1, 12, 12)
+    assert config.grid == (28, 28)
+    assert config.num_local_queries == 78
+    assert config.branches == ("sa", "glca", "pwca")
+    assert config.inference_branches == ("sa", "glca")
+
+
+def test_saved_and_loaded_configuration_is_the_same(tmp_path):
+    config = DCALConfig(
+        backbone_config=ViTConfig(image_size=[256, 128]), branches=("sa", "glca"), local_query_ratio=0.3, num_labels=7
+    )
+    config.save_pretrained(tmp_path)
+    assert DCALConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert DCALConfig.from_pretrained(tmp_path).grid == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("branches", "expected"),
+    [
+        (("sa",), ("sa",)),
+        (("glca",), ("glca",)),
+        (("pwca",), ("sa",)),
+        (("glca", "pwca"), ("sa", "glca")),
+        (("sa", "pwca"), ("sa",)),
+    ],
+)
+def test_inference_follows_the_trained_branches(branches, expected):
+    assert DCALConfig(branches=branches).inference_branches == expected
+
+
+@pytest.mark.parametrize("num_pwca_blocks", [0, 3])
+def test_pwca_is_off_without_blocks_or_without_its_branch(num_pwca_blocks):
+    assert DCALConfig(num_pwca_blocks=num_pwca_blocks).uses_pwca == (num_pwca_blocks > 0)
+    assert not DCALConfig(num_pwca_blocks=num_pwca_blocks, branches=("sa", "glca")).uses_pwca
+
+
+@pytest.mark.parametrize("ratio, queries", [(1e-6, 1), (0.1, 19), (1, 196)])
+def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
+    assert DCALConfig(local_query_ratio=ratio).num_local_queries == queries
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"local_query_ratio": 0.0}, "local_query_ratio=0.0 must be above 0"),
+        ({"local_query_ratio": 1.5}, "local_query_ratio=1.5 must be above 0 and at most 1"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
+        ({"local_query_selection": "attention"}, "choose one of rollout, last_layer, random"),
+        ({"glca_scope": "all"}, "glca_scope='all' is unknown; choose one of global, local"),
+        ({"glca_readout": "mean"}, "choose one of local, cls"),
+        ({"num_pwca_blocks": 13}, "num_pwca_blocks=13 must lie between 0 and the backbone's 12 blocks"),
+        ({"num_glca_blocks": 0}, "num_glca_blocks=0 must be at least 1"),
+        ({"image_size": 450}, r"image_size=\(450, 450\) must be a multiple of the backbone's patch size \(16, 16\)"),
+        ({"image_size": (256, 120)}, "must be a multiple"),
+        ({"branches": ()}, "must name one or more"),
+        ({"branches": ("sa", "sa")}, "each once"),
+        ({"branches": ("sa", "swa")}, "must name one or more"),
+        ({"inference_branches": ("pwca",)}, r"inference_branches=\('pwca',\) must name one or more"),
+        ({"branches": ("sa",), "inference_branches": ("glca",)}, "have a classifier"),
+    ],
+)
+def test_each_wrong_field_gets_its_sentence(fields, sentence):
+    with pytest.raises(StrictDataclassError, match=sentence):
+        DCALConfig(**fields)
+
+
+def test_wrong_type_names_the_field():
+    with pytest.raises(StrictDataclassError, match="local_query_ratio"):
+        DCALConfig(local_query_ratio="a tenth")
+
+
+@pytest.mark.parametrize("backbone_config", [SiglipVisionConfig(), SwinConfig()])
+def test_other_backbones_are_refused_by_name(backbone_config):
+    with pytest.raises(StrictDataclassError) as error:
+        DCALConfig(backbone_config=backbone_config)
+    assert f"'{backbone_config.model_type}'" in str(error.value)
+    assert "vit, deit, dinov2, dinov2_with_registers, dinov3_vit, clip_vision_model" in str(error.value)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from dcal_hf.configuration_dcal import SUPPORTED_BACKBONES
+from dcal_hf.encoder_dcal import SEAMS, StochasticDepth, resize_positions
+
+
+def test_every_supported_backbone_has_a_seam():
+    assert tuple(SEAMS) == SUPPORTED_BACKBONES
+
+
+def test_resizing_positions_keeps_prefix_and_linear_ramps():
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    table = torch.cat([torch.full((2, 2), 99.0), torch.stack([rows, columns], dim=-1).flatten(0, 1)])[None]
+    resized = resize_positions(table, (8, 8), (16, 4))
+    assert resized.shape == (1, 2 + 16 * 4, 2)
+    assert torch.equal(resized[:, :2], table[:, :2])
+    ramp = resized[0, 2:].view(16, 4, 2)
+    # Away from the border a linear ramp stays one at the new pixel centres (bicubic weights ripple by 0.05).
+    torch.testing.assert_close(ramp[4:12, 1, 0], (torch.arange(4, 12) + 0.5) / 2 - 0.5, atol=0.05, rtol=0)
+    torch.testing.assert_close(ramp[8, 1:3, 1], torch.tensor([2.5, 4.5]), atol=0.05, rtol=0)
+
+
+def test_resizing_to_the_same_grid_changes_nothing():
+    table = torch.randn(1, 17, 3)
+    assert torch.equal(resize_positions(table, (4, 4), (4, 4)), table)
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+    module = nn.Identity()
+    module.register_forward_hook(StochasticDepth(0.25))
+    dropped = module(torch.ones(4000, 3, 2))
+    kept = dropped.flatten(1)
+    assert ((kept == 0).all(1) | torch.isclose(kept, torch.tensor(4 / 3)).all(1)).all()
+    assert 0.2 < (kept == 0).all(1).float().mean() < 0.3
+    assert torch.equal(module.eval()(torch.ones(4, 3)), torch.ones(4, 3))
+
+
+def test_mask_tokens_stay_in_the_weights_but_are_not_trained(backbone_config):
+    from dcal_hf.encoder_dcal import build_backbone
+
+    plain = AutoModel.from_config(backbone_config)
+    backbone = build_backbone(backbone_config, (4, 4))
+    expected = {name for name in plain.state_dict() if not name.startswith("pooler.")}
+    assert set(backbone.state_dict()) == expected
+    assert not [name for name, _ in backbone.named_parameters() if "mask_token" in name]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_rates_rise_linearly_from_zero_on_every_encoder(backbone_config, rate):
+    from dcal_hf import DCALModel
+
+    model = DCALModel.from_backbone(backbone_config, drop_path_rate=rate)
+    blocks = model.seam.get_blocks(model.backbone)
+    hooks = [[hook.rate for hook in part._forward_hooks.values()] for block in blocks for part in block.modules()]
+    rates = [rate for part in hooks for rate in part]
+    assert rates == ([] if rate == 0 else [0.25, 0.25, 0.5, 0.5])

@@ -1,0 +1,293 @@
+"""What a correct DCAL must satisfy, on every supported encoder."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel, ViTConfig
+
+from dcal_hf import DCALForImageClassification, DCALModel
+from dcal_hf.modeling_dcal import mean_probability_logits
+
+
+PAIRS = torch.tensor([1, 2, 3, 0])
+
+
+def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
+    kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **kwargs}
+    model = DCALForImageClassification.from_backbone(backbone_config, **kwargs).eval()
+    with torch.no_grad():
+        # Initial weights barely attend: spread them, so that a wrong pair or position shows.
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def images(height: int = 32, width: int = 32) -> Tensor:
+    return torch.randn(4, 3, height, width)
+
+
+def plain_encoder(model: DCALForImageClassification, implementation: str):
+    config = model.config.backbone_config
+    pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
+    plain = AutoModel.from_config(config, attn_implementation=implementation, **pooler).eval()
+    plain.load_state_dict(model.dcal.backbone.state_dict())
+    return plain
+
+
+def plain_tokens(plain, pixel_values: Tensor, **kwargs) -> Tensor:
+    """Normalised tokens of a plain encoder; CLIP leaves its final norm to the pooler."""
+    tokens = plain(pixel_values, **kwargs).last_hidden_state
+    return plain.post_layernorm(tokens) if plain.config.model_type == "clip_vision_model" else tokens
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_self_attention_is_bit_for_bit_the_plain_encoder(backbone_config, implementation):
+    model = classifier(backbone_config, attn_implementation=implementation)
+    pixel_values = images()
+    expected = plain_tokens(plain_encoder(model, implementation), pixel_values)
+    assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
+
+
+def test_paired_with_itself_is_self_attention_and_with_another_is_not(backbone_config):
+    model, pixel_values = classifier(backbone_config), images()
+    itself = model(pixel_values, pair_index=torch.arange(4))
+    torch.testing.assert_close(itself.pwca_logits, itself.sa_logits)
+    other = model(pixel_values, pair_index=PAIRS)
+    assert (other.pwca_logits - other.sa_logits).abs().min() > 1e-3
+    torch.testing.assert_close(other.sa_logits, model(pixel_values).sa_logits)
+    torch.testing.assert_close(other.glca_logits, model(pixel_values).glca_logits)
+
+
+def test_the_distractor_is_the_image_that_the_index_names(backbone_config):
+    """Changing image 3 changes the PWCA output of the images it distracts (and its own), and no other."""
+    model, pixel_values = classifier(backbone_config), images()
+    changed = torch.cat([pixel_values[:3], images()[:1]])
+    pair_index = torch.tensor([3, 0, 3, 1])
+    before, after = (model(x, pair_index=pair_index).pwca_logits for x in (pixel_values, changed))
+    # Image 1 is distracted by image 0, which image 3 distracts: through two blocks it feels the change as well.
+    shallow = classifier(backbone_config, num_pwca_blocks=1)
+    before, after = (shallow(x, pair_index=pair_index).pwca_logits for x in (pixel_values, changed))
+    moved = (before - after).abs().amax(dim=1) > 1e-4
+    assert moved.tolist() == [True, False, True, True]
+
+
+def test_rollout_is_the_matrix_product_of_the_plain_maps(backbone_config):
+    model, pixel_values = classifier(backbone_config), images()
+    plain = plain_encoder(model, "eager")
+    maps = [attention.double().mean(1) for attention in plain(pixel_values, output_attentions=True).attentions]
+    identity = torch.eye(maps[0].size(-1), dtype=torch.float64)
+    rollout = identity
+    for attention in maps:
+        rollout = (0.5 * attention + 0.5 * identity) @ rollout
+    prefix = maps[0].size(-1) - 16
+    output = model(pixel_values)
+    torch.testing.assert_close(output.rollout.double(), rollout[:, 0, prefix:], atol=1e-6, rtol=1e-4)
+    expected = rollout[:, 0, prefix:].topk(4).indices
+    assert torch.equal(output.local_query_indices, expected)
+
+
+def test_last_layer_selection_is_the_top_of_the_last_map(backbone_config):
+    model, pixel_values = classifier(backbone_config, local_query_selection="last_layer"), images()
+    last = plain_encoder(model, "eager")(pixel_values, output_attentions=True).attentions[-1].mean(1)
+    output = model(pixel_values)
+    assert torch.equal(output.local_query_indices, last[:, 0, -16:].topk(4).indices)
+    assert output.rollout is None
+    assert model(pixel_values, output_rollout=True).rollout is not None
+
+
+def test_random_selection_draws_distinct_patches(vit_config):
+    model = classifier(vit_config, local_query_selection="random")
+    indices = torch.cat([model(images()).local_query_indices for _ in range(50)])
+    assert all(len(set(row)) == 4 for row in indices.tolist())
+    assert indices.flatten().bincount(minlength=16).min() > 20  # 50 expected
+
+
+@pytest.mark.parametrize(
+    ("switches", "changes"),
+    [
+        ({"glca_readout": "local"}, True),
+        ({"glca_readout": "cls"}, False),
+        ({"glca_readout": "cls", "glca_scope": "local"}, True),
+        ({"glca_readout": "local", "num_glca_blocks": 2}, True),
+        ({"glca_readout": "cls", "num_glca_blocks": 2}, False),
+    ],
+)
+def test_the_selection_changes_the_prediction_where_it_is_meant_to(backbone_config, switches, changes):
+    model, pixel_values = classifier(backbone_config, **switches), images()
+    logits = model(pixel_values).glca_logits
+    model.config.local_query_ratio = 0.7
+    difference = (model(pixel_values).glca_logits - logits).abs()
+    assert difference.min() > 1e-4 if changes else difference.max() == 0
+
+
+def test_cls_readout_skips_the_rollout_unless_asked(vit_config):
+    model = classifier(vit_config, glca_readout="cls")
+    output = model(images())
+    assert output.rollout is None and output.local_query_indices is None
+    assert model(images(), output_rollout=True).rollout.shape == (4, 16)
+
+
+def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor:
+    """GLCA's block as a plain block whose queries are all tokens: every row as the global scope must give it."""
+    dcal = model.dcal
+    hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
+    rotary = dcal.seam.rotary(dcal.backbone, pixel_values)
+    for block in (*dcal.seam.get_blocks(dcal.backbone), *dcal.glca.blocks):
+        positions = {} if rotary is None else {"position_embeddings": rotary}
+        hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
+    return dcal.seam.get_final_norm(dcal.backbone)(hidden_states)
+
+
+def test_glca_rows_are_those_of_a_whole_block(backbone_config):
+    """Few queries against all keys equal the same rows of ordinary self-attention (rotary positions included)."""
+    model, pixel_values = classifier(backbone_config), images()
+    rows, output = full_glca(model, pixel_values), model(pixel_values)
+    prefix = rows.size(1) - 16
+    expected = torch.stack([row[indices + prefix].mean(0) for row, indices in zip(rows, output.local_query_indices)])
+    torch.testing.assert_close(output.embeddings[:, 32:], expected, atol=1e-5, rtol=1e-4)
+    model.dcal.glca.readout = model.config.glca_readout = "cls"
+    torch.testing.assert_close(model(pixel_values).embeddings[:, 32:], rows[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_local_scope_reads_nothing_but_the_selected_tokens(backbone_config):
+    model, pixel_values = classifier(backbone_config, glca_scope="local"), images()
+    dcal = model.dcal
+    tokens, _, rotary, _ = dcal.encode(pixel_values, None, False, range(0))
+    indices = model(pixel_values).local_query_indices
+    prefix = dcal.num_prefix_tokens
+    unread = torch.ones(4, tokens.size(1), dtype=torch.bool)
+    unread[:, 0] = False
+    unread.scatter_(1, indices + prefix, False)
+    outputs = [
+        dcal.glca(x, prefix, indices, rotary, attend=dcal.attend)
+        for x in (tokens, tokens.masked_fill(unread[..., None], 7.0))
+    ]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("num_pwca_blocks", [1, 2])
+def test_fewer_pwca_blocks_join_at_the_end(backbone_config, num_pwca_blocks):
+    """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
+    model, pixel_values = classifier(backbone_config, num_pwca_blocks=num_pwca_blocks), images()
+    whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
+    dcal = model.dcal
+    hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
+    blocks = dcal.seam.get_blocks(dcal.backbone)
+    positions = {} if rotary is None else {"position_embeddings": rotary}
+    for block in blocks[:-num_pwca_blocks]:
+        hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
+    hidden_states = torch.cat([hidden_states, hidden_states])
+    for block in blocks[-num_pwca_blocks:]:
+        hidden_states = block(
+            hidden_states, attention_mask=None, attend=dcal.attend, pair_index=PAIRS, **positions
+        )
+    tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
+    torch.testing.assert_close(pair_tokens, hidden_states[4:])
+    torch.testing.assert_close(tokens, whole)
+
+
+def test_probabilities_are_the_mean_of_the_branches(vit_config):
+    output = classifier(vit_config)(images())
+    expected = (output.sa_logits.softmax(-1) + output.glca_logits.softmax(-1)) / 2
+    torch.testing.assert_close(output.logits.softmax(-1), expected)
+
+
+def test_a_lone_branch_keeps_its_logits():
+    logits = torch.randn(3, 4)
+    assert mean_probability_logits([logits]) is logits
+
+
+@pytest.mark.parametrize("inference_branches", [("sa",), ("glca",), ("sa", "glca")])
+def test_inference_runs_the_chosen_branches_only(vit_config, inference_branches):
+    model = classifier(vit_config, inference_branches=inference_branches)
+    output = model(images(), labels=torch.arange(4))
+    assert (output.sa_logits is None) == ("sa" not in inference_branches)
+    assert (output.glca_logits is None) == ("glca" not in inference_branches)
+    assert output.embeddings.shape == (4, 32 * len(inference_branches))
+    assert set(output.losses) == set(inference_branches)
+
+
+def test_loss_is_the_weighted_cross_entropy_of_each_branch(vit_config):
+    model, labels = classifier(vit_config).train(), torch.arange(4)
+    output = model(images(), labels=labels, pair_index=PAIRS)
+    weights = dict(zip(model.config.branches, model.loss_weights.log_vars))
+    total = 0
+    for name, weight in weights.items():
+        logits = output[f"{name}_logits"]
+        loss = -logits.log_softmax(-1)[torch.arange(4), labels].mean()
+        torch.testing.assert_close(output.losses[name], loss)
+        total = total + 0.5 * (torch.exp(-weight) * loss + weight)
+    torch.testing.assert_close(output.loss, total)
+
+
+def test_labels_may_be_probabilities(vit_config):
+    model, pixel_values, labels = classifier(vit_config), images(), torch.arange(4)
+    one_hot = torch.nn.functional.one_hot(labels, 5).float()
+    torch.testing.assert_close(model(pixel_values, one_hot).loss, model(pixel_values, labels).loss)
+
+
+BRANCH_SETS = [("sa",), ("glca",), ("pwca",), ("sa", "glca"), ("sa", "pwca"), ("glca", "pwca"), ("sa", "glca", "pwca")]
+
+
+@pytest.mark.parametrize("branches", BRANCH_SETS)
+def test_every_parameter_of_every_subset_gets_a_gradient(vit_config, branches):
+    """DistributedDataParallel without `find_unused_parameters` depends on it."""
+    model = classifier(vit_config, branches=branches).train()
+    output = model(images(), labels=torch.arange(4), pair_index=PAIRS if "pwca" in branches else None)
+    assert set(output.losses) == set(branches)
+    output.loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert model.eval()(images(), labels=torch.arange(4)).loss.isfinite()
+
+
+def test_every_parameter_of_every_encoder_gets_a_gradient(backbone_config):
+    for readout in ("local", "cls"):
+        model = classifier(backbone_config, glca_readout=readout).train()
+        model(images(), labels=torch.arange(4), pair_index=PAIRS).loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_sa_alone_costs_the_plain_parameters(vit_config):
+    model = classifier(vit_config, branches=("sa",))
+    plain = plain_encoder(model, "sdpa")
+    assert model.num_parameters() == plain.num_parameters() + 32 * 5 + 5
+    assert model.loss_weights is None
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"pixel_values": torch.zeros(2, 3, 32, 40)}, r"are \(32, 40\) pixels, the model takes \(32, 32\)"),
+        ({"pixel_values": torch.zeros(2, 3, 32, 32), "pair_index": torch.tensor([1, 0])}, "has no PWCA branch"),
+        ({"pixel_values": torch.zeros(2, 3, 32, 32), "pair_noise": True}, "has no PWCA branch"),
+    ],
+)
+def test_wrong_inputs_get_a_sentence(vit_config, kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        classifier(vit_config, branches=("sa", "glca"))(**kwargs)
+
+
+def test_one_class_is_refused(vit_config):
+    with pytest.raises(ValueError, match="at least two classes, got num_labels=1"):
+        classifier(vit_config, num_labels=1)
+
+
+def test_an_implementation_that_ignores_pairs_is_refused(vit_config):
+    model = classifier(vit_config)
+    model.dcal.backbone.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="ignores pairs; call set_attn_implementation on the DCAL model"):
+        model(images(), pair_index=PAIRS)
+    model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+    assert model(images(), pair_index=PAIRS).pwca_logits is not None
+
+
+def test_rectangular_images(backbone_config):
+    model = classifier(backbone_config, image_size=(48, 32))
+    output = model(images(48, 32), pair_index=PAIRS)
+    assert output.rollout.shape == (4, 24) and output.local_query_indices.shape == (4, 7)
+
+
+def test_one_input_size_of_a_preset_backbone():
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    assert DCALModel.from_backbone(config, image_size=448).config.grid == (28, 28)
