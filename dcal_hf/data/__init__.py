@@ -1,0 +1,20 @@
+"""Data sets, as `datasets.DatasetDict`."""
+
+from .drawn import DRAWN_CLASSES, draw_bird, drawn_fgvc
+from .drawn_reid import drawn_reid
+from .fgvc import load_fgvc
+from .images import open_image
+from .reid import load_reid
+from .splits import stratified_split
+
+
+__all__ = [
+    "DRAWN_CLASSES",
+    "draw_bird",
+    "drawn_fgvc",
+    "drawn_reid",
+    "load_fgvc",
+    "load_reid",
+    "open_image",
+    "stratified_split",
+]

@@ -1,0 +1,138 @@
+"""A re-identification set of drawn birds, made in memory: individuals, cameras, and birds that nobody asks for.
+
+All birds are of one species: body, wing and legs have the same colours. An individual shows in the mark on its wing
+(as in `drawn_fgvc`) and in the colours of the mark, the cap and the end of the tail. A camera stands still before its
+own scenery, in its own light, at its own distance and angle, and sees the birds from its own side.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as ImageFeature
+from datasets import Value
+from PIL import Image
+
+from .drawn import DRAWN_CLASSES, SUPERSAMPLING, background, bird_polygons, disc, paint, png_record
+
+
+_PAINTS = np.array([(220, 40, 40), (240, 200, 40), (50, 170, 60), (50, 90, 220), (240, 240, 240), (20, 20, 20)])
+_BODY, _WING, _LEGS, _GROUND = np.array([(150, 130, 110), (120, 105, 95), (95, 85, 80), (135, 120, 105)])
+_CAP = np.concatenate([disc(0.22)[12:], [(0.22, 0.04), (-0.22, 0.04)]]) + (0.45, -0.36)
+_TAIL_END = np.array([(-0.52, -0.18), (-0.80, -0.24), (-0.76, 0.18), (-0.50, 0.15)])
+
+# Mark on the wing, colours of mark, cap and tail: each combination is a possible individual.
+_INDIVIDUALS = tuple(product(range(len(DRAWN_CLASSES)), *[range(len(_PAINTS))] * 3))
+_TRAITS, _CAMERA, _PHOTO = range(3)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A view of the birds.
+
+    Args:
+        scenery (`PIL.Image.Image`): What stands behind them, a quarter larger than a picture.
+        gain (`np.ndarray` of shape `(3,)`): The light: factors of red, green and blue.
+        view (`np.ndarray` of shape `(2, 2)`): Angle and side: what turns, squeezes and mirrors a bird's row vectors.
+        scale (`float`): Length of a bird in pixels.
+    """
+
+    scenery: Image.Image
+    gain: np.ndarray
+    view: np.ndarray
+    scale: float
+
+    @classmethod
+    def place(cls, number: int, side: int, seed: int) -> "Camera":
+        """Camera `number`, for pictures of `side` x `side`."""
+        rng = np.random.default_rng([seed, _CAMERA, number])
+        angle = rng.uniform(-15, 15) * np.pi / 180
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        squeeze = np.diag([(-1.0) ** number * rng.uniform(0.75, 1.0), 1.0])
+        return cls(
+            scenery=background(rng, side + side // 4),
+            gain=rng.uniform(0.7, 1.1) * rng.uniform(0.9, 1.1, size=3),
+            view=squeeze @ turn,
+            scale=rng.uniform(0.56, 0.68) * side,
+        )
+
+    def shoot(self, traits: tuple[int, ...], rng: np.random.Generator, side: int) -> Image.Image:
+        """Takes a picture. Those of two individuals, with generators in the same state, differ in the traits alone.
+
+        Args:
+            traits (`tuple[int, ...]`): Mark on the wing, and the colours of mark, cap and tail.
+            rng (`np.random.Generator`): Source of the pose, the place and the moment's brightness.
+            side (`int`): Height and width before it is scaled down by `SUPERSAMPLING`.
+        """
+        left, top = rng.integers(0, side // 4 + 1, size=2).tolist()
+        canvas = self.scenery.crop((left, top, left + side, top + side))
+        mark, *paints = traits
+        mark_color, cap, tail = _PAINTS[paints]
+        polygons = bird_polygons(mark, _BODY, _WING, _BODY, _LEGS, _GROUND, mark_color)
+        angle = rng.uniform(-8, 8) * np.pi / 180
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        linear = turn @ self.view * self.scale * rng.uniform(0.95, 1.05)
+        paint(canvas, [*polygons, (_CAP, cap), (_TAIL_END, tail)], linear, rng.uniform(0.45, 0.55, size=2) * side)
+        lit = np.asarray(canvas) * self.gain * rng.uniform(0.9, 1.1)
+        return Image.fromarray(lit.clip(0, 255).astype(np.uint8)).reduce(SUPERSAMPLING)
+
+
+def drawn_reid(
+    num_train_identities: int = 120,
+    num_test_identities: int = 60,
+    num_cameras: int = 4,
+    images_per_camera: int = 4,
+    num_distractors: int = 120,
+    image_size: int = 64,
+    seed: int = 0,
+) -> DatasetDict:
+    """Makes the drawn set. Every image is its own function of (seed, identity, camera, number of the image).
+
+    Each camera sees each individual `images_per_camera` times; of those to test on, the first time is a query and the
+    others go to the gallery. The gallery also holds distractors of identity 0: every image another individual that is
+    neither in train nor among the queries.
+
+    Args:
+        num_train_identities (`int`, *optional*, defaults to 120): Individuals in train, identities from 1.
+        num_test_identities (`int`, *optional*, defaults to 60): Individuals in query and gallery, the next identities.
+        num_cameras (`int`, *optional*, defaults to 4): Cameras, from 1.
+        images_per_camera (`int`, *optional*, defaults to 4): Images of an individual by one camera, at least 2.
+        num_distractors (`int`, *optional*, defaults to 120): Images of identity 0, taken by the cameras in turn.
+        image_size (`int`, *optional*, defaults to 64): Height and width in pixels.
+        seed (`int`, *optional*, defaults to 0): Another seed gives other individuals and other cameras.
+
+    Returns:
+        `datasets.DatasetDict`: splits train, query and gallery with the columns image (PNG), identity and camera_id;
+        train also with label.
+    """
+    order = np.random.default_rng([seed, _TRAITS]).permutation(len(_INDIVIDUALS))
+    num_known = num_train_identities + num_test_identities
+    side = image_size * SUPERSAMPLING
+    cameras = [Camera.place(number, side, seed) for number in range(num_cameras)]
+
+    def shot(place: int, camera: int, number: int) -> dict:
+        rng = np.random.default_rng([seed, _PHOTO, place, camera, number])
+        image = cameras[camera].shoot(_INDIVIDUALS[order[place]], rng, side)
+        identity = place + 1 if place < num_known else 0
+        return {"image": png_record(image), "identity": identity, "camera_id": camera + 1}
+
+    train, test = range(num_train_identities), range(num_train_identities, num_known)
+    photos = {
+        "train": [shot(*key) for key in product(train, range(num_cameras), range(images_per_camera))],
+        "query": [shot(*key, 0) for key in product(test, range(num_cameras))],
+        "gallery": [shot(*key) for key in product(test, range(num_cameras), range(1, images_per_camera))],
+    }
+    photos["gallery"] += [shot(num_known + place, place % num_cameras, 0) for place in range(num_distractors)]
+
+    features = Features(image=ImageFeature(mode="RGB"), identity=Value("int64"), camera_id=Value("int64"))
+    splits = DatasetDict(
+        {split: Dataset.from_list(rows, features=features, split=split) for split, rows in photos.items()}
+    )
+    label = ClassLabel(names=[str(place + 1) for place in train])
+    labels = [identity - 1 for identity in splits["train"]["identity"]]
+    splits["train"] = splits["train"].add_column("label", labels, feature=label)
+    return splits
+
+
+__all__ = ["Camera", "drawn_reid"]

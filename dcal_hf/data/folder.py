@@ -1,0 +1,80 @@
+"""A classification set from folders of images."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+from .splits import SPLITS, check_classes, class_indices, split_aliases
+
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+
+
+def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
+    """Reads `root/{train,validation,test}/<class>/<image>`, or `root/<class>/<image>` as train alone.
+
+    Files are listed, not opened. What lies in a class folder and is no image by its name is skipped with one warning;
+    hidden files are skipped without.
+
+    Args:
+        root (`Path` or `Mapping[str, Path]`): An existing folder, or one per split, each of class folders.
+
+    Returns:
+        `datasets.DatasetDict`: the splits there are, with the columns image and label. Classes stand in the order of
+        their names, images in that of their paths.
+
+    Raises:
+        ValueError: if train or the class folders are missing, a class folder is empty, or validation or test holds a
+            class that train lacks.
+    """
+    skipped: list[Path] = []
+    files = {split: _class_files(folder, skipped) for split, folder in _split_folders(root).items()}
+    if skipped:
+        message = "%d entries in the class folders of %s are not images and were skipped, the first is %s"
+        logger.warning(message, len(skipped), root, skipped[0])
+
+    classes = {split: [path.parent.name for path in paths] for split, paths in files.items()}
+    check_classes(classes, root)
+    label = ClassLabel(names=sorted(set(classes["train"])))
+    features = Features({"image": Image(mode="RGB"), "label": label})
+    dataset = DatasetDict()
+    for split, paths in files.items():
+        columns = {"image": [str(path) for path in paths], "label": class_indices(classes[split], label)}
+        dataset[split] = Dataset.from_dict(columns, features=features, split=split)
+    return dataset
+
+
+def _split_folders(root: Path | Mapping[str, Path]) -> dict[str, Path]:
+    if isinstance(root, Mapping):
+        return dict(root)
+    present = [alias for aliases in SPLITS.values() for alias in aliases if (root / alias).is_dir()]
+    if not present:
+        return {"train": root}
+    return {split: root / alias for split, alias in split_aliases(present, root).items()}
+
+
+def _class_files(folder: Path, skipped: list[Path]) -> list[Path]:
+    """Images of the class folders in `folder`, in order; what else lies there is added to `skipped`."""
+    class_folders = [path for path in _visible(folder) if path.is_dir()]
+    if not class_folders:
+        raise ValueError(f"{folder} holds no class folders; put the images of a class into {folder / '<class>'}")
+    files = []
+    for class_folder in class_folders:
+        entries = _visible(class_folder)
+        images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise ValueError(f"the class folder {class_folder} holds no images; put images right into it or remove it")
+        files += images
+        skipped += [path for path in entries if path.suffix.lower() not in IMAGE_SUFFIXES]
+    return files
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+__all__ = ["IMAGE_SUFFIXES", "load_image_folder"]

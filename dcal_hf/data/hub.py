@@ -1,0 +1,119 @@
+"""A classification set from the Hub, brought to the columns image and label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from .splits import check_classes, class_indices, split_aliases
+
+
+_NAMING_DTYPES = ("string", "large_string", "bool")
+_INTEGER_PREFIXES = ("int", "uint")
+
+
+def load_hub(name: str, config_name: str | None, **source: str | bool | Path | None) -> DatasetDict:
+    """`datasets.load_dataset` for an id of the Hub, with one kind of error for what is not there.
+
+    Args:
+        name (`str`): The id.
+        config_name (`str` or `None`): The configuration.
+        **source: More arguments of `load_dataset`.
+
+    Returns:
+        `datasets.DatasetDict`: the set as it is.
+
+    Raises:
+        FileNotFoundError: if `name` is no id, or the Hub does not have it or cannot be reached.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{name!r} is neither an existing folder nor the id of a data set on the Hub; check the path"
+        ) from error
+    try:
+        return load_dataset(name, config_name, **source)
+    except (FileNotFoundError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{name!r} is not an existing folder, and the Hub gave no data set of that id ({reason}); "
+            "check the path or the id, the token and the connection"
+        ) from error
+
+
+def standardise(
+    dataset: DatasetDict, where: str, splits: Sequence[str] | None, image_column: str, label_column: str
+) -> DatasetDict:
+    """Brings a set to the splits and columns of [`load_fgvc`]; other splits and columns are dropped.
+
+    Args:
+        dataset (`datasets.DatasetDict`): The set as it is.
+        where (`str`): Its name, for the messages.
+        splits (sequence of `str` or `None`): If given and without "test", test is left out unread.
+        image_column (`str`): A column of the feature `Image`.
+        label_column (`str`): A column of the feature `ClassLabel`, whose order is kept, or of strings or integers,
+            whose classes are sorted.
+
+    Returns:
+        `datasets.DatasetDict`: train and, where there is one, validation and test, with the columns image and label.
+
+    Raises:
+        ValueError: if train or a column is missing, a column is of the wrong kind, a row has no label, or validation
+            or test holds a class that train lacks.
+    """
+    aliases = split_aliases(dataset, where)
+    if splits is not None and "test" not in splits:
+        aliases.pop("test", None)
+    dataset = DatasetDict({split: dataset[alias] for split, alias in aliases.items()})
+    _check_columns(dataset["train"], where, image_column, label_column)
+
+    classes = {split: _class_names(part, label_column, f"{split} of {where}") for split, part in dataset.items()}
+    check_classes(classes, where)
+    label = _label_feature(dataset["train"].features[label_column], classes["train"])
+    standard = DatasetDict()
+    for split, part in dataset.items():
+        images = part.select_columns(image_column).rename_columns({image_column: "image"})
+        images = images.cast_column("image", Image(mode="RGB"))
+        standard[split] = images.add_column("label", class_indices(classes[split], label), feature=label)
+    return standard
+
+
+def _check_columns(train: Dataset, where: str, image_column: str, label_column: str) -> None:
+    missing = [column for column in (image_column, label_column) if column not in train.column_names]
+    if missing:
+        raise ValueError(
+            f"{where} has no column {' and no column '.join(map(repr, missing))}; it has "
+            f"{', '.join(train.column_names)}: say which to use with image_column and label_column"
+        )
+    image, label = train.features[image_column], train.features[label_column]
+    if not isinstance(image, Image):
+        raise ValueError(f"the column {image_column!r} of {where} holds {image}, not images; set image_column")
+    names_classes = isinstance(label, Value) and label.dtype.startswith((*_NAMING_DTYPES, *_INTEGER_PREFIXES))
+    if not names_classes and not isinstance(label, ClassLabel):
+        raise ValueError(
+            f"the column {label_column!r} of {where} holds {label}, neither class names nor integers; set label_column"
+        )
+
+
+def _class_names(part: Dataset, label_column: str, where: str) -> list[str]:
+    """Class name of each row."""
+    feature, values = part.features[label_column], part[label_column][:]
+    named = isinstance(feature, ClassLabel)
+    unlabelled = sum(value is None or named and value < 0 for value in values)
+    if unlabelled:
+        raise ValueError(
+            f"{unlabelled} rows of {where} have no label; set another label_column, take out these rows, "
+            "or leave the split out by means of splits"
+        )
+    return feature.int2str(values) if named else [str(value) for value in values]
+
+
+def _label_feature(feature: ClassLabel | Value, classes: list[str]) -> ClassLabel:
+    if isinstance(feature, ClassLabel):
+        return ClassLabel(names=feature.names)
+    return ClassLabel(names=sorted(set(classes), key=int if feature.dtype.startswith(_INTEGER_PREFIXES) else str))
+
+
+__all__ = ["load_hub", "standardise"]

@@ -1,0 +1,221 @@
+"""Re-identification sets by name."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+
+from .drawn_reid import drawn_reid
+from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
+from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
+from .reid_splits import check_matches, choose_queries, split_by_identity
+from .splits import class_indices
+
+
+_JUNK = -1
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+
+
+def load_reid(
+    name: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    splits: Sequence[str] = REID_SPLITS,
+    include_val: bool = True,
+    test_fraction: float = 0.3,
+    query_fraction: float = 0.2,
+    seed: int = 42,
+) -> DatasetDict:
+    """Loads a re-identification set as images to train on, queries, and the gallery to search.
+
+    A published set is read from its official folders; a warning says where its numbers differ from the official ones.
+    Junk (identity -1) is left out, distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
+    identities of train and of query and gallery apart, both from 0.
+
+    A set of one's own is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a
+    CSV or Parquet table with the columns image (a path relative to the table, or to `data_dir`), identity and,
+    optionally, camera and split. Where query and gallery are missing they are made: of the identities of test (a
+    folder or split of that name) if there is one, else of a part of the identities of train, which leave train. Of
+    each of those identities some images become queries, as far as they have something to find in the gallery.
+    Identities that are all integers are the ids; others are numbered in the order of their names, and `identity` is a
+    `ClassLabel` that knows the names. The same holds for cameras.
+
+    Without cameras there is no column `camera_id`: every gallery image but the query itself then counts.
+
+    Args:
+        name (`str` or `Path`): What to load, the first that fits:
+
+            - "drawn": the built-in set of [`drawn_reid`] with its default sizes;
+            - "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": that set in `data_dir`;
+            - "imagefolder": the folder `data_dir`;
+            - an existing folder, or a table: a file that ends in .csv or .parquet.
+        data_dir (`str` or `Path`, *optional*):
+            The official folder, or the one above it; for "imagefolder", the folder; for a table, what its paths are
+            relative to; else a folder inside `name`.
+        splits (sequence of `str`, *optional*): Which of train, query and gallery to return; the others need not be
+            there. By default all three.
+        include_val (`bool`, *optional*, defaults to `True`):
+            Whether train of MSMT17 is list_train and list_val, as in papers, or list_train alone.
+        test_fraction (`float`, *optional*, defaults to 0.3):
+            Part of the identities to hold out where query, gallery and test are missing.
+        query_fraction (`float`, *optional*, defaults to 0.2):
+            Part of the images of a held-out identity that become queries, at least one and not all.
+        seed (`int`, *optional*, defaults to 42): Seed of both choices.
+
+    Returns:
+        `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
+        (int64) and, where cameras are known, camera_id (int64); train also with label (`ClassLabel`, identities in
+        ascending order).
+
+    Raises:
+        FileNotFoundError: if a folder, a table, a list or a listed image is missing; the message names it.
+        ValueError: if a file name, row or column does not fit, a split is missing or cannot be made, or no query
+            identity appears in the gallery in an image that counts.
+    """
+    unknown = [split for split in splits if split not in REID_SPLITS]
+    if unknown:
+        raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(REID_SPLITS)}")
+    for argument, value in (("test_fraction", test_fraction), ("query_fraction", query_fraction)):
+        if not 0 < value < 1:
+            raise ValueError(f"{argument} must be above 0 and below 1, not {value}")
+
+    if name == "drawn":
+        drawn = drawn_reid()
+        return DatasetDict({split: drawn[split] for split in splits})
+    if name in OFFICIAL_REID:
+        if data_dir is None:
+            raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it")
+        where = Path(data_dir)
+        columns, parts = _official(read_official(name, where, splits, include_val))
+    else:
+        where = _source(name, data_dir)
+        rows = read_table(where, data_dir) if where.is_file() else read_identity_folder(where)
+        columns, parts = _own(rows, test_fraction, query_fraction, seed, where)
+    missing = [split for split in splits if split not in parts]
+    if missing:
+        raise ValueError(f"{where} has no {missing[0]}; it has {', '.join(parts)}: add it, or leave it out of splits")
+    if {"query", "gallery"} <= set(splits):
+        query, gallery = (
+            (columns.identities[parts[split]].tolist(), columns.views[parts[split]].tolist())
+            for split in ("query", "gallery")
+        )
+        check_matches(*query, *gallery, has_cameras=columns.cameras is not None, where=where)
+    return _assemble(columns, {split: parts[split] for split in splits})
+
+
+@dataclass
+class _Columns:
+    """N images, the identity and the camera of each; `views` as in [`matched`]."""
+
+    images: Dataset
+    identities: np.ndarray
+    views: np.ndarray
+    cameras: np.ndarray | None
+    identity_feature: Value | ClassLabel
+    camera_feature: Value | ClassLabel
+
+
+def _official(photos: dict[str, list[Photo]]) -> tuple[_Columns, dict[str, np.ndarray]]:
+    ends = np.cumsum([len(listed) for listed in photos.values()])
+    parts = dict(zip(photos, np.split(np.arange(ends[-1]), ends[:-1])))
+    paths, identities, cameras = zip(*(photo for listed in photos.values() for photo in listed))
+    cameras = np.array(cameras)
+    integer = Value("int64")
+    return _Columns(image_dataset(paths), np.array(identities), cameras, cameras, integer, integer), parts
+
+
+def _own(
+    rows: Rows, test_fraction: float, query_fraction: float, seed: int, where: Path
+) -> tuple[_Columns, dict[str, np.ndarray]]:
+    identities, identity_feature = _numbered(rows.identities)
+    cameras, camera_feature = (None, Value("int64")) if rows.cameras is None else _numbered(rows.cameras)
+    views = np.array(rows.keys) if cameras is None else cameras
+    columns = _Columns(rows.images, identities, views, cameras, identity_feature, camera_feature)
+
+    parts = np.array(["train"] * len(identities) if rows.parts is None else rows.parts)
+    kept = identities != _JUNK
+    found = {part: np.flatnonzero((parts == part) & kept) for part in PART_NAMES if part in parts}
+    return columns, _divide(columns, found, test_fraction, query_fraction, seed, where)
+
+
+def _numbered(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
+    """Names as int64, with the feature that says how: the integers that they are, or their places in order."""
+    known = sorted(set(names))
+    if all(map(_INTEGER.fullmatch, known)) and len(set(map(int, known))) == len(known):
+        return np.array(list(map(int, names))), Value("int64")
+    feature = ClassLabel(names=known)
+    return np.array(class_indices(names, feature)), feature
+
+
+def _divide(
+    columns: _Columns,
+    found: dict[str, np.ndarray],
+    test_fraction: float,
+    query_fraction: float,
+    seed: int,
+    where: Path,
+) -> dict[str, np.ndarray]:
+    """Row indices of train, query and gallery, from those of the parts there are."""
+    if {"gallery", "test"} <= set(found):
+        raise ValueError(f"{where} has both gallery and test; keep or rename one of them")
+    if "query" in found and "test" in found:
+        found = {"gallery" if part == "test" else part: indices for part, indices in found.items()}
+    if "query" in found or "gallery" in found:
+        return found
+    if "test" in found:
+        held_out = found.pop("test")
+    else:
+        train = found["train"]
+        kept, chosen = split_by_identity(columns.identities[train], columns.views[train], test_fraction, seed, where)
+        found, held_out = {"train": train[kept]}, train[chosen]
+    query, gallery = choose_queries(
+        columns.identities[held_out], columns.views[held_out], query_fraction, seed, where
+    )
+    return {**found, "query": held_out[query], "gallery": held_out[gallery]}
+
+
+def _assemble(columns: _Columns, parts: dict[str, np.ndarray]) -> DatasetDict:
+    dataset = columns.images.add_column("identity", columns.identities, feature=columns.identity_feature)
+    if columns.cameras is not None:
+        dataset = dataset.add_column("camera_id", columns.cameras, feature=columns.camera_feature)
+    splits = DatasetDict()
+    for split, indices in parts.items():
+        part = dataset
+        if split == "train":
+            labels, feature = _labels(columns, indices)
+            part = part.add_column("label", labels, feature=feature)
+        splits[split] = part.select(indices)
+    return splits
+
+
+def _labels(columns: _Columns, train: np.ndarray) -> tuple[list[int | None], ClassLabel]:
+    """For every row, the place of its identity among those of train, if it is one of them; and the feature."""
+    known = np.unique(columns.identities[train]).tolist()
+    label = {identity: number for number, identity in enumerate(known)}
+    feature = columns.identity_feature
+    names = feature.int2str(known) if isinstance(feature, ClassLabel) else list(map(str, known))
+    return [label.get(identity) for identity in columns.identities.tolist()], ClassLabel(names=names)
+
+
+def _source(name: str | Path, data_dir: str | Path | None) -> Path:
+    """The folder or the table that is meant."""
+    if name == "imagefolder":
+        if data_dir is None:
+            raise ValueError("'imagefolder' needs data_dir, the folder that holds the identities")
+        name, data_dir = data_dir, None
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return path
+    path /= Path(data_dir or "").expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{str(path)!r} is none of drawn, {', '.join(OFFICIAL_REID)}, and neither an existing folder nor a table "
+            f"({' or '.join(TABLE_SUFFIXES)}); check the path"
+        )
+    return path
+
+
+__all__ = ["load_reid"]

@@ -1,0 +1,220 @@
+"""Re-identification sets in the layouts in which they were published."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import isfile
+from pathlib import Path
+from typing import NamedTuple
+
+from .folder import IMAGE_SUFFIXES
+
+
+logger = logging.getLogger(__name__)
+
+REID_SPLITS = ("train", "query", "gallery")
+
+
+class Photo(NamedTuple):
+    """One image of a published set."""
+
+    path: str
+    identity: int
+    camera: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a set was published.
+
+    Args:
+        tops (tuple of `str`): Names of the folder that the archive unpacks to.
+        folders (mapping from `str` to `str`): The folder of each split.
+        pattern (`str`): How a file name begins: a regular expression with the groups identity, unless lists give it,
+            and camera.
+        example (`str`): A file name, for the messages.
+        counts (mapping from `str` to `tuple[int, int]`): Identities and images of each split.
+    """
+
+    tops: tuple[str, ...]
+    folders: Mapping[str, str]
+    pattern: str
+    example: str
+    counts: Mapping[str, tuple[int, int]]
+
+
+_MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+
+# Counts without junk. Market-1501: Zheng et al. 2015; DukeMTMC-reID: Zheng et al. 2017; VeRi-776: Liu et al. 2016.
+FOLDER_LAYOUTS: dict[str, Layout] = {
+    "market1501": Layout(
+        tops=("Market-1501-v15.09.15",),
+        folders=_MARKET_FOLDERS,
+        pattern=r"(?P<identity>-1|\d+)_c(?P<camera>\d+)s\d+_",
+        example="0001_c1s1_001051_00.jpg",
+        counts={"train": (751, 12_936), "query": (750, 3_368), "gallery": (751, 15_913)},
+    ),
+    "dukemtmc": Layout(
+        tops=("DukeMTMC-reID",),
+        folders=_MARKET_FOLDERS,
+        pattern=r"(?P<identity>\d+)_c(?P<camera>\d+)_f\d+",
+        example="0001_c2_f0046182.jpg",
+        counts={"train": (702, 16_522), "query": (702, 2_228), "gallery": (1_110, 17_661)},
+    ),
+    "veri776": Layout(
+        tops=("VeRi",),
+        folders={"train": "image_train", "query": "image_query", "gallery": "image_test"},
+        pattern=r"(?P<identity>\d+)_c(?P<camera>\d+)_\d+",
+        example="0001_c001_00016450_0.jpg",
+        counts={"train": (576, 37_778), "query": (200, 1_678), "gallery": (200, 11_579)},
+    ),
+}
+
+# MSMT17, Wei et al. 2018: the second version has the same lists over images with masked faces.
+_MSMT17 = Layout(
+    tops=("MSMT17_V1", "MSMT17_V2"),
+    folders={"train": "train", "query": "test", "gallery": "test"},
+    pattern=r"[^_]+_[^_]+_(?P<camera>\d+)_",
+    example="0000_000_01_0303morning_0015_0.jpg",
+    counts={"train": (1_041, 32_621), "query": (3_060, 11_659), "gallery": (3_060, 82_161)},
+)
+_MSMT17_TRAIN_WITHOUT_VAL = (1_041, 30_248)
+_MSMT17_MASKED = {"train": "mask_train_v2", "test": "mask_test_v2"}
+
+OFFICIAL_REID = (*FOLDER_LAYOUTS, "msmt17")
+
+
+def read_official(
+    name: str, data_dir: str | Path, splits: Sequence[str] = REID_SPLITS, include_val: bool = True
+) -> dict[str, list[Photo]]:
+    """Lists the images of a published set, in the order of their file names.
+
+    Identity and camera are read from the file's own name, MSMT17's identity from its lists; images are not opened.
+    Junk, Market-1501's identity -1, is left out. One warning says where the numbers differ from the published ones.
+
+    Args:
+        name (`str`): One of `OFFICIAL_REID`.
+        data_dir (`str` or `Path`): The folder that the archive unpacks to, or the one above it.
+        splits (sequence of `str`, *optional*): Those to read, of train, query and gallery.
+        include_val (`bool`, *optional*, defaults to `True`): Whether train of MSMT17 is list_train and list_val, as in
+            papers, or list_train alone.
+
+    Returns:
+        `dict[str, list[Photo]]`: the images of each split.
+
+    Raises:
+        FileNotFoundError: if a folder, a list, or an image of a list is missing; the message names it.
+        ValueError: if a folder holds no images, or a file name or a row of a list does not parse.
+    """
+    layout = FOLDER_LAYOUTS.get(name, _MSMT17)
+    root = _root(Path(data_dir).expanduser(), layout)
+    counts = dict(layout.counts)
+    if name == "msmt17":
+        folders = _msmt17_folders(root)
+        lists = {split: [root / f"list_{split}.txt"] for split in splits}
+        if include_val and "train" in splits:
+            lists["train"].append(root / "list_val.txt")
+        else:
+            counts["train"] = _MSMT17_TRAIN_WITHOUT_VAL
+        photos = {split: _read_lists(lists[split], folders[split]) for split in splits}
+    else:
+        for split in splits:
+            _require(root, layout.folders[split], layout)
+        photos = {split: _read_folder(root / layout.folders[split], layout) for split in splits}
+    _check_counts(name, root, photos, counts)
+    return photos
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Visible files of a folder that are images by their names, in order."""
+    names = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in names if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _root(data_dir: Path, layout: Layout) -> Path:
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"the folder {data_dir} does not exist; check data_dir")
+    tops = [data_dir / top for top in layout.tops if (data_dir / top).is_dir()]
+    if len(tops) > 1:
+        raise ValueError(f"{data_dir} holds both {' and '.join(layout.tops)}; set data_dir to the one to load")
+    return tops[0] if tops else data_dir
+
+
+def _require(root: Path, entry: str, layout: Layout) -> None:
+    if not (root / entry).exists():
+        raise FileNotFoundError(
+            f"{root / entry} does not exist; data_dir must be the official folder {' or '.join(layout.tops)}, or the "
+            "one above it"
+        )
+
+
+def _read_folder(folder: Path, layout: Layout) -> list[Photo]:
+    files = image_files(folder)
+    if not files:
+        raise ValueError(f"{folder} holds no images; unpack the archive again")
+    photos = []
+    for path in files:
+        match = _parse(path.name, layout, folder)
+        photos.append(Photo(str(path), int(match["identity"]), int(match["camera"])))
+    return [photo for photo in photos if photo.identity != -1]
+
+
+def _parse(name: str, layout: Layout, source: Path) -> re.Match:
+    match = re.match(layout.pattern, name)
+    if match is None:
+        raise ValueError(
+            f"the file name {name!r} in {source} is not of the form of {layout.example!r}; remove the file, or check "
+            "that the data set is the one asked for"
+        )
+    return match
+
+
+def _msmt17_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split, with the names of the first version or of the second."""
+    masked = (root / _MSMT17_MASKED["train"]).is_dir()
+    names = {split: _MSMT17_MASKED[name] if masked else name for split, name in _MSMT17.folders.items()}
+    return {split: root / name for split, name in names.items()}
+
+
+def _read_lists(lists: Sequence[Path], folder: Path) -> list[Photo]:
+    """Rows `0000/0000_000_01_0303morning_0015_0.jpg 0` of MSMT17's lists, whose paths lie in `folder`."""
+    photos = []
+    for path in lists:
+        for entry in (path.name, folder.name):
+            _require(path.parent, entry, _MSMT17)
+        rows = [_parse_row(row, path, folder) for row in path.read_text(encoding="utf-8").splitlines() if row.strip()]
+        if not rows:
+            raise ValueError(f"{path} is empty; unpack the archive again")
+        missing = [photo.path for photo in rows if not isfile(photo.path)]
+        if missing:
+            raise FileNotFoundError(
+                f"{missing[0]}, which {path} lists, does not exist ({len(missing)} such in all); unpack the archive "
+                "again"
+            )
+        photos += rows
+    return sorted(photos)
+
+
+def _parse_row(row: str, source: Path, folder: Path) -> Photo:
+    match = re.fullmatch(r"(?P<path>\S.*?)\s+(?P<identity>\d+)", row.strip())
+    if match is None:
+        raise ValueError(f"the row {row!r} of {source} is not of the form '0000/{_MSMT17.example} 0'")
+    camera = _parse(Path(match["path"]).name, _MSMT17, source)["camera"]
+    return Photo(str(folder / match["path"]), int(match["identity"]), int(camera))
+
+
+def _check_counts(
+    name: str, root: Path, photos: Mapping[str, list[Photo]], official: Mapping[str, tuple[int, int]]
+) -> None:
+    differences = []
+    for split, rows in photos.items():
+        found = (len({photo.identity for photo in rows}), len(rows))
+        if found != official[split]:
+            sizes = "{:,} identities and {:,} images, officially {:,} and {:,}".format(*found, *official[split])
+            differences.append(f"{split} has {sizes}")
+    if differences:
+        logger.warning("%s is not the published %s: %s", root, name, "; ".join(differences))
+
+
+__all__ = ["OFFICIAL_REID", "REID_SPLITS", "Photo", "image_files", "read_official"]

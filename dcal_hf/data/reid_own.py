@@ -1,0 +1,173 @@
+"""Re-identification sets of one's own: folders of identities, and tables."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import isfile
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from .folder import IMAGE_SUFFIXES
+from .reid_layouts import REID_SPLITS, image_files
+
+
+logger = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+PART_NAMES = (*REID_SPLITS, "test")
+_IMAGE = Image(mode="RGB")
+
+
+@dataclass
+class Rows:
+    """Images, and what is written about each.
+
+    Args:
+        images (`datasets.Dataset`): The one column image.
+        keys (list of `str`): Equal for rows of the same image: the paths, or the number of a row that holds its image.
+        identities (list of `str`): Identity of each image.
+        cameras (list of `str`, *optional*): Camera of each image.
+        parts (list of `str`, *optional*): Where each image belongs: one of `PART_NAMES`.
+    """
+
+    images: Dataset
+    keys: list[str]
+    identities: list[str]
+    cameras: list[str] | None = None
+    parts: list[str] | None = None
+
+
+def read_identity_folder(root: Path) -> Rows:
+    """Reads `root/{train,query,gallery}/<identity>/<image>`, or `root/<identity>/<image>`.
+
+    Files are listed, not opened. What is no image by its name is skipped with one warning; hidden files are skipped
+    without.
+
+    Raises:
+        ValueError: if there are no identity folders, or one of them holds no images.
+    """
+    present = [part for part in PART_NAMES if (root / part).is_dir()]
+    files = {part: _identity_files(root / part) for part in present} if present else {"": _identity_files(root)}
+    paths = [path for part in files.values() for path in part]
+    keys = [str(path) for path in paths]
+    return Rows(
+        images=image_dataset(keys),
+        keys=keys,
+        identities=[path.parent.name for path in paths],
+        parts=[part for part, listed in files.items() for _ in listed] if present else None,
+    )
+
+
+def _identity_files(folder: Path) -> list[Path]:
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    identities = [path for path in visible if path.is_dir()]
+    if not identities:
+        raise ValueError(
+            f"{folder} holds no identity folders; put the images of an individual into {folder / '<identity>'}"
+        )
+    files, skipped = [], []
+    for identity in identities:
+        images = image_files(identity)
+        if not images:
+            raise ValueError(f"the identity folder {identity} holds no images; put images right into it or remove it")
+        files += images
+        others = (path for path in identity.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES)
+        skipped += sorted(path for path in others if not path.name.startswith("."))
+    if skipped:
+        message = "%d entries in the identity folders of %s are not images and were skipped, the first is %s"
+        logger.warning(message, len(skipped), folder, skipped[0])
+    return files
+
+
+def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
+    """Reads a table with the columns image, identity and, optionally, camera (or camera_id) and split.
+
+    Args:
+        path (`Path`): A CSV file with a header, or a Parquet file; there, image may also hold the encoded images as
+            `datasets` writes them.
+        image_dir (`str` or `Path`, *optional*): What paths of images are relative to; by default the table's folder.
+
+    Raises:
+        FileNotFoundError: if an image is missing; the message names it and its row.
+        ValueError: if a column or a value is missing, a split is unknown, or the table has no rows.
+    """
+    columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    missing = [column for column in ("image", "identity") if column not in columns]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}"
+        )
+    if len(columns["identity"]) == 0:
+        raise ValueError(f"{path} has no rows")
+    if isinstance(columns["image"], Dataset):
+        images, keys = columns["image"], [str(number) for number in range(len(columns["image"]))]
+    else:
+        keys = _resolved(columns["image"], path, image_dir)
+        images = image_dataset(keys)
+    camera = next((column for column in ("camera", "camera_id") if column in columns), None)
+    parts = _values(columns["split"], "split", path) if "split" in columns else None
+    unknown = [number for number, part in enumerate(parts or []) if part not in PART_NAMES]
+    if unknown:
+        raise ValueError(
+            f"{path} has the split {parts[unknown[0]]!r} in row {unknown[0] + 1}; splits are {', '.join(PART_NAMES)}"
+        )
+    return Rows(
+        images=images,
+        keys=keys,
+        identities=_values(columns["identity"], "identity", path),
+        cameras=None if camera is None else _values(columns[camera], camera, path),
+        parts=parts,
+    )
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        rows = list(reader)
+    return {column: [row[column] for row in rows] for column in reader.fieldnames or ()}
+
+
+def _read_parquet(path: Path) -> dict[str, Sequence[object] | Dataset]:
+    """Columns as lists, but a column image that holds more than paths as a data set, which stays on disk."""
+    table = Dataset.from_parquet(str(path))
+    columns = {column: _named(table, column) for column in table.column_names if column != "image"}
+    if "image" in table.column_names:
+        images = table.select_columns("image")
+        by_path = table.features["image"] in (Value("string"), Value("large_string"))
+        columns["image"] = images["image"][:] if by_path else images.cast_column("image", _IMAGE)
+    return columns
+
+
+def _named(table: Dataset, column: str) -> list[object]:
+    """A column as a list, classes by their names."""
+    feature, values = table.features[column], table[column][:]
+    return feature.int2str(values) if isinstance(feature, ClassLabel) else values
+
+
+def _values(column: Sequence[object], name: str, path: Path) -> list[str]:
+    empty = [number for number, value in enumerate(column) if value is None or value == ""]
+    if empty:
+        raise ValueError(f"{path} has no {name} in row {empty[0] + 1} ({len(empty)} such rows in all)")
+    return [str(value).strip() for value in column]
+
+
+def _resolved(names: Sequence[str], path: Path, image_dir: str | Path | None) -> list[str]:
+    folder = path.parent if image_dir is None else Path(image_dir).expanduser()
+    files = [str(folder / name) for name in _values(names, "image", path)]
+    missing = [number for number, file in enumerate(files) if not isfile(file)]
+    if missing:
+        raise FileNotFoundError(
+            f"{files[missing[0]]}, in row {missing[0] + 1} of {path}, does not exist ({len(missing)} such in all); "
+            "paths are relative to the table's folder, or to data_dir"
+        )
+    return files
+
+
+def image_dataset(paths: Sequence[str]) -> Dataset:
+    """The one column image, of files."""
+    return Dataset.from_dict({"image": list(paths)}, features=Features({"image": _IMAGE}))
+
+
+__all__ = ["PART_NAMES", "TABLE_SUFFIXES", "Rows", "image_dataset", "read_identity_folder", "read_table"]

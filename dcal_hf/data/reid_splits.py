@@ -1,0 +1,134 @@
+"""Train, query and gallery: who is held out, and whether there is anything to find."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from .splits import stratified_split
+
+
+def matched(
+    query_ids: Sequence[int],
+    query_views: Sequence[Hashable],
+    gallery_ids: Sequence[int],
+    gallery_views: Sequence[Hashable],
+) -> np.ndarray:
+    """Which queries have something to find: a gallery image of their identity in another view.
+
+    Args:
+        query_ids (sequence of `int`): (Q,) identities.
+        query_views (sequence): (Q,) cameras; without cameras, something that is each image's own.
+        gallery_ids (sequence of `int`): (G,) identities.
+        gallery_views (sequence): (G,) as `query_views`.
+
+    Returns:
+        `np.ndarray` of shape `(Q,)`, bool.
+    """
+    views = defaultdict(set)
+    for identity, view in zip(gallery_ids, gallery_views):
+        views[identity].add(view)
+    return np.array([bool(views[identity] - {view}) for identity, view in zip(query_ids, query_views)], dtype=bool)
+
+
+def split_by_identity(
+    identities: Sequence[int], views: Sequence[Hashable], fraction: float, seed: int, where: str | Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses a part of the identities at random, of those with two views and of the others alike.
+
+    Args:
+        identities (sequence of `int`): (N,) identities.
+        views (sequence): (N,) as in [`matched`].
+        fraction (`float`): Part of the identities to hold out, in (0, 1).
+        seed (`int`): The same seed and identities give the same split.
+        where (`str` or `Path`): The set, for the message.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the images to train on and of those held out.
+
+    Raises:
+        ValueError: if fewer than two identities have two views.
+    """
+    identities = np.asarray(identities)
+    findable = matched(identities, views, identities, views)
+    known, first = np.unique(identities, return_index=True)
+    if findable[first].sum() < 2:
+        raise ValueError(
+            f"{where} cannot be split by identity: only {findable[first].sum()} of its {len(known)} identities has "
+            "two images that can be compared (of two cameras, where cameras are given), and train and the held-out "
+            "part need one each; add images"
+        )
+    _, chosen = stratified_split(findable[first], fraction, seed)
+    held_out = np.isin(identities, known[chosen])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def choose_queries(
+    identities: Sequence[int], views: Sequence[Hashable], fraction: float, seed: int, where: str | Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses a part of the images of every identity as queries, those alone that have something left to find.
+
+    Args:
+        identities (sequence of `int`): (N,) identities.
+        views (sequence): (N,) as in [`matched`].
+        fraction (`float`): Part of the images of an identity, in (0, 1); at least one, and not all.
+        seed (`int`): The same seed and arguments give the same choice.
+        where (`str` or `Path`): The set, for the message.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the queries and of the gallery, N in all.
+
+    Raises:
+        ValueError: if no identity has two views.
+    """
+    identities, views = np.asarray(identities), np.asarray(views)
+    gallery, query = stratified_split(identities, fraction, seed)
+    found = matched(identities[query], views[query], identities[gallery], views[gallery])
+    if not found.any():
+        raise ValueError(
+            f"no queries can be chosen from {where}: none of the identities to test has two images that can be "
+            "compared (of two cameras, where cameras are given); add images"
+        )
+    return query[found], np.sort(np.concatenate([gallery, query[~found]]))
+
+
+def check_matches(
+    query_ids: Sequence[int],
+    query_views: Sequence[Hashable],
+    gallery_ids: Sequence[int],
+    gallery_views: Sequence[Hashable],
+    has_cameras: bool,
+    where: str | Path,
+) -> None:
+    """Checks that at least one query has something to find.
+
+    Raises:
+        ValueError: if none has; the message says why, and what to do.
+    """
+    if matched(query_ids, query_views, gallery_ids, gallery_views).any():
+        return
+    if set(query_ids).isdisjoint(gallery_ids):
+        reason = (
+            f"its queries are of identities {_some(query_ids)}, its gallery of {_some(gallery_ids)}. Write an "
+            "individual's identity alike in both, or leave query and gallery out and have them made from train"
+        )
+    elif has_cameras:
+        reason = (
+            "all gallery images of the queries' identities come from the query's own camera, which the protocol does "
+            "not count. Add images from other cameras, or leave the cameras out to have all other images counted"
+        )
+    else:
+        reason = (
+            "the only gallery image of each query's identity is the query itself. Add other images of these identities"
+        )
+    raise ValueError(f"no query identity of {where} appears in its gallery: {reason}")
+
+
+def _some(identities: Sequence[int]) -> str:
+    distinct = sorted(set(identities))
+    return ", ".join(map(str, islice(distinct, 3))) + (", ..." if len(distinct) > 3 else "")
+
+
+__all__ = ["check_matches", "choose_queries", "matched", "split_by_identity"]

@@ -1,0 +1,100 @@
+"""What every source of a classification set has in common: names of splits, classes of splits, a validation split."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, DatasetDict
+
+
+SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+
+
+def split_aliases(present: Collection[str], where: str | Path) -> dict[str, str]:
+    """Finds train, and validation and test where there is one, among the names of splits or folders.
+
+    Args:
+        present (collection of `str`): The names there are.
+        where (`str` or `Path`): The set, for the messages.
+
+    Returns:
+        `dict[str, str]`: from "train", "validation", "test" to the name that stands for it.
+
+    Raises:
+        ValueError: if there is no train, or more than one validation.
+    """
+    found = {split: [alias for alias in aliases if alias in present] for split, aliases in SPLITS.items()}
+    if not found["train"]:
+        raise ValueError(f"{where} has no train split; it has {', '.join(present)}")
+    if len(found["validation"]) > 1:
+        raise ValueError(f"{where} has both {' and '.join(found['validation'])}; keep or rename one of them")
+    return {split: aliases[0] for split, aliases in found.items() if aliases}
+
+
+def check_classes(classes: dict[str, list[str]], where: str | Path) -> None:
+    """Checks that validation and test hold no class that train lacks.
+
+    Args:
+        classes (`dict[str, list[str]]`): For every split, the class name of each row.
+        where (`str` or `Path`): The set, for the message.
+
+    Raises:
+        ValueError: if one does; the message names the split and the class.
+    """
+    known = set(classes["train"])
+    for split, names in classes.items():
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise ValueError(
+                f"{split} of {where} holds the class {unknown[0]!r}, which train lacks ({len(unknown)} such in all); "
+                "add it to train or take it out"
+            )
+
+
+def class_indices(names: Sequence[str], label: ClassLabel) -> list[int]:
+    """Index of each class name in `label`."""
+    index = {name: number for number, name in enumerate(label.names)}
+    return [index[name] for name in names]
+
+
+def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses a part of every class at random.
+
+    Of a class of n items, `round(fraction * n)` go to the second part, but at least one and at most n - 1. A class of
+    one item stays whole in the first part.
+
+    Args:
+        labels (sequence of `int`): (N,) class of each item.
+        fraction (`float`): Part of each class to choose, in (0, 1).
+        seed (`int`): The same seed and labels give the same split.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the first and of the second part, N in all.
+    """
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen[members[:count]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def take_validation(dataset: DatasetDict, where: str | Path, fraction: float, seed: int) -> DatasetDict:
+    """Moves a part of every class from train to a new validation split.
+
+    Raises:
+        ValueError: if every class has a single image, so that there is nothing to take.
+    """
+    train, validation = stratified_split(dataset["train"]["label"][:], fraction, seed)
+    if len(validation) == 0:
+        raise ValueError(
+            f"no validation split can be taken from train of {where}: each of its classes has a single image; "
+            "add images, or pass validation_fraction=0 to do without"
+        )
+    parts = {"train": dataset["train"].select(train), "validation": dataset["train"].select(validation)}
+    return DatasetDict({**dataset, **parts})
+
+
+__all__ = ["SPLITS", "check_classes", "class_indices", "split_aliases", "stratified_split", "take_validation"]
