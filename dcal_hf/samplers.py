@@ -1,0 +1,178 @@
+"""Who meets whom in a batch."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+PAIR_SAMPLING = ("any", "inter_class", "intra_class", "half", "noise")
+
+
+def sample_pairs(labels: Tensor, strategy: str) -> Tensor:
+    """Draws each image's distractor for PWCA among the other images of the batch.
+
+    Paper: section 3.3, and Table 5 for the strategies (https://huggingface.co/papers/2205.02151). An image with no
+    candidate (a batch of one; no other image of its class) is paired with itself, which leaves it plain
+    self-attention.
+
+    Args:
+        labels (`Tensor` of shape `(B,)`): Class of each image.
+        strategy (`str`): `"any"`, `"inter_class"`, `"intra_class"`, or `"half"`: one of the last two at random.
+
+    Returns:
+        `Tensor` of shape `(B,)`, int64: image i is distracted by image `pair_index[i]`.
+    """
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    same_class = labels[:, None] == labels[None, :]
+    if strategy == "half":
+        heads = torch.rand(len(labels), 1, device=labels.device) < 0.5
+        candidates = same_class == heads
+    else:
+        candidates = {"any": ~itself, "inter_class": ~same_class, "intra_class": same_class}[strategy]
+    candidates = candidates & ~itself
+    lonely = ~candidates.any(dim=1, keepdim=True)
+    return torch.multinomial((candidates | (itself & lonely)).float(), 1).squeeze(1)
+
+
+class IdentityBalancedSampler(Sampler[int]):
+    """Indices of an epoch in batches of P identities with K images each, drawn anew from (seed, epoch).
+
+    Batches: Hermans et al. 2017 (https://arxiv.org/abs/1703.07737), section 2. As in TransReID
+    (https://github.com/damo-cv/TransReID), an identity of n images comes about n / K times an epoch, each time with
+    the next K of its shuffled images, so that an epoch is about once through the images: `len(labels)` indices,
+    rounded down to whole batches. Identities of few images repeat them where they have fewer than K, or where batches
+    of different identities cannot be made otherwise.
+
+    Every process draws the same order, and accelerate gives process i batches i, i + n, ...
+
+    Args:
+        labels (sequence of `int`): (N,) identity of each image.
+        batch_size (`int`): Images per batch, P x K.
+        instances_per_identity (`int`, *optional*, defaults to 4): K.
+        seed (`int`, *optional*, defaults to 0): Seed of all epochs.
+        batches_per_step (`int`, *optional*, defaults to 1):
+            The number of processes: so many successive batches share as few identities as they can.
+
+    Raises:
+        ValueError: if the batch does not divide into identities of K images, or there are fewer than P identities.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        batch_size: int,
+        instances_per_identity: int = 4,
+        seed: int = 0,
+        batches_per_step: int = 1,
+    ):
+        if batch_size % instances_per_identity != 0:
+            raise ValueError(
+                f"A batch of {batch_size} images does not divide into identities of {instances_per_identity} images: "
+                "make the batch size per device a multiple of instances_per_identity."
+            )
+        _, labels = np.unique(labels, return_inverse=True)
+        counts = np.bincount(labels)
+        if len(counts) * instances_per_identity < batch_size:
+            raise ValueError(
+                f"A batch of {batch_size} images, {instances_per_identity} of an identity, needs "
+                f"{batch_size // instances_per_identity} identities, and there are {len(counts)}: make the batch size "
+                "smaller or instances_per_identity larger."
+            )
+        self.images = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+        self.batch_size = batch_size
+        self.instances_per_identity = instances_per_identity
+        self.batches_per_step = batches_per_step
+        self.seed = seed
+        self.epoch = 0
+        self.num_batches = max(len(labels) // batch_size, 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        size = self.instances_per_identity
+        total = draw_groups([len(own) for own in self.images], self.num_batches, self.batch_size // size, size, rng)
+        # An identity's images in turn, and from the first again where they do not fill its groups.
+        images = [
+            iter(np.resize(rng.permutation(own), count * size).tolist()) for own, count in zip(self.images, total)
+        ]
+        for identity in schedule_identities(total, self.num_batches, self.batches_per_step, rng).ravel():
+            yield from itertools.islice(images[identity], size)
+
+
+def draw_groups(
+    counts: Sequence[int], num_batches: int, identities_per_batch: int, group_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """How often each identity comes in an epoch: about as often as its images fill a group.
+
+    Batches of different identities take an identity at most once each, so identities of many images may come less
+    often, and those of the fewest images then come more often than that.
+
+    Args:
+        counts (sequence of `int`): (I,) images of each identity.
+        num_batches (`int`): T.
+        identities_per_batch (`int`): P, at most I.
+        group_size (`int`): K.
+        rng (`np.random.Generator`): Chooses what is left out of a rounded number of groups that is too large.
+
+    Returns:
+        `np.ndarray` of shape `(I,)`, int64: numbers from 0 to T, P x T in all.
+    """
+    needed = num_batches * identities_per_batch
+    groups = (np.asarray(counts) + group_size // 2) // group_size
+    candidates = (np.clip(groups, fewest, num_batches) for fewest in range(1, num_batches + 1))
+    groups = next(candidate for candidate in candidates if candidate.sum() >= needed)
+    chosen = rng.choice(np.repeat(np.arange(len(groups)), groups), needed, replace=False)
+    return np.bincount(chosen, minlength=len(groups))
+
+
+def schedule_identities(
+    total: np.ndarray, num_batches: int, batches_per_step: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Spreads identities over an epoch: different ones in a batch, and in a step as far as possible.
+
+    The k-th of an identity's g groups is due at a random moment of the k-th g-th of the epoch. A batch takes groups
+    that are due first; but before them those of identities that all remaining batches need, and after them those of
+    identities that the step has seen.
+
+    Args:
+        total (`np.ndarray` of shape `(I,)`): How often each identity comes, at most T times; P x T in all.
+        num_batches (`int`): T.
+        batches_per_step (`int`): Successive batches, counted from the first, that should share no identity.
+        rng (`np.random.Generator`): Source of the moments.
+
+    Returns:
+        `np.ndarray` of shape `(T, P)`, int64: indices of identities.
+    """
+    identities_per_batch = int(total.sum()) // num_batches
+    taken = np.zeros_like(total)
+    due = _next_due(taken, total, rng)
+    schedule = np.empty((num_batches, identities_per_batch), dtype=np.int64)
+    for number in range(num_batches):
+        if number % batches_per_step == 0:
+            seen = np.zeros(len(total), dtype=bool)
+        needed = total - taken == num_batches - number
+        rank = np.where(needed, -1.0, due + seen)
+        first = np.sort(np.argpartition(rank, identities_per_batch - 1)[:identities_per_batch])
+        schedule[number] = first
+        seen[first] = True
+        taken[first] += 1
+        due[first] = _next_due(taken[first], total[first], rng)
+    return schedule
+
+
+def _next_due(taken: np.ndarray, total: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """When the next group of each identity is due, in [0, 1); infinite where all are taken."""
+    moment = (taken + rng.random(len(taken))) / np.maximum(total, 1)
+    return np.where(taken < total, moment, np.inf)
+
+
+__all__ = ["PAIR_SAMPLING", "IdentityBalancedSampler", "draw_groups", "sample_pairs", "schedule_identities"]

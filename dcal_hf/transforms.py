@@ -1,0 +1,202 @@
+"""Images to model inputs: the paper's transforms for both tasks, driven by the image processor.
+
+Fine-grained categories: resize to 550/448 of the input size, random crop, flip (section 4.1); tested on the same
+resize and centre crop. Re-identification: TransReID's, see [`ReIDTrainTransform`]; tested on the resize alone. The
+transform of testing *is* the image processor, so a saved model prepares images exactly as it was evaluated.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from transformers import BaseImageProcessor
+
+from .data.images import open_image
+
+
+def fine_grained_processor(
+    image_processor: BaseImageProcessor, image_size: tuple[int, int], resize_ratio: float = 550 / 448
+) -> BaseImageProcessor:
+    """A copy of the processor that resizes to `resize_ratio` times the input size and crops its centre.
+
+    Args:
+        image_size (`(height, width)`): Input size of the model, in pixels.
+        resize_ratio (`float`): Both sides are resized to this multiple; as published, the aspect ratio is not kept.
+    """
+    height, width = image_size
+    processor = copy.deepcopy(image_processor)
+    processor.do_resize = processor.do_center_crop = True
+    processor.size = {"height": round(height * resize_ratio), "width": round(width * resize_ratio)}
+    processor.crop_size = {"height": height, "width": width}
+    return processor
+
+
+def reid_processor(image_processor: BaseImageProcessor, image_size: tuple[int, int]) -> BaseImageProcessor:
+    """A copy of the processor that resizes to the input size, bicubically, and crops nothing.
+
+    Args:
+        image_size (`(height, width)`): Input size of the model, in pixels; the aspect ratio is not kept.
+    """
+    height, width = image_size
+    processor = copy.deepcopy(image_processor)
+    processor.do_resize, processor.do_center_crop = True, False
+    processor.size = {"height": height, "width": width}
+    processor.resample = Image.Resampling.BICUBIC
+    return processor
+
+
+@dataclass
+class TrainTransform:
+    """Batch transform for `Dataset.with_transform`: resize, random crop, flip, optional timm augmentation.
+
+    Args:
+        processor: From [`fine_grained_processor`]: sizes, interpolation, mean and standard deviation.
+        auto_augment (`str`, *optional*): timm's RandAugment in its notation, e.g. `"rand-m9-mstd0.5-inc1"`.
+        color_jitter (`float`): Strength of brightness, contrast and saturation jitter.
+        random_erasing (`float`): Probability of erasing a rectangle, filled with per-pixel noise.
+    """
+
+    processor: BaseImageProcessor
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+
+    def __post_init__(self):
+        processor = self.processor
+        size, crop = ((box["height"], box["width"]) for box in (processor.size, processor.crop_size))
+        steps = [
+            v2.Resize(size, interpolation=processor.resample),
+            v2.RandomCrop(crop),
+            v2.RandomHorizontalFlip(),
+        ]
+        if self.auto_augment is not None:
+            mean = tuple(round(255 * value) for value in processor.image_mean)
+            steps.append(rand_augment_transform(self.auto_augment, {"img_mean": mean}))
+        if self.color_jitter > 0:
+            steps.append(v2.ColorJitter(*[self.color_jitter] * 3))
+        self.pipeline = v2.Compose(steps + _tensor_steps(processor, self.random_erasing))
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """`{"image": [...], "label": [...]}` -> `{"pixel_values": [(3, height, width)], "labels": [...]}`."""
+        return _model_inputs([self.pipeline(open_image(image)) for image in batch["image"]], batch)
+
+
+@dataclass
+class ReIDTrainTransform:
+    """Batch transform for `Dataset.with_transform`: resize, flip, pad and random crop, random erasing.
+
+    As in TransReID (https://github.com/damo-cv/TransReID): the image is padded with black on all sides before the
+    crop, and what is erased is filled with Gaussian noise, other in every pixel.
+
+    Args:
+        processor: From [`reid_processor`]: size, interpolation, mean and standard deviation.
+        padding (`int`): Pixels of padding on each side.
+        random_erasing (`float`): Probability of erasing a rectangle.
+    """
+
+    processor: BaseImageProcessor
+    padding: int = 10
+    random_erasing: float = 0.5
+
+    def __post_init__(self):
+        size = (self.processor.size["height"], self.processor.size["width"])
+        steps = [
+            v2.Resize(size, interpolation=self.processor.resample),
+            v2.RandomHorizontalFlip(),
+            v2.RandomCrop(size, padding=self.padding),
+        ]
+        self.pipeline = v2.Compose(steps + _tensor_steps(self.processor, self.random_erasing))
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """`{"image": [...], "label": [...]}` -> `{"pixel_values": [(3, height, width)], "labels": [...]}`."""
+        return _model_inputs([self.pipeline(open_image(image)) for image in batch["image"]], batch)
+
+
+@dataclass
+class EvalTransform:
+    """Batch transform for `Dataset.with_transform`: the image processor itself."""
+
+    processor: BaseImageProcessor
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, and `label`, if any, as `labels`."""
+        images = [open_image(image) for image in batch["image"]]
+        return _model_inputs(list(self.processor(images, return_tensors="pt")["pixel_values"]), batch)
+
+
+def _tensor_steps(processor: BaseImageProcessor, random_erasing: float) -> list[Callable]:
+    """From a PIL image to normalised pixels, perhaps with a rectangle erased."""
+    steps = [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(processor.image_mean, processor.image_std),
+    ]
+    if random_erasing > 0:
+        steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
+    return steps
+
+
+def _model_inputs(pixel_values: list[torch.Tensor], batch: dict[str, list]) -> dict[str, list]:
+    """Query and gallery sets have identities, but no labels."""
+    labels = {"labels": batch["label"]} if "label" in batch else {}
+    return {"pixel_values": pixel_values, **labels}
+
+
+class SeededDataset(Dataset):
+    """Draws the augmentation of image i from (seed, epoch, i), whoever loads it and whenever.
+
+    Neither the number of workers and processes nor a resume in the middle of an epoch changes what an image looks
+    like, and augmentation leaves the random state of the training process alone.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+        # In shared memory: persistent workers see a new epoch too.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with isolated_random_state([self.seed, int(self.epoch), index]):
+            return self.dataset[index]
+
+
+@contextmanager
+def isolated_random_state(entropy: list[int]) -> Iterator[None]:
+    """Seeds torch, NumPy and Python from `entropy` inside the block, and restores them after it."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+__all__ = [
+    "EvalTransform",
+    "ReIDTrainTransform",
+    "SeededDataset",
+    "TrainTransform",
+    "fine_grained_processor",
+    "reid_processor",
+]
