@@ -1,0 +1,331 @@
+"""Retrieval metrics in bounded memory: mAP, CMC, mINP and the verification ROC, exact, and no row is ever sorted."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .distances import DistanceMetric, Distances, FeatureDistances
+
+
+JUNK_IDENTITY = -1
+DEFAULT_RANKS = (1, 5, 10)
+DEFAULT_FPRS = (1e-4, 1e-3, 1e-2)
+QUERIES_PER_CHUNK = 128
+# Below this many distances, shrinking a selection costs more than it frees.
+SELECTION_SLACK = 1 << 20
+
+Column = np.ndarray | Sequence
+
+
+def retrieval_metrics(
+    query: np.ndarray | torch.Tensor,
+    gallery: np.ndarray | torch.Tensor,
+    query_ids: Column,
+    gallery_ids: Column,
+    query_cameras: Column | None = None,
+    gallery_cameras: Column | None = None,
+    *,
+    query_images: Column | None = None,
+    gallery_images: Column | None = None,
+    metric: DistanceMetric = "euclidean",
+    ranks: Sequence[int] = DEFAULT_RANKS,
+    fprs: Sequence[float] = DEFAULT_FPRS,
+    chunk_size: int = QUERIES_PER_CHUNK,
+) -> dict[str, float | int]:
+    """Scores the ranking of gallery images by their features' distance from each query image.
+
+    Which gallery items count for a query is the Market-1501 protocol (Zheng et al., ICCV 2015): items of identity -1
+    are junk and dropped for every query; items of the query's identity *and* camera are dropped. Identity 0 has no
+    rule of its own: Market's distractors bear it and are negatives because no query does, and in MSMT17 it is a
+    person. Data without cameras leaves the cameras out. Where a query's own image lies in the gallery too, name the
+    images: items of the query's image are dropped. For a set that is searched with each of its own images:
+
+    ```python
+    >>> rows = np.arange(len(features))
+    >>> retrieval_metrics(features, features, ids, ids, query_images=rows, gallery_images=rows)
+    ```
+
+    A query without a match among the items that are left is not scored. Of two items at the same distance, the one
+    with the lower gallery index comes first.
+
+    For each match the items before it are counted, so no row is sorted, and a thread makes the next rows meanwhile:
+    two chunks of rows are held, and for the ROC about four numbers per accepted negative of the largest rate. While
+    queries have some dozens of matches the distances take most of the time; counting grows with the matches.
+
+    Args:
+        query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
+            The features of the queries.
+        gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
+            The features of the gallery. Distances are made on the device of the features.
+        query_ids, gallery_ids (`np.ndarray` or `Sequence[int]`):
+            The identity of each image; the same individual has the same number in both.
+        query_cameras, gallery_cameras (`np.ndarray` or `Sequence`, *optional*):
+            The camera of each image, numbered alike in both.
+        query_images, gallery_images (`np.ndarray` or `Sequence`, *optional*):
+            What names each image, such as its path or row number, if a query's own image may lie in the gallery.
+        metric (`"euclidean"` or `"cosine"`, *optional*, defaults to `"euclidean"`):
+            The distance. Both rank features of length 1 alike.
+        ranks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
+            The ranks at which the CMC curve is read.
+        fprs (`Sequence[float]`, *optional*, defaults to `(1e-4, 1e-3, 1e-2)`):
+            The false positive rates, below 1, at which the verification ROC is read.
+        chunk_size (`int`, *optional*, defaults to 128):
+            How many rows of distances a chunk has. It does not change a digit of the result.
+
+    Returns:
+        `dict[str, float | int]`: with the first three and the CMC as means over the scored queries,
+
+        - `map`: mean average precision, the mean of the precision at each match ("step"), which papers report.
+        - `map_trapezoid`: the same with each precision averaged with that one rank before, as in the Market-1501
+          authors' script; it reads somewhat lower.
+        - `minp`: mean inverse negative penalty, matches over the rank of the last one (Ye et al., arXiv 2001.04193).
+        - `rank1`, `rank5`, `rank10`: CMC, the share of queries with a match among the first items.
+        - `tpr_at_fpr_1e-4`, ...: the share of matching pairs nearer than the threshold, over the scored queries'
+          pairs.
+        - `threshold_at_fpr_1e-4`, ...: the largest distance (Euclidean, not squared, or cosine) such that the share
+          of non-matching pairs *nearer* than it does not exceed the rate; infinite if no pair is in the way.
+        - `num_queries`, `num_skipped`: how many queries there are, and how many of them could not be scored.
+
+    Raises:
+        ValueError: If no query can be scored, the features or columns are unusable, or an option is out of range.
+    """
+    metrics = distance_metrics(
+        FeatureDistances(query, gallery, metric), query_ids, gallery_ids, query_cameras, gallery_cameras,
+        query_images=query_images, gallery_images=gallery_images, ranks=ranks, fprs=fprs, chunk_size=chunk_size,
+    )
+    if metric == "euclidean":
+        for name in (name for name in metrics if name.startswith("threshold")):
+            metrics[name] = math.sqrt(max(metrics[name], 0.0))
+    return metrics
+
+
+def distance_metrics(
+    distances: Distances,
+    query_ids: Column,
+    gallery_ids: Column,
+    query_cameras: Column | None = None,
+    gallery_cameras: Column | None = None,
+    *,
+    query_images: Column | None = None,
+    gallery_images: Column | None = None,
+    ranks: Sequence[int] = DEFAULT_RANKS,
+    fprs: Sequence[float] = DEFAULT_FPRS,
+    chunk_size: int = QUERIES_PER_CHUNK,
+) -> dict[str, float | int]:
+    """Scores a ranking by any [`Distances`], such as re-ranked ones.
+
+    Args:
+        distances ([`Distances`]):
+            Gives the rows of the distance matrix. The thresholds are in its unit.
+        query_ids, gallery_ids, query_cameras, gallery_cameras, query_images, gallery_images, ranks, fprs, chunk_size:
+            As in [`retrieval_metrics`].
+
+    Returns:
+        `dict[str, float | int]`: the metrics of [`retrieval_metrics`].
+
+    Raises:
+        ValueError: If no query can be scored, a column is unusable, or an option is out of range.
+
+    Example:
+
+    ```python
+    >>> distance_metrics(rerank(query, gallery), query_ids, gallery_ids, query_cameras, gallery_cameras)
+    ```
+    """
+    _check_options(ranks, fprs, chunk_size)
+    pairs = _pairs(
+        distances.shape, (query_ids, gallery_ids), (query_cameras, gallery_cameras), (query_images, gallery_images)
+    )
+    scored = np.flatnonzero([len(matches) > 0 for matches in pairs.matches])
+    num_negatives = sum(pairs.num_negatives(query) for query in scored)
+    allowed = [math.floor(round(fpr * num_negatives, 6)) for fpr in fprs]
+    nearest_negatives = _Smallest(max(allowed, default=0) + 1)
+    match_ranks, match_distances = [], []
+    for index, row in zip(scored, _rows(distances, scored, chunk_size), strict=True):
+        matches = pairs.matches[index]
+        row[pairs.junk] = row[pairs.dropped[index]] = np.inf
+        match_ranks.append(_match_ranks(row, matches))
+        match_distances.append(row[matches])
+        row[matches] = np.inf
+        nearest_negatives.add(row)
+    metrics = _rank_metrics(match_ranks, ranks)
+    metrics |= _verification_metrics(np.concatenate(match_distances), nearest_negatives.values(), fprs, allowed)
+    return metrics | {"num_queries": distances.shape[0], "num_skipped": distances.shape[0] - len(scored)}
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Which gallery items, by ascending index, count for each query as what.
+
+    Attributes:
+        kept (`int`): How many gallery items are not junk.
+        junk (`np.ndarray`): The gallery items that count for no query.
+        matches (`list[np.ndarray]`): For each query, the items it should find.
+        dropped (`list[np.ndarray]`): For each query, the items that do not count for it, besides junk.
+    """
+
+    kept: int
+    junk: np.ndarray
+    matches: list[np.ndarray]
+    dropped: list[np.ndarray]
+
+    def num_negatives(self, query: int) -> int:
+        return self.kept - len(self.matches[query]) - len(self.dropped[query])
+
+
+def _pairs(
+    shape: tuple[int, int],
+    ids: tuple[Column, Column],
+    cameras: tuple[Column | None, Column | None],
+    images: tuple[Column | None, Column | None],
+) -> _Pairs:
+    """Sorts the pairs by the protocol, or raises a `ValueError` if no query is left with a match."""
+    query_ids, gallery_ids = _columns("identities", ids, shape)
+    kept = np.flatnonzero(gallery_ids != JUNK_IDENTITY)
+    nothing = [kept[:0]] * shape[0]
+    same_identity = _occurrences(query_ids, gallery_ids, kept)
+    same_camera = same_image = nothing
+    if any(column is not None for column in cameras):
+        query_cameras, gallery_cameras = _columns("cameras", cameras, shape)
+        same_camera = [
+            items[gallery_cameras[items] == camera]
+            for items, camera in zip(same_identity, query_cameras, strict=True)
+        ]
+    if any(column is not None for column in images):
+        same_image = _occurrences(*_columns("images", images, shape), kept)
+    dropped = [np.union1d(*both) for both in zip(same_camera, same_image, strict=True)]
+    matches = [np.setdiff1d(*both, assume_unique=True) for both in zip(same_identity, dropped, strict=True)]
+    if not any(map(len, matches)):
+        raise ValueError(_why_unscored(query_ids, same_identity, same_camera))
+    return _Pairs(len(kept), np.flatnonzero(gallery_ids == JUNK_IDENTITY), matches, dropped)
+
+
+def _columns(
+    name: str, columns: tuple[Column | None, Column | None], shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a column of the queries and one of the gallery as arrays, or raises a `ValueError` on a wrong length."""
+    if columns[0] is None or columns[1] is None:
+        raise ValueError(f"The {name} of both the queries and the gallery are needed, got those of one only.")
+    query, gallery = np.asarray(columns[0]), np.asarray(columns[1])
+    if query.shape != shape[:1] or gallery.shape != shape[1:]:
+        raise ValueError(
+            f"There must be {name} for {shape[0]} queries and {shape[1]} gallery items, "
+            f"got arrays of shape {query.shape} and {gallery.shape}."
+        )
+    return query, gallery
+
+
+def _occurrences(query: np.ndarray, gallery: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
+    """For each entry of `query`, the `kept` indices at which `gallery` holds the same, ascending."""
+    order = kept[np.argsort(gallery[kept], kind="stable")]
+    ordered = gallery[order]
+    starts, stops = np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right")
+    return [order[start:stop] for start, stop in zip(starts, stops, strict=True)]
+
+
+def _why_unscored(query_ids: np.ndarray, same_identity: list[np.ndarray], same_camera: list[np.ndarray]) -> str:
+    """Explains why no query has a match, and what to do about it."""
+    unknown = np.array([not len(items) for items in same_identity])
+    own_camera = np.array([len(items) > 0 for items in same_camera]) & ~unknown
+    own_image = ~unknown & ~own_camera
+    reasons = [f"None of the {len(query_ids)} queries can be scored."]
+    if unknown.any():
+        examples = ", ".join(map(str, np.unique(query_ids[unknown])[:3]))
+        reasons.append(
+            f"{unknown.sum()} bear an identity that does not appear in the gallery (such as {examples}): queries and "
+            "gallery must show the same individuals, under the same identity numbers."
+        )
+    if own_camera.any():
+        reasons.append(
+            f"{own_camera.sum()} have matches by their own camera only, and those do not count: give each image its "
+            "true camera, or leave the cameras out if the data has none."
+        )
+    if own_image.any():
+        reasons.append(
+            f"{own_image.sum()} have no match but their own image: the gallery needs a second image of the individual."
+        )
+    return " ".join(reasons)
+
+
+def _check_options(ranks: Sequence[int], fprs: Sequence[float], chunk_size: int) -> None:
+    if min(ranks, default=1) < 1 or chunk_size < 1:
+        raise ValueError(f"Ranks and chunk_size must be at least 1, got {list(ranks)} and {chunk_size}.")
+    if not all(0 <= fpr < 1 for fpr in fprs):
+        raise ValueError(f"False positive rates must be at least 0 and below 1, got {list(fprs)}.")
+
+
+def _rows(distances: Distances, queries: np.ndarray, chunk_size: int) -> Iterator[np.ndarray]:
+    """Yields the row of each query, while a thread makes those of the next chunk."""
+    made: deque[Future] = deque()
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        for start in range(0, len(queries), chunk_size):
+            made.append(worker.submit(distances.rows, queries[start:start + chunk_size]))
+            if len(made) > 1:
+                yield from made.popleft().result()
+        yield from made.popleft().result()
+
+
+def _match_ranks(row: np.ndarray, matches: np.ndarray) -> np.ndarray:
+    """Ranks, from 1 and ascending, of the matches in the order of distance and then index."""
+    before = [np.count_nonzero(row[:i] <= row[i]) + np.count_nonzero(row[i:] < row[i]) for i in matches]
+    return np.sort(before) + 1
+
+
+def _rank_metrics(match_ranks: list[np.ndarray], cmc_ranks: Sequence[int]) -> dict[str, float]:
+    """Metrics of each scored query's match ranks `r_1 < ... < r_n`, averaged over the queries."""
+    step, trapezoid, penalty = [], [], []
+    for ranks in match_ranks:
+        hits = np.arange(1, len(ranks) + 1)
+        precision = hits / ranks
+        # One rank before match i there are i - 1 hits among r_i - 1 items; before the first item precision is 1.
+        precision_before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
+        step.append(precision.mean())
+        trapezoid.append((precision.mean() + precision_before.mean()) / 2)
+        penalty.append(precision[-1])
+    first = np.array([ranks[0] for ranks in match_ranks])
+    means = {"map": float(np.mean(step)), "map_trapezoid": float(np.mean(trapezoid)), "minp": float(np.mean(penalty))}
+    return means | {f"rank{rank}": float((first <= rank).mean()) for rank in cmc_ranks}
+
+
+def _verification_metrics(
+    matching: np.ndarray, nearest_negatives: np.ndarray, fprs: Sequence[float], allowed: Sequence[int]
+) -> dict[str, float]:
+    """True positive rate and threshold where `allowed` many of all negatives at most are nearer than the threshold."""
+    metrics = {}
+    for fpr, count in zip(fprs, allowed, strict=True):
+        threshold = float(nearest_negatives[count]) if count < len(nearest_negatives) else math.inf
+        name = f"fpr_{np.format_float_scientific(fpr, trim='-', exp_digits=1)}"
+        metrics[f"tpr_at_{name}"] = float((matching < threshold).mean())
+        metrics[f"threshold_at_{name}"] = threshold
+    return metrics
+
+
+class _Smallest:
+    """Selects the `count` smallest finite numbers of a stream, holding little more than twice as many."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self._parts: list[np.ndarray] = []
+        self._size = 0
+        self._bound = np.inf
+
+    def add(self, numbers: np.ndarray) -> None:
+        """Takes in more numbers."""
+        below = numbers[numbers < self._bound]
+        self._parts.append(below)
+        self._size += len(below)
+        if self._size > 2 * self.count + SELECTION_SLACK:
+            selected = np.concatenate(self._parts)
+            selected.partition(self.count - 1)
+            self._parts = [selected[:self.count].copy()]
+            self._size = self.count
+            self._bound = selected[self.count - 1]
+
+    def values(self) -> np.ndarray:
+        """Returns the selected numbers, ascending; fewer if there were fewer."""
+        return np.sort(np.concatenate(self._parts))[:self.count]

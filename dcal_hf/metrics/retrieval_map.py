@@ -1,0 +1,84 @@
+"""Retrieval metrics as an `evaluate` metric."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from .distances import DistanceMetric
+from .retrieval import retrieval_metrics
+
+
+class RetrievalMAP(evaluate.Metric):
+    """mAP, CMC, mINP and the verification ROC of query and gallery features, as an `evaluate` metric.
+
+    It is used by its class, or loaded by the path of its file with `evaluate.load`, and needs no network either way.
+    `evaluate` hands a metric its inputs as Python lists of single precision, so this is for sets of up to some ten
+    thousand images; [`retrieval_metrics`] has the same arithmetic and no such limit.
+
+    Args:
+        config_name (`str`, *optional*):
+            What keeps a query from finding itself: `"default"` takes a column `cameras`, and items of the query's
+            identity and camera are dropped; `"images"` is for data without cameras and takes a column `images`
+            instead, and items of the query's image are dropped.
+
+    Example:
+
+    ```python
+    >>> metric = RetrievalMAP()
+    >>> metric.compute(
+    ...     predictions=[[0.0, 1.0], [0.1, 1.0], [0.9, 0.2]], references=[7, 7, 8], is_query=[True, False, False],
+    ...     cameras=[1, 2, 2],
+    ... )["map"]
+    1.0
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        column = "images" if self.config_name == "images" else "cameras"
+        return evaluate.MetricInfo(
+            description="Retrieval by the Market-1501 protocol: mAP, CMC, mINP and the verification ROC.",
+            citation="",
+            inputs_description="""
+Args:
+    predictions (`list` or `np.ndarray` of shape `(n, dim)`): the features of query and gallery images.
+    references (`list` or `np.ndarray` of shape `(n,)`): the identity of each image; -1 is junk.
+    is_query (`list` or `np.ndarray` of shape `(n,)`): whether the image is a query or a gallery item.
+    cameras (`list` or `np.ndarray` of shape `(n,)`): the camera of each image, in the default configuration.
+    images (`list` or `np.ndarray` of shape `(n,)`): the number of each image, in the configuration "images".
+    metric (`"euclidean"` or `"cosine"`, *optional*, defaults to `"euclidean"`): the distance.
+
+Returns:
+    map, map_trapezoid, minp, rank1, rank5, rank10, tpr_at_fpr_1e-4, ... (`float`): each from 0 to 1.
+    threshold_at_fpr_1e-4, ... (`float`): distances.
+    num_queries, num_skipped (`int`): how many queries there are, and how many of them could not be scored.
+""",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float32")),
+                    "references": datasets.Value("int64"),
+                    "is_query": datasets.Value("bool"),
+                    column: datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[float]],
+        references: list[int],
+        is_query: list[bool],
+        cameras: list[int] | None = None,
+        images: list[int] | None = None,
+        metric: DistanceMetric = "euclidean",
+    ) -> dict[str, float | int]:
+        if len({len(features) for features in predictions}) > 1:
+            raise ValueError("Every image must have the same number of features.")
+        features, ids, is_query = np.asarray(predictions, dtype=np.float32), np.asarray(references), np.array(is_query)
+        columns = {
+            f"{part}_{name}": np.asarray(column)[chosen]
+            for name, column in (("cameras", cameras), ("images", images)) if column is not None
+            for part, chosen in (("query", is_query), ("gallery", ~is_query))
+        }
+        return retrieval_metrics(
+            features[is_query], features[~is_query], ids[is_query], ids[~is_query], **columns, metric=metric
+        )
