@@ -1,0 +1,69 @@
+"""Arguments of [`DCALTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .samplers import PAIR_SAMPLING
+
+
+@dataclass
+class DCALTrainingArguments(TrainingArguments):
+    r"""
+    `TrainingArguments` with the defaults of the paper's fine-grained recipe (section 4.1, DeiT's at a small batch).
+
+    > Parameters that control the pairs of PWCA
+
+    Args:
+        pair_sampling (`str`, *optional*, defaults to `"any"`):
+            Which image of the batch distracts image i: `"any"` other, one of another class (`"inter_class"`), of the
+            same class (`"intra_class"`), either with equal chance (`"half"`), or Gaussian noise in the place of its
+            keys and values (`"noise"`). Table 5 of the paper compares them.
+
+    > Parameters that control the learning rate
+
+    Args:
+        base_learning_rate (`float`, *optional*, defaults to 5e-4):
+            The learning rate at a batch of 512 images.
+        learning_rate (`float`, *optional*):
+            `base_learning_rate / 512 x batch` over all processes and accumulation steps, if not given.
+
+    > Changed defaults: `weight_decay` 0.05, cosine schedule with a warm-up over 5 % of the steps, 100 epochs of batch
+    > 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50 steps.
+    """
+
+    pair_sampling: str = field(
+        default="any",
+        metadata={"help": "Which image of the batch distracts each image in PWCA.", "choices": PAIR_SAMPLING},
+    )
+    base_learning_rate: float = field(
+        default=5e-4, metadata={"help": "Learning rate for a batch of 512; scaled to the actual total batch."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "The learning rate itself; base_learning_rate / 512 x batch if not given."}
+    )
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per device and step."})
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the training images."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Decay of weight matrices; none on biases, norms, tokens and positions."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or in a share of them below 1."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of losses."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop data-set columns that the model does not take, before the transforms."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pair_sampling not in PAIR_SAMPLING:
+            raise ValueError(
+                f"pair_sampling='{self.pair_sampling}' is unknown; choose one of {', '.join(PAIR_SAMPLING)}."
+            )
+        if self.learning_rate is None:
+            self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512
+
+    @property
+    def total_train_batch_size(self) -> int:
+        """Images per optimiser step over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size

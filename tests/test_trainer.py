@@ -1,0 +1,230 @@
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from transformers import TrainerCallback, ViTImageProcessor
+
+from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
+from dcal_hf.metrics import ClassificationMetrics
+from dcal_hf.trainer import last_checkpoint
+from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
+
+
+PROCESSOR = fine_grained_processor(ViTImageProcessor(), (32, 32))
+
+
+def pictures(count=24, seed=0) -> Dataset:
+    rng = np.random.default_rng(seed)
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    images = [PILImage.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(count)]
+    return Dataset.from_dict({"image": images, "label": [i % 3 for i in range(count)]}, features=features)
+
+
+def make_trainer(output_dir, config, callbacks=(), model_kwargs=None, **kwargs) -> DCALTrainer:
+    torch.manual_seed(0)
+    model = DCALForImageClassification.from_backbone(config, num_labels=3, **(model_kwargs or {}))
+    arguments = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **kwargs,
+    }
+    return DCALTrainer(
+        model,
+        DCALTrainingArguments(**arguments),
+        train_dataset=pictures().with_transform(TrainTransform(PROCESSOR, "rand-m9-mstd0.5-inc1", 0.3, 0.5)),
+        eval_dataset=pictures(9, seed=1).with_transform(EvalTransform(PROCESSOR)),
+        processing_class=PROCESSOR,
+        compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
+        callbacks=list(callbacks),
+    )
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"dataloader_num_workers": 2},
+        {"gradient_accumulation_steps": 2, "save_steps": 2},
+        {"pair_sampling": "half", "label_smoothing_factor": 0.1, "activation_checkpointing": True},
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
+    """In the middle of an epoch, with augmentation, random pairs and stochastic depth: bit for bit."""
+    model_kwargs = {"drop_path_rate": 0.3}
+    whole = make_trainer(tmp_path / "whole", vit_config, model_kwargs=model_kwargs, **kwargs)
+    whole.train()
+
+    killed_at = 9 if "gradient_accumulation_steps" not in kwargs else 5
+    killed = make_trainer(tmp_path / "killed", vit_config, [KillAt(killed_at)], model_kwargs, **kwargs)
+    with pytest.raises(Killed):
+        killed.train()
+    resumed = make_trainer(tmp_path / "killed", vit_config, model_kwargs=model_kwargs, **kwargs)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
+
+    assert resumed.state.global_step == whole.state.global_step
+    assert_same_weights(weights(whole), weights(resumed))
+
+
+def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, backbone_config):
+    class Remember(TrainerCallback):
+        def __init__(self):
+            self.weights = {}
+
+        def on_save(self, args, state, control, model, **kwargs):
+            self.weights[state.global_step] = copy.deepcopy(model.state_dict())
+
+    remember = Remember()
+    trainer = make_trainer(
+        tmp_path,
+        backbone_config,
+        [remember],
+        max_steps=8,
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+    )
+    scores = iter([0.1, 0.9, 0.5, 0.2])
+    trainer.compute_metrics = lambda prediction: {"score": next(scores)}
+    trainer.train()
+    assert not torch.equal(remember.weights[4]["sa_classifier.weight"], remember.weights[8]["sa_classifier.weight"])
+    assert_same_weights(weights(trainer), remember.weights[4])
+
+
+def test_last_checkpoint_skips_an_unfinished_one(tmp_path):
+    for step in (8, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step != 10:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    with pytest.raises(FileNotFoundError, match="No complete checkpoint in"):
+        last_checkpoint(tmp_path / "checkpoint-9")
+
+
+def test_branch_losses_are_logged_and_add_up(tmp_path, vit_config):
+    """At the start all log-variances are 0, so the total is half the sum of the branch losses."""
+    trainer = make_trainer(tmp_path, vit_config, max_steps=6, logging_steps=3, learning_rate=1e-9, save_strategy="no")
+    trainer.train()
+    lines = [log for log in trainer.state.log_history if "loss_sa" in log]
+    assert [log["step"] for log in lines] == [3, 6]
+    for log in lines:
+        assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
+
+
+def test_logged_means_cover_gradient_accumulation(tmp_path, vit_config):
+    trainer = make_trainer(
+        tmp_path, vit_config, max_steps=2, gradient_accumulation_steps=3, learning_rate=1e-9, save_strategy="no"
+    )
+    trainer.train()
+    for log in trainer.state.log_history[:2]:
+        assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
+
+
+def test_no_decay_on_what_is_no_weight_matrix(tmp_path, backbone_config):
+    trainer = make_trainer(tmp_path, backbone_config)
+    parameters = dict(trainer.model.named_parameters())
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    matrices = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.squeeze().dim() > 1 and not any(word in name for word in ("position", "token", "class_emb"))
+    }
+    assert decayed == matrices
+    assert "loss_weights.log_vars" in parameters and "loss_weights.log_vars" not in decayed
+
+
+def test_learning_rate_follows_the_total_batch(tmp_path):
+    arguments = DCALTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=16, gradient_accumulation_steps=4, use_cpu=True
+    )
+    assert arguments.learning_rate == pytest.approx(5e-4 * 64 / 512)
+    assert DCALTrainingArguments(str(tmp_path), learning_rate=0.3, use_cpu=True).learning_rate == 0.3
+
+
+def test_schedule_warms_up_and_falls_as_a_cosine(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config, max_steps=20, warmup_steps=0.2, learning_rate=1.0, save_strategy="no")
+    trainer.create_optimizer_and_scheduler(num_training_steps=20)
+    rates = []
+    for _ in range(20):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    expected = [step / 4 for step in range(4)] + [0.5 * (1 + np.cos(np.pi * step / 16)) for step in range(16)]
+    assert rates == pytest.approx(expected)
+
+
+def test_pair_sampling_reaches_the_model(tmp_path, vit_config):
+    seen = []
+    trainer = make_trainer(tmp_path, vit_config, pair_sampling="inter_class", max_steps=2, save_strategy="no")
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs["labels"], kwargs["pair_index"])), with_kwargs=True
+    )
+    trainer.train()
+    assert len(seen) == 2
+    assert all((labels != labels[pair]).all() for labels, pair in seen)
+
+
+def test_noise_runs_pwca_without_partners(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config, pair_sampling="noise", max_steps=1, save_strategy="no")
+    trainer.train()
+    assert "loss_pwca" in trainer.state.log_history[0]
+
+
+def test_label_smoothing_is_that_of_torch(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config, label_smoothing_factor=0.3)
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, trainer.smooth(labels)), expected)
+
+
+def test_unknown_pair_sampling_gets_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="pair_sampling='other' is unknown; choose one of any, inter_class"):
+        DCALTrainingArguments(str(tmp_path), pair_sampling="other", use_cpu=True)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, vit_config):
+    arguments = DCALTrainingArguments(str(tmp_path), use_cpu=True)
+    arguments._n_gpu = 2
+    with pytest.raises(ValueError, match="accelerate launch"):
+        DCALTrainer(DCALForImageClassification.from_backbone(vit_config, num_labels=3), arguments)
+
+
+def test_evaluation_reports_every_branch(tmp_path, vit_config, caplog):
+    with caplog.at_level(logging.WARNING):
+        metrics = make_trainer(tmp_path, vit_config).evaluate()
+    names = ("accuracy", "top5_accuracy", "class_mean_accuracy")
+    assert {f"eval_{branch}{name}" for branch in ("", "sa_", "glca_") for name in names} <= set(metrics)
+    assert caplog.records == []
