@@ -1,0 +1,114 @@
+"""Command lines of the recipes: dataclasses, and a configuration file with overrides behind it."""
+
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class ModelArguments:
+    """Which encoder, and how DCAL is put on it. What is not given is left to `DCALConfig` or to the checkpoint."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of a plain ViT, or of a DCAL checkpoint to go on from."}
+    )
+    backbone_config: str | None = field(
+        default=None,
+        metadata={"help": "An encoder from scratch, as JSON: '{\"model_type\": \"vit\", \"hidden_size\": 128, ...}'."},
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Input size in pixels: one number, or height and width."}
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Hub id or folder of the image processor, if not the model's."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start new classifiers where a DCAL checkpoint knows other classes."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa or flash_attention_2; the best there is if not given."}
+    )
+    branches: list[str] | None = field(default=None, metadata={"help": "Branches to train: any of sa glca pwca."})
+    inference_branches: list[str] | None = field(
+        default=None, metadata={"help": "Branches to predict with: any of sa glca."}
+    )
+    num_glca_blocks: int | None = field(default=None, metadata={"help": "M, the number of GLCA blocks."})
+    num_pwca_blocks: int | None = field(default=None, metadata={"help": "T, the number of blocks with a PWCA twin."})
+    local_query_ratio: float | None = field(default=None, metadata={"help": "R, the share of patches GLCA keeps."})
+    local_query_selection: str | None = field(default=None, metadata={"help": "rollout, last_layer or random."})
+    glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
+    glca_readout: str | None = field(default=None, metadata={"help": "local or cls readout of GLCA."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth at the last block."})
+    initial_log_var: float | None = field(default=None, metadata={"help": "Start of the losses' log-variances."})
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.backbone_config is None):
+            raise ValueError(
+                "Give either --model_name_or_path, to start from a checkpoint, or --backbone_config, to start "
+                "from scratch."
+            )
+        if self.image_size is not None and len(self.image_size) > 2:
+            raise ValueError(f"--image_size takes one or two numbers, got {self.image_size}.")
+
+    @property
+    def input_size(self) -> int | tuple[int, int] | None:
+        if self.image_size is None or len(self.image_size) == 2:
+            return self.image_size and tuple(self.image_size)
+        return self.image_size[0]
+
+    @property
+    def hub_kwargs(self) -> dict[str, Any]:
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    @property
+    def dcal_kwargs(self) -> dict[str, Any]:
+        """The given ones among the fields behind `attn_implementation`, that one included."""
+        names = [f.name for f in fields(self)]
+        names = names[names.index("attn_implementation"):]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def parse_arguments(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Parses `[config.yaml | config.json] [--option value ...]`; options win over the file.
+
+    Raises:
+        FileNotFoundError: If the configuration file does not exist.
+        ValueError: If it is no mapping, or an option is unknown.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = options_of(Path(argv[0])) + argv[1:]
+    return HfArgumentParser(dataclass_types).parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def options_of(path: Path) -> list[str]:
+    """A configuration file as command-line options: lists are spelled out, mappings become JSON, nulls are left out."""
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"The configuration file {path} does not exist.")
+    # JSON is YAML. A number such as 1e-3, without a dot, is text to YAML; argparse reads it all the same.
+    options = yaml.safe_load(path.read_text())
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold a mapping of option names to values.")
+    argv = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        argv += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return argv

@@ -1,0 +1,340 @@
+# /// script
+# dependencies = ["dcal_hf[pictures]"]
+# ///
+"""Fine-tunes a ViT with Dual Cross-Attention Learning on fine-grained classes, evaluates it, and explains it.
+
+On your own photographs, in folders `birds/train/<class>/*.jpg` (and `validation`, `test`, if you have them):
+
+    accelerate launch recipes/run_fgvc.py --do_train --do_eval --data_dir birds --output_dir out \
+        --model_name_or_path facebook/deit-tiny-patch16-224 --image_size 448
+
+On the built-in drawn birds, from scratch, with every option in a file (options behind it win):
+
+    python recipes/run_fgvc.py recipes/configs/quickstart.yaml --output_dir out
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from arguments import ModelArguments, parse_arguments
+from PIL import Image
+from scipy.special import softmax
+from torchvision.transforms.v2.functional import to_pil_image
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor, set_seed
+from transformers.trainer_utils import PredictionOutput
+
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALTrainer, DCALTrainingArguments
+from dcal_hf.attention_dcal import top_patches
+from dcal_hf.data import load_fgvc
+from dcal_hf.files import save_table
+from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
+from dcal_hf.model_card import write_model_card
+from dcal_hf.trainer import last_checkpoint
+from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """Which images, and how they are augmented."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id of a data set, or `drawn` for the built-in one."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with train/<class>/*, validation/<class>/*, test/<class>/*."}
+    )
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with <class>/* to train on."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder with <class>/* to validate on."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the classes."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of train that becomes validation where there is none."}
+    )
+    eval_split: str = field(
+        default="validation",
+        metadata={"help": "Split to evaluate on; with `test`, as in the papers, all of train is trained on."},
+    )
+    split_seed: int = field(default=42, metadata={"help": "Seed of that split."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
+    resize_ratio: float = field(
+        default=550 / 448, metadata={"help": "Images are resized to this multiple of the input size, then cropped."}
+    )
+    auto_augment: str | None = field(
+        default=None, metadata={"help": "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1."}
+    )
+    color_jitter: float = field(default=0.0, metadata={"help": "Strength of colour jitter."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability of random erasing."})
+    attention_images: int = field(
+        default=6, metadata={"help": "Images in attention.png; 0 for no picture, and no need of matplotlib."}
+    )
+
+    def __post_init__(self):
+        if self.dataset_name is None and self.data_dir is None and self.train_dir is None:
+            raise ValueError("Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir.")
+
+    @property
+    def folders(self) -> str | dict[str, str] | None:
+        if self.train_dir is None:
+            return self.data_dir
+        folders = {"train": self.train_dir, "validation": self.validation_dir}
+        return {split: folder for split, folder in folders.items() if folder is not None}
+
+    @property
+    def title(self) -> str:
+        return self.dataset_name or Path(self.data_dir or self.train_dir).resolve().name
+
+
+def main() -> None:
+    model_args, data_args, training_args = parse_arguments((ModelArguments, DataArguments, DCALTrainingArguments))
+    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
+        raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
+    set_up_logging(training_args)
+    set_seed(training_args.seed)
+
+    dataset = load_data(data_args, training_args)
+    model, processor = load_model(model_args, data_args, dataset["train"].features["label"].names)
+    train_transform = TrainTransform(
+        processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing
+    )
+    trainer = DCALTrainer(
+        model,
+        training_args,
+        train_dataset=dataset["train"].with_transform(train_transform) if training_args.do_train else None,
+        eval_dataset=transformed(dataset, data_args.eval_split, processor),
+        processing_class=processor,
+        compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
+    )
+    if training_args.do_train:
+        train(trainer)
+    metrics = {}
+    if training_args.do_eval:
+        metrics = evaluate(trainer, trainer.eval_dataset, "eval")
+    if training_args.do_predict:
+        if "test" not in dataset:
+            raise ValueError(f"--do_predict needs a test split, and {data_args.title} has none.")
+        evaluate(trainer, transformed(dataset, "test", processor), "predict")
+    if trainer.is_world_process_zero():
+        report(trainer, dataset, metrics, model_args, data_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(create_model_card=False)
+
+
+def set_up_logging(training_args: DCALTrainingArguments) -> None:
+    """One format for all libraries, at the level that the command line asks for on this process."""
+    level = training_args.get_process_log_level()
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
+    )
+    datasets.utils.logging.set_verbosity(level)
+    transformers.utils.logging.set_verbosity(level)
+    logger.info(
+        "Process %d of %d on %s, bf16 %s, fp16 %s",
+        training_args.process_index + 1,
+        training_args.world_size,
+        training_args.device,
+        training_args.bf16,
+        training_args.fp16,
+    )
+
+
+def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
+    """Train, validation and perhaps test, cut to the asked size; images stay encoded until a transform opens them."""
+    with training_args.main_process_first(desc="loading the data set"):
+        dataset = load_fgvc(
+            data_args.dataset_name or "imagefolder",
+            data_args.folders,
+            config_name=data_args.dataset_config_name,
+            validation_fraction=data_args.train_val_split if data_args.eval_split == "validation" else 0.0,
+            seed=data_args.split_seed,
+            image_column=data_args.image_column_name,
+            label_column=data_args.label_column_name,
+        )
+    if data_args.eval_split not in dataset:
+        raise ValueError(f"--eval_split {data_args.eval_split}: {data_args.title} has only {', '.join(dataset)}.")
+    limits = {"train": data_args.max_train_samples, data_args.eval_split: data_args.max_eval_samples}
+    for split, limit in limits.items():
+        if limit is not None:
+            shuffled = dataset[split].shuffle(seed=training_args.seed)
+            dataset[split] = shuffled.select(range(min(limit, len(shuffled))))
+    return dataset.cast_column("image", datasets.Image(decode=False))
+
+
+def transformed(dataset: datasets.DatasetDict, split: str, processor: BaseImageProcessor) -> datasets.Dataset:
+    return dataset[split].with_transform(EvalTransform(processor))
+
+
+def load_model(
+    model_args: ModelArguments, data_args: DataArguments, names: list[str]
+) -> tuple[DCALForImageClassification, BaseImageProcessor]:
+    """A DCAL checkpoint as it is, or DCAL put on a plain encoder, with the image processor that goes with it."""
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    source, hub_kwargs = model_args.model_name_or_path, model_args.hub_kwargs
+    if source is None:
+        backbone, processor = AutoConfig.for_model(**json.loads(model_args.backbone_config)), ViTImageProcessor()
+    else:
+        backbone = source
+        processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name or source, **hub_kwargs)
+        config = AutoConfig.from_pretrained(source, **hub_kwargs)
+        if isinstance(config, DCALConfig):
+            model = DCALForImageClassification.from_pretrained(
+                source,
+                ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+                **labels,
+                **model_args.dcal_kwargs,
+                **hub_kwargs,
+            )
+            return model, processor
+    model = DCALForImageClassification.from_backbone(
+        backbone,
+        model_args.input_size,
+        pretrained_kwargs=None if source is None else hub_kwargs,
+        **labels,
+        **model_args.dcal_kwargs,
+    )
+    return model, fine_grained_processor(processor, model.config.image_size, data_args.resize_ratio)
+
+
+def train(trainer: DCALTrainer) -> None:
+    """Trains, from a checkpoint if asked to (`--resume_from_checkpoint last` finds it), and saves model and state."""
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint == "last":
+        checkpoint = last_checkpoint(trainer.args.output_dir)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    metrics["train_samples"] = len(trainer.train_dataset)
+    trainer.save_model()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+
+
+def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str) -> dict[str, float]:
+    """Scores a split; writes the metrics, the confusion matrix and each image's prediction.
+
+    Returns:
+        The metrics without their prefix.
+    """
+    output = trainer.predict(dataset, metric_key_prefix=prefix)
+    metrics = {**output.metrics, f"{prefix}_samples": len(dataset)}
+    trainer.log_metrics(prefix, metrics)
+    trainer.save_metrics(prefix, metrics)
+    if trainer.is_world_process_zero():
+        save_predictions(output, dataset, Path(trainer.args.output_dir), prefix)
+    return {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
+
+
+def save_predictions(output: PredictionOutput, dataset: datasets.Dataset, output_dir: Path, prefix: str) -> None:
+    """Writes `<prefix>_confusion_matrix.csv` and `<prefix>_predictions.csv`."""
+    names = dataset.features["label"].names
+    scores = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    predicted = scores.argmax(axis=1)
+    save_confusion_matrix(
+        confusion_matrix(predicted, output.label_ids, len(names)), names, output_dir / f"{prefix}_confusion_matrix.csv"
+    )
+    paths = [image["path"] for image in dataset.with_format(None)["image"]]
+    probabilities = softmax(scores, axis=1).max(axis=1)
+    rows = zip(paths, output.label_ids, predicted, probabilities)
+    save_table(
+        ["image", "label", "prediction", "probability"],
+        [(path, names[label], names[best], f"{probability:.4f}") for path, label, best, probability in rows],
+        output_dir / f"{prefix}_predictions.csv",
+    )
+
+
+def report(
+    trainer: DCALTrainer,
+    dataset: datasets.DatasetDict,
+    metrics: dict[str, float],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """The model card and `attention.png`, for people."""
+    args, config = trainer.args, trainer.model.config
+    if data_args.attention_images > 0:
+        save_attention(trainer, dataset[data_args.eval_split], data_args.attention_images)
+    if not metrics:
+        return
+    sizes = {f"{split} images": len(part) for split, part in dataset.items()}
+    branches = {name.upper(): f"{name}_" for name in config.inference_branches}
+    if len(branches) > 1:
+        branches[" + ".join(branches)] = ""
+    write_model_card(
+        args.output_dir,
+        model_name=args.hub_model_id or Path(args.output_dir).resolve().name,
+        base_model=model_args.model_name_or_path,
+        dataset=data_args.title,
+        dataset_split=data_args.eval_split,
+        data={**sizes, "classes": config.num_labels, "seed of the split": data_args.split_seed},
+        metrics=metrics,
+        branches=branches,
+        hyperparameters=hyperparameters(trainer, data_args),
+    )
+
+
+def hyperparameters(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:
+    """What somebody needs to train the same model again."""
+    args, config = trainer.args, trainer.model.config
+    switches = ("branches", "num_glca_blocks", "num_pwca_blocks", "local_query_ratio", "local_query_selection")
+    switches += ("glca_scope", "glca_readout", "drop_path_rate", "initial_log_var")
+    return {
+        "image size": " x ".join(map(str, config.image_size)),
+        **{name: getattr(config, name) for name in switches},
+        "pair_sampling": args.pair_sampling,
+        "optimiser": args.optim.value,
+        "learning rate": args.learning_rate,
+        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
+        "weight decay": args.weight_decay,
+        "label smoothing": args.label_smoothing_factor,
+        "total batch": args.total_train_batch_size,
+        "epochs": args.num_train_epochs,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "seed": args.seed,
+        "resize ratio": round(data_args.resize_ratio, 4),
+        "RandAugment, colour jitter, random erasing": (
+            f"{data_args.auto_augment}, {data_args.color_jitter}, {data_args.random_erasing}"
+        ),
+    }
+
+
+def save_attention(trainer: DCALTrainer, dataset: datasets.Dataset, count: int) -> None:
+    """`attention.png`: rollout and selected patches on images drawn from the split."""
+    from dcal_hf.visualization import attention_figure, save_figure
+
+    chosen = dataset.shuffle(seed=trainer.args.seed).select(range(min(count, len(dataset))))
+    processor, model, names = trainer.processing_class, trainer.model.eval(), dataset.features["label"].names
+    batch = chosen.with_transform(EvalTransform(processor))[:]
+    pixel_values = torch.stack(batch["pixel_values"])
+    with torch.inference_mode():
+        output = model(pixel_values.to(model.device, model.dtype), output_rollout=True)
+    selected = output.local_query_indices
+    if selected is None:
+        selected = top_patches(output.rollout, model.config.num_local_queries)
+    probabilities, predicted = output.logits.float().softmax(dim=-1).max(dim=-1)
+    titles = [
+        f"true: {names[label]}   predicted: {names[best]} ({probability:.2f})"
+        for label, best, probability in zip(batch["labels"], predicted, probabilities)
+    ]
+    figure = attention_figure(
+        denormalized(pixel_values, processor), output.rollout, model.config.grid, selected, titles
+    )
+    save_figure(figure, Path(trainer.args.output_dir, "attention.png"))
+
+
+def denormalized(pixel_values: torch.Tensor, processor: BaseImageProcessor) -> list[Image.Image]:
+    """Model inputs (B, 3, height, width) back to pictures."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return [to_pil_image((pixels * std + mean).clamp(0, 1)) for pixels in pixel_values]
+
+
+if __name__ == "__main__":
+    main()

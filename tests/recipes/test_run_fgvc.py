@@ -1,0 +1,221 @@
+"""The recipe as a user runs it: a command line, a folder, the files it leaves."""
+
+import csv
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
+
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 8,
+}
+OPTIONS = {
+    "backbone_config": TINY,
+    "image_size": 16,
+    "local_query_ratio": 0.5,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "use_cpu": True,
+    "attention_images": 0,
+}
+
+
+def picture(seed: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def make_folder(root: Path) -> Path:
+    """Three classes; among the images a grey, a palette and a transparent one, a text file, a class of one image."""
+    modes = {("train", "wren", 0): "L", ("train", "wren", 1): "P", ("train", "robin", 0): "RGBA"}
+    counts = {("train", "wren"): 5, ("train", "robin"): 5, ("train", "finch"): 1}
+    counts |= {("validation", "wren"): 3, ("validation", "robin"): 2, ("test", "wren"): 2, ("test", "finch"): 1}
+    for (split, name), count in counts.items():
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            mode = modes.get((split, name, number), "RGB")
+            picture(number, mode).save(folder / f"{number}.png")
+    (root / "train" / "wren" / "notes.txt").write_text("not an image")
+    return root
+
+
+def run_recipe(tmp_path: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
+    command = [sys.executable, str(ROOT / "recipes" / "run_fgvc.py"), str(config), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    return importlib.import_module("run_fgvc")
+
+
+@pytest.fixture
+def parse_arguments(recipe):
+    return recipe.parse_arguments
+
+
+@pytest.fixture
+def run_main(monkeypatch, recipe):
+    """The recipe within this process, for errors: importing everything anew costs seconds."""
+
+    def run(tmp_path: Path, *arguments: str, **options: object) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
+        monkeypatch.setattr(sys, "argv", ["run_fgvc.py", str(config), *arguments])
+        recipe.main()
+
+    return run
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
+    folder = make_folder(tmp_path / "birds")
+    run = run_recipe(
+        tmp_path, "--do_train", "--do_eval", "--do_predict", data_dir=str(folder), attention_images=2, logging_steps=1
+    )
+    assert run.returncode == 0, run.stderr
+    assert "1 entries in the class folders" in run.stderr and "notes.txt" in run.stderr
+    assert "loss_pwca" in run.stdout
+    out = tmp_path / "out"
+
+    results = read_json(out / "all_results.json")
+    names = {f"eval_{branch}{name}" for branch in ("", "sa_", "glca_") for name in ("accuracy", "top5_accuracy")}
+    assert names | {"train_loss", "predict_accuracy"} <= set(results)
+    assert (results["train_samples"], results["eval_samples"], results["predict_samples"]) == (11, 5, 3)
+
+    with open(out / "eval_confusion_matrix.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[1:] == [row[0] for row in rows] == ["finch", "robin", "wren"]
+    counts = np.array([[int(cell) for cell in row[1:]] for row in rows])
+    assert counts.sum(axis=1).tolist() == [0, 2, 3]
+    assert np.trace(counts) / 5 == pytest.approx(results["eval_accuracy"])
+
+    with open(out / "predict_predictions.csv", newline="") as file:
+        predictions = list(csv.DictReader(file))
+    assert [row["label"] for row in predictions] == ["finch", "wren", "wren"]
+    assert Path(predictions[0]["image"]) == folder / "test" / "finch" / "0.png"
+    assert np.mean([row["label"] == row["prediction"] for row in predictions]) == results["predict_accuracy"]
+
+    card = ModelCard.load(out / "README.md")
+    assert {result.metric_value for result in card.data.eval_results} >= {results["eval_glca_accuracy"]}
+    assert "2205.02151" in card.text and "train images | 11" in card.text
+    assert Image.open(out / "attention.png").size[0] > 100
+    assert AutoModelForImageClassification.from_pretrained(out).config.label2id == {"finch": 0, "robin": 1, "wren": 2}
+
+
+def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path):
+    folder = make_folder(tmp_path / "birds")
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in TINY.items() if name != "model_type"}
+    ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
+    source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "vit"), "image_size": [24, 16]}
+    run = run_recipe(tmp_path, "--do_train", "--do_eval", data_dir=str(folder), **source)
+    assert run.returncode == 0, run.stderr
+    first = read_json(tmp_path / "out" / "eval_results.json")
+    processor = read_json(tmp_path / "out" / "preprocessor_config.json")
+    assert processor["crop_size"] == {"height": 24, "width": 16} and processor["image_mean"] == [0.4] * 3
+
+    source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "out"), "image_size": None}
+    run = run_recipe(
+        tmp_path, "--do_eval", "--output_dir", str(tmp_path / "again"), data_dir=str(folder), **source
+    )
+    assert run.returncode == 0, run.stderr
+    again = read_json(tmp_path / "again" / "eval_results.json")
+    assert again["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-6)
+
+
+def test_interrupted_and_resumed_ends_at_the_same_weights(tmp_path):
+    options = {"data_dir": str(make_folder(tmp_path / "birds")), "save_steps": 1, "num_train_epochs": 2}
+    run = run_recipe(tmp_path, "--do_train", **options)
+    assert run.returncode == 0, run.stderr
+    whole = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for step in (5, 6):  # as if killed while the fifth checkpoint was being written
+        for file in sorted((tmp_path / "out" / f"checkpoint-{step}").iterdir()):
+            if step == 6 or file.name == "trainer_state.json":
+                file.unlink()
+    (tmp_path / "out" / "model.safetensors").unlink()
+    run = run_recipe(tmp_path, "--do_train", "--resume_from_checkpoint", "last", **options)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+
+
+def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path):
+    folder = make_folder(tmp_path / "birds")
+    arguments = ["--do_train", "--branches", "sa", "pwca", "--max_train_samples", "7", "--num_train_epochs", "2"]
+    run = run_recipe(tmp_path, *arguments, train_dir=str(folder / "train"), train_val_split=0.3)
+    assert run.returncode == 0, run.stderr
+    config = read_json(tmp_path / "out" / "config.json")
+    assert config["branches"] == ["sa", "pwca"] and config["inference_branches"] == ["sa"]
+    assert read_json(tmp_path / "out" / "trainer_state.json")["epoch"] == 2
+    assert read_json(tmp_path / "out" / "train_results.json")["train_samples"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ([], {"data_dir": "."}, "Nothing to do: give --do_train, --do_eval or --do_predict."),
+        (["--do_train"], {}, "Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir."),
+        (["--do_train"], {"data_dir": "nowhere"}, "the folder nowhere does not exist"),
+        (["--do_train"], {"data_dir": ".", "backbone_config": None}, "Give either --model_name_or_path"),
+        (["--do_train"], {"data_dir": ".", "no_such_option": 1}, "no_such_option"),
+        (["--do_train"], {"data_dir": ".", "image_size": [1, 2, 3]}, "--image_size takes one or two numbers"),
+        (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch size"),
+        (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
+        (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
+    ],
+)
+def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
+    with pytest.raises((ValueError, FileNotFoundError, StrictDataclassError), match=re.escape(sentence)):
+        run_main(tmp_path, *arguments, **options)
+
+
+def test_a_broken_image_and_a_missing_test_split_are_named(tmp_path, run_main):
+    folder = make_folder(tmp_path / "birds")
+    broken = folder / "train" / "robin" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"cannot read image {broken}"):
+        run_main(tmp_path, "--do_train", data_dir=str(folder))
+    with pytest.raises(ValueError, match="--do_predict needs a test split, and train has none"):
+        run_main(tmp_path, "--do_predict", train_dir=str(folder / "train"))
+
+
+def test_a_missing_configuration_file_is_named(parse_arguments):
+    with pytest.raises(FileNotFoundError, match="The configuration file missing.yaml does not exist."):
+        parse_arguments((), ["missing.yaml"])
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_parses(tmp_path, recipe, parse_arguments, preset):
+    types = (recipe.ModelArguments, recipe.DataArguments, recipe.DCALTrainingArguments)
+    options = ["--data_dir", "birds", "--output_dir", str(tmp_path), "--use_cpu"]
+    model_args, _, training_args = parse_arguments(types, [str(preset), *options])
+    assert json.loads(model_args.backbone_config)["model_type"] == "vit"
+    assert training_args.do_train

@@ -1,0 +1,219 @@
+import importlib.metadata
+import math
+import os
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from dcal_hf import model_card
+from dcal_hf.model_card import framework_versions, write_model_card
+
+
+METRICS = {
+    "accuracy": np.float64(0.846), "top5_accuracy": 0.9712, "class_mean_accuracy": 0.8444,
+    "sa_accuracy": 0.843, "sa_top5_accuracy": 0.9701, "sa_class_mean_accuracy": 0.8411,
+    "glca_accuracy": np.float32(0.8125), "glca_top5_accuracy": 0.9695, "glca_class_mean_accuracy": 0.83,
+}
+FACTS = {
+    "model_name": "someone/dcal-deit-tiny-cub",
+    "dataset": "CUB-200-2011",
+    "metrics": METRICS,
+    "hyperparameters": {"learning rate": 5e-4, "betas": (0.9, 0.999), "a|b": "first\nsecond"},
+    "data": {"Training images": 5994, "Validation images": 5794, "Classes": 200, "Split seed": 42},
+}
+HUB = {
+    "base_model": "facebook/deit-tiny-patch16-224",
+    "dataset_id": "someone/cub200",
+    "dataset_split": "test",
+}
+
+
+def written(path, **facts):
+    return ModelCard.load(write_model_card(path, **{**FACTS, **facts}))
+
+
+def section(card, title):
+    return card.text.split(f"\n## {title}\n\n")[1].split("\n## ")[0].strip()
+
+
+def table(card, title):
+    lines = [line for line in section(card, title).splitlines() if line.startswith("|")]
+    head, rule, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    assert rule == ["---"] * len(head)
+    return head, rows
+
+
+def test_header(tmp_path):
+    header = written(tmp_path, **HUB).data.to_dict()
+    header.pop("model-index")
+    assert header == {
+        "base_model": "facebook/deit-tiny-patch16-224",
+        "datasets": ["someone/cub200"],
+        "library_name": "transformers",
+        "license": "apache-2.0",
+        "metrics": ["accuracy", "top5_accuracy", "class_mean_accuracy"],
+        "pipeline_tag": "image-classification",
+        "tags": ["dcal", "fine-grained", "vision-transformer"],
+    }
+
+
+def test_results_for_the_hub(tmp_path):
+    data = written(tmp_path, **HUB).data
+    assert data.model_name == "someone/dcal-deit-tiny-cub"
+    found = [(result.metric_name, result.metric_type, result.metric_value) for result in data.eval_results]
+    assert found == [
+        ("Top-1 (SA)", "accuracy", 0.843),
+        ("Top-5 (SA)", "top5_accuracy", 0.9701),
+        ("Class mean (SA)", "class_mean_accuracy", 0.8411),
+        ("Top-1 (GLCA)", "accuracy", 0.8125),
+        ("Top-5 (GLCA)", "top5_accuracy", 0.9695),
+        ("Class mean (GLCA)", "class_mean_accuracy", 0.83),
+        ("Top-1 (SA + GLCA)", "accuracy", 0.846),
+        ("Top-5 (SA + GLCA)", "top5_accuracy", 0.9712),
+        ("Class mean (SA + GLCA)", "class_mean_accuracy", 0.8444),
+    ]
+    for result in data.eval_results:
+        assert (result.task_type, result.dataset_name) == ("image-classification", "CUB-200-2011")
+        assert (result.dataset_type, result.dataset_split) == ("someone/cub200", "test")
+
+
+def test_results_for_people(tmp_path):
+    card = written(tmp_path, **HUB)
+    assert table(card, "Results") == (
+        ["Branch", "Top-1", "Top-5", "Class mean"],
+        [
+            ["SA", "84.30", "97.01", "84.11"],
+            ["GLCA", "81.25", "96.95", "83.00"],
+            ["SA + GLCA", "84.60", "97.12", "84.44"],
+        ],
+    )
+    assert section(card, "Results").startswith("In %, on CUB-200-2011, test.")
+
+
+def test_data_and_settings(tmp_path):
+    card = written(tmp_path, **HUB)
+    assert table(card, "Data")[1] == [
+        ["Data set", "[CUB-200-2011](https://huggingface.co/datasets/someone/cub200)"],
+        ["Training images", "5994"],
+        ["Validation images", "5794"],
+        ["Classes", "200"],
+        ["Split seed", "42"],
+    ]
+    base = "facebook/deit-tiny-patch16-224"
+    assert table(card, "Training")[1] == [
+        ["base model", f"[{base}](https://huggingface.co/{base})"],
+        ["learning rate", "0.0005"],
+        ["betas", "(0.9, 0.999)"],
+        ["a\\|b", "first second"],
+    ]
+
+
+def test_versions(tmp_path):
+    rows = dict(table(written(tmp_path), "Versions")[1])
+    assert list(rows) == ["dcal_hf", "torch", "transformers", "datasets", "accelerate", "timm"]
+    assert rows["torch"] == importlib.metadata.version("torch")
+    assert rows["transformers"] == importlib.metadata.version("transformers")
+
+
+def test_missing_package_is_told(monkeypatch):
+    monkeypatch.setattr(model_card, "PACKAGES", ("torch", "no-such-package"))
+    assert framework_versions() == {"torch": importlib.metadata.version("torch"), "no-such-package": "not installed"}
+
+
+def test_usage_is_a_program_of_five_lines(tmp_path):
+    usage = section(written(tmp_path), "How to use")
+    code = usage.removeprefix("```python\n").removesuffix("\n```")
+    compile(code, "usage", "exec")
+    lines = [line for line in code.splitlines() if line]
+    assert len(lines) <= 5
+    assert lines[0].startswith("import dcal_hf")
+    assert 'AutoModelForImageClassification.from_pretrained("someone/dcal-deit-tiny-cub")' in code
+    assert 'pipeline("image-classification", model="someone/dcal-deit-tiny-cub")' in code
+
+
+def test_paper_is_cited(tmp_path):
+    citation = section(written(tmp_path), "Citation")
+    for fact in ("{Zhu, Haowei and", "4692--4702", "{2022}", "(CVPR)", "arxiv.org/abs/2205.02151"):
+        assert fact in citation
+    title = "Dual Cross-Attention Learning for Fine-Grained Visual Categorization and Object Re-Identification"
+    assert f"title     = {{{title}}}" in citation
+    assert citation.count("{") == citation.count("}")
+
+
+def test_model_from_scratch_on_local_data(tmp_path):
+    card = written(tmp_path)
+    header = card.data.to_dict()
+    assert "base_model" not in header and "datasets" not in header
+    assert {result.dataset_type for result in card.data.eval_results} == {"CUB-200-2011"}
+    assert table(card, "Training")[1][0] == ["base model", "none, trained from scratch"]
+    assert table(card, "Data")[1][0] == ["Data set", "CUB-200-2011"]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_local_base_model_keeps_its_path_to_itself(tmp_path, monkeypatch, relative):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private" / "deit").mkdir(parents=True)
+    base_model = "private/deit" if relative else str(tmp_path / "private" / "deit")
+    card = written(tmp_path, base_model=base_model)
+    assert "base_model" not in card.data.to_dict()
+    assert table(card, "Training")[1][0] == ["base model", "deit"]
+    assert "private" not in card.content
+
+
+def test_reid_card(tmp_path):
+    card = written(
+        tmp_path,
+        task="image-feature-extraction",
+        metrics={"map": 0.875, "rank1": 0.947, "sa_map": 0.87, "sa_rank1": 0.943},
+        branches={"SA": "sa_", "SA + GLCA": ""},
+        columns={"mAP": "map", "Rank-1": "rank1"},
+        usage="Embed with `{model}` {as is}.",
+        limitations="Persons only.",
+        sections={"Ethics": "Ask first."},
+        tags=["dcal", "re-identification"],
+        license="mit",
+    )
+    header = card.data.to_dict()
+    assert (header["pipeline_tag"], header["license"]) == ("image-feature-extraction", "mit")
+    assert (header["tags"], header["metrics"]) == (["dcal", "re-identification"], ["map", "rank1"])
+    assert table(card, "Results") == (
+        ["Branch", "mAP", "Rank-1"],
+        [["SA", "87.00", "94.30"], ["SA + GLCA", "87.50", "94.70"]],
+    )
+    assert [result.metric_value for result in card.data.eval_results] == [0.87, 0.943, 0.875, 0.947]
+    assert {result.task_type for result in card.data.eval_results} == {"image-feature-extraction"}
+    assert section(card, "How to use") == "Embed with `someone/dcal-deit-tiny-cub` {as is}."
+    assert section(card, "Limitations") == "Persons only."
+    assert section(card, "Ethics") == "Ask first."
+
+
+def test_prefixed_metrics_of_one_branch(tmp_path):
+    metrics = {f"eval_{name}": METRICS[name] for name in ("accuracy", "top5_accuracy", "class_mean_accuracy")}
+    card = written(tmp_path, metrics={**metrics, "eval_loss": math.nan}, branches={"SA": "eval_"})
+    assert table(card, "Results")[1] == [["SA", "84.60", "97.12", "84.44"]]
+
+
+def test_missing_metric_is_named(tmp_path):
+    with pytest.raises(ValueError, match="needs the metrics sa_accuracy, .*; it was given accuracy"):
+        write_model_card(tmp_path, **{**FACTS, "metrics": {"accuracy": 0.5}})
+    assert os.listdir(tmp_path) == []
+
+
+def test_card_is_replaced_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "new" / "model"
+    path = write_model_card(folder, **FACTS)
+    assert path == folder / "README.md"
+    first = path.read_text()
+    write_model_card(folder, **{**FACTS, "model_name": "Möwe: #1"})
+    assert os.listdir(folder) == ["README.md"]
+    assert ModelCard.load(path).data.model_name == "Möwe: #1"
+
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_model_card(folder, **FACTS)
+    assert ModelCard.load(path).data.model_name == "Möwe: #1"
+    assert "Möwe" not in first
