@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,6 @@ class DCALPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -179,7 +179,7 @@ class DCALModel(DCALPreTrainedModel):
     def add_stochastic_depth(self, rate: float) -> None:
         """Linear in depth, 0 at the first block, `rate` at the last and in GLCA, which starts from the last."""
         blocks = self.seam.get_blocks(self.backbone)
-        add_stochastic_depth(blocks, self.seam, torch.linspace(0, rate, len(blocks)).tolist())
+        add_stochastic_depth(blocks, self.seam, [rate * i / max(len(blocks) - 1, 1) for i in range(len(blocks))])
         if self.glca is not None:
             add_stochastic_depth(self.glca.blocks, self.seam, [rate] * len(self.glca.blocks))
 
@@ -204,7 +204,6 @@ class DCALModel(DCALPreTrainedModel):
         pair_index: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
-        **kwargs: Any,
     ) -> DCALModelOutput:
         """
         Args:
@@ -243,7 +242,7 @@ class DCALModel(DCALPreTrainedModel):
         )
 
     @property
-    def attend(self):
+    def attend(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """The user's attention implementation, for both branches."""
         block = self.seam.get_blocks(self.backbone)[-1]
         return attention_function(self.config._attn_implementation, self.seam.get_attention(block))
@@ -284,14 +283,14 @@ class DCALModel(DCALPreTrainedModel):
         """
         hidden_states = self.seam.embed(self.backbone, pixel_values)
         rotary = self.seam.rotary(self.backbone, pixel_values)
-        batch_size, records, pair = len(hidden_states), [], {}
+        batch_size, attend, records, pair = len(hidden_states), self.attend, [], {}
         has_pair = pair_index is not None or pair_noise
         for depth, block in enumerate(self.seam.get_blocks(self.backbone)):
             if has_pair and depth == self.config.num_layers - self.config.num_pwca_blocks:
                 hidden_states = torch.cat([hidden_states, hidden_states])
                 pair = {"pair_index": pair_index, "pair_noise": pair_noise}
             record = {} if depth in recorded else None
-            hidden_states = run_block(block, hidden_states, rotary, attend=self.attend, record=record, **pair)
+            hidden_states = run_block(block, hidden_states, rotary, attend=attend, record=record, **pair)
             if record is not None:
                 records.append(record)
         pair_tokens = hidden_states[batch_size:] if has_pair else None
@@ -348,7 +347,6 @@ class DCALForImageClassification(DCALPreTrainedModel):
         pair_index: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
-        **kwargs: Any,
     ) -> DCALImageClassifierOutput:
         """
         Args:

@@ -178,18 +178,19 @@ class SeededDataset(Dataset):
 
 @contextmanager
 def isolated_random_state(entropy: list[int]) -> Iterator[None]:
-    """Seeds torch, NumPy and Python from `entropy` inside the block, and restores them after it."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    """Seeds torch (on the CPU), NumPy and Python from `entropy` inside the block, and restores them after it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    random.seed(seed)
+    np.random.seed(seed)
+    # Not torch.manual_seed: that reaches for every device, and queues a call on each that is not there yet.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 __all__ = [

@@ -53,6 +53,13 @@ def test_saved_and_loaded_is_the_same_model(tmp_path, backbone_config):
     assert loaded.config.id2label == {0: "wren", 1: "robin", 2: "finch"}
 
 
+def test_stochastic_depth_comes_back_with_the_checkpoint(tmp_path, vit_config):
+    saved_model(tmp_path, vit_config, drop_path_rate=0.5)
+    loaded = DCALForImageClassification.from_pretrained(tmp_path)
+    rates = [hook.rate for module in loaded.modules() for hook in module._forward_hooks.values()]
+    assert rates == [0.25, 0.25, 0.5, 0.5, 0.5, 0.5]  # blocks 2 and 3 of 3, and GLCA
+
+
 def test_auto_model_gives_the_embeddings(tmp_path, vit_config):
     model = saved_model(tmp_path, vit_config)
     loaded = AutoModel.from_pretrained(tmp_path).eval()
