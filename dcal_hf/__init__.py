@@ -2,8 +2,10 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
+from .classification_dcal import DCALForImageClassification, DCALImageClassifierOutput
 from .configuration_dcal import DCALConfig
-from .modeling_dcal import DCALForImageClassification, DCALImageClassifierOutput, DCALModel, DCALModelOutput
+from .modeling_dcal import DCALModel, DCALModelOutput
+from .reid_dcal import DCALForReID, DCALReIDOutput
 from .trainer import DCALTrainer
 from .training_args import DCALTrainingArguments
 from .version import __version__
@@ -16,13 +18,17 @@ AutoModelForImageClassification.register(DCALConfig, DCALForImageClassification)
 DCALConfig.register_for_auto_class()
 DCALModel.register_for_auto_class("AutoModel")
 DCALForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+# No Auto class is for Re-ID. Under this one its checkpoints carry their code, too; AutoModel is how to load them.
+DCALForReID.register_for_auto_class("AutoModelForPreTraining")
 
 __all__ = [
     "DCALConfig",
     "DCALForImageClassification",
+    "DCALForReID",
     "DCALImageClassifierOutput",
     "DCALModel",
     "DCALModelOutput",
+    "DCALReIDOutput",
     "DCALTrainer",
     "DCALTrainingArguments",
     "__version__",

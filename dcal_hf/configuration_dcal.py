@@ -47,6 +47,12 @@ class DCALConfig(PreTrainedConfig):
             reads CLS, but then the selection changes nothing; see "Readings of the paper" in the README.
         drop_path_rate (`float`):
             Stochastic depth of the last block; it rises linearly from 0 at the first.
+        neck (`bool`):
+            Whether embeddings have a BatchNorm neck, as `DCALForReID` needs.
+        neck_feature (`str`):
+            Whether embeddings are taken `"before"` the neck (TransReID) or `"after"` it.
+        normalize_embeddings (`bool`):
+            Whether embeddings have length 1.
         initial_log_var (`float`):
             Where the log-variances that weight the branch losses start (not in the paper).
     """
@@ -67,6 +73,9 @@ class DCALConfig(PreTrainedConfig):
     glca_readout: str = "local"
     drop_path_rate: float | int = 0.0
     initial_log_var: float | int = 0.0
+    neck: bool = False
+    neck_feature: str = "before"
+    normalize_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -155,6 +164,7 @@ class DCALConfig(PreTrainedConfig):
             "local_query_selection": ("rollout", "last_layer", "random"),
             "glca_scope": ("global", "local"),
             "glca_readout": ("local", "cls"),
+            "neck_feature": ("before", "after") if self.neck else ("before",),
         }
         for name, choices in switches.items():
             if getattr(self, name) not in choices:

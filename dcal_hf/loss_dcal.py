@@ -29,4 +29,28 @@ class UncertaintyWeights(nn.Module):
         return 0.5 * (torch.exp(-log_vars) * values + log_vars).sum()
 
 
-__all__ = ["UncertaintyWeights"]
+def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
+    """Batch-hard triplet loss with a soft margin: `mean_a log(1 + exp(max_p d(a, p) - min_n d(a, n)))`.
+
+    Hermans et al. 2017 (https://huggingface.co/papers/1703.07737), Euclidean distance. Always in float32: in half
+    precision the differences of near distances are lost. Anchors without another image of their identity, or without
+    one of another identity, do not count.
+
+    Args:
+        features (`Tensor` of shape `(B, D)`)
+        labels (`Tensor` of shape `(B,)`): Identities.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    same = labels[:, None] == labels[None, :]
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    hardest_positive = distances.masked_fill(~positive, 0.0).amax(dim=1)
+    hardest_negative = distances.masked_fill(same, torch.inf).amin(dim=1)
+    is_anchor = positive.any(dim=1) & ~same.all(dim=1)
+    # Where nothing counts the difference is masked before the softplus, so that no infinity reaches the gradient.
+    margin = torch.where(is_anchor, hardest_positive - hardest_negative, 0.0)
+    return (nn.functional.softplus(margin) * is_anchor).sum() / is_anchor.sum().clamp(min=1)
+
+
+__all__ = ["UncertaintyWeights", "batch_hard_triplet"]

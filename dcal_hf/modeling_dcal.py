@@ -1,7 +1,6 @@
 """DCAL models: Dual Cross-Attention Learning on any transformers ViT (https://huggingface.co/papers/2205.02151)."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from .encoder_dcal import (
 )
 from .glca_dcal import GLCA
 from .loss_dcal import UncertaintyWeights
+from .neck_dcal import join_embeddings, make_necks
 
 
 @dataclass
@@ -33,7 +33,8 @@ class DCALModelOutput(ModelOutput):
     Args:
         last_hidden_state (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
         pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS and GLCA's readout, in the order
-            of `config.inference_branches`. Also reachable as `embeddings`.
+            of `config.inference_branches`; in evaluation mode after the neck, if `config.neck_feature` says so. Also
+            reachable as `embeddings`.
         sa_embedding, glca_embedding, pwca_embedding (`Tensor` of shape `(B, D)`): Per branch, None if it did not run.
         rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over patches.
         local_query_indices (`Tensor` of shape `(B, R)`): The selected patches, best first.
@@ -52,28 +53,6 @@ class DCALModelOutput(ModelOutput):
         return self.pooler_output
 
 
-@dataclass
-class DCALImageClassifierOutput(ModelOutput):
-    """
-    Args:
-        loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
-        losses (`dict` of `Tensor`): The cross-entropy of each of these branches.
-        logits (`Tensor` of shape `(B, classes)`): `softmax(logits)` is the mean of the branches' probabilities.
-        sa_logits, glca_logits, pwca_logits (`Tensor` of shape `(B, classes)`): Per branch, None if it did not run.
-        embeddings, rollout, local_query_indices: As in `DCALModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    logits: Tensor | None = None
-    sa_logits: Tensor | None = None
-    glca_logits: Tensor | None = None
-    pwca_logits: Tensor | None = None
-    embeddings: Tensor | None = None
-    rollout: Tensor | None = None
-    local_query_indices: Tensor | None = None
-
-
 class DCALPreTrainedModel(PreTrainedModel):
     """Loading, saving, initialisation."""
 
@@ -87,6 +66,8 @@ class DCALPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     model_tags = ["dcal"]
+    # What `from_backbone` gives to `DCALConfig` where the caller does not.
+    config_defaults: dict[str, Any] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -131,6 +112,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If the backbone's type is not supported or the configuration is invalid.
         """
+        config_kwargs = {**cls.config_defaults, **config_kwargs}
         pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
         is_config = isinstance(backbone, PreTrainedConfig)
         source_config = backbone if is_config else AutoConfig.from_pretrained(backbone, **pretrained_kwargs)
@@ -173,6 +155,7 @@ class DCALModel(DCALPreTrainedModel):
         self.num_prefix_tokens = self.seam.num_prefix_tokens(config.backbone_config)
         self.backbone = build_backbone(config.backbone_config, config.grid)
         self.glca = GLCA(config, self.seam, self.backbone) if "glca" in config.branches else None
+        self.necks = make_necks(config) if config.neck else None
         self.add_stochastic_depth(config.drop_path_rate)
         self.post_init()
 
@@ -233,7 +216,8 @@ class DCALModel(DCALPreTrainedModel):
             embeddings["glca"] = norm(local_tokens).mean(dim=1)
         return DCALModelOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=torch.cat([embeddings[name] for name in self.config.inference_branches], dim=-1),
+            # In training a neck would count the batch twice: here and in the loss.
+            pooler_output=join_embeddings(embeddings, None if self.training else self.necks, self.config),
             sa_embedding=embeddings["sa"],
             glca_embedding=embeddings.get("glca"),
             pwca_embedding=None if pair_tokens is None else norm(pair_tokens[:, 0]),
@@ -322,74 +306,4 @@ def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
     return height // patch_height, width // patch_width
 
 
-class DCALForImageClassification(DCALPreTrainedModel):
-    """DCAL with a linear classifier on SA (shared by PWCA) and one on GLCA, for fine-grained categories."""
-
-    def __init__(self, config: DCALConfig):
-        super().__init__(config)
-        if config.num_labels < 2:
-            raise ValueError(f"A classifier needs at least two classes, got num_labels={config.num_labels}.")
-        self.dcal = DCALModel(config)
-        width = config.backbone_config.hidden_size
-        has_sa_head = config.branches != ("glca",)
-        self.sa_classifier = nn.Linear(width, config.num_labels) if has_sa_head else None
-        self.glca_classifier = nn.Linear(width, config.num_labels) if "glca" in config.branches else None
-        self.loss_weights = None
-        if len(config.branches) > 1:
-            self.loss_weights = UncertaintyWeights(config.branches, config.initial_log_var)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        pair_index: Tensor | None = None,
-        pair_noise: bool = False,
-        output_rollout: bool = False,
-    ) -> DCALImageClassifierOutput:
-        """
-        Args:
-            pixel_values, pair_index, pair_noise, output_rollout: As in `DCALModel`.
-            labels (`Tensor` of shape `(B,)`, int64, or `(B, classes)`, probabilities, *optional*)
-        """
-        outputs = self.dcal(pixel_values, pair_index, pair_noise, output_rollout, return_dict=True)
-        logits = {}
-        if "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches):
-            logits["sa"] = self.sa_classifier(outputs.sa_embedding)
-        if outputs.glca_embedding is not None:
-            logits["glca"] = self.glca_classifier(outputs.glca_embedding)
-        if outputs.pwca_embedding is not None:
-            logits["pwca"] = self.sa_classifier(outputs.pwca_embedding)
-        loss, losses = None, None
-        if labels is not None:
-            loss, losses = self.compute_loss(logits, labels)
-        return DCALImageClassifierOutput(
-            loss=loss,
-            losses=losses,
-            logits=mean_probability_logits([logits[name] for name in self.config.inference_branches]),
-            sa_logits=logits.get("sa"),
-            glca_logits=logits.get("glca"),
-            pwca_logits=logits.get("pwca"),
-            embeddings=outputs.embeddings,
-            rollout=outputs.rollout,
-            local_query_indices=outputs.local_query_indices,
-        )
-
-    def compute_loss(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of each trained branch that ran (paper, section 3.4), and their weighted total."""
-        trained = [name for name in logits if name in self.config.branches]
-        losses = {name: nn.functional.cross_entropy(logits[name].float(), labels) for name in trained or logits}
-        # A lone branch needs no weight, nor has SA one where it only reads what PWCA trained.
-        total = self.loss_weights(losses) if trained and self.loss_weights is not None else sum(losses.values())
-        return total, losses
-
-
-def mean_probability_logits(logits: list[Tensor]) -> Tensor:
-    """Logits whose softmax is the mean of the branches' probabilities: the paper's sum, normalised."""
-    if len(logits) == 1:
-        return logits[0]
-    return torch.stack([x.float().log_softmax(dim=-1) for x in logits]).logsumexp(dim=0) - math.log(len(logits))
-
-
-__all__ = ["DCALForImageClassification", "DCALImageClassifierOutput", "DCALModel", "DCALModelOutput"]
+__all__ = ["DCALModel", "DCALModelOutput", "DCALPreTrainedModel"]

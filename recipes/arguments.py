@@ -96,7 +96,7 @@ def parse_arguments(dataclass_types: tuple[type, ...], argv: list[str] | None = 
 
 
 def options_of(path: Path) -> list[str]:
-    """A configuration file as command-line options: lists are spelled out, mappings become JSON, nulls are left out."""
+    """A configuration file as command-line options: lists spelled out, mappings as JSON, nulls left out."""
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
     if not path.is_file():

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoModel, ViTConfig
 
 from dcal_hf import DCALForImageClassification, DCALModel
-from dcal_hf.modeling_dcal import mean_probability_logits
+from dcal_hf.classification_dcal import mean_probability_logits
 
 
 PAIRS = torch.tensor([1, 2, 3, 0])

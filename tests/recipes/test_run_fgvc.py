@@ -187,7 +187,7 @@ def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path):
         (["--do_train"], {"data_dir": ".", "backbone_config": None}, "Give either --model_name_or_path"),
         (["--do_train"], {"data_dir": ".", "no_such_option": 1}, "no_such_option"),
         (["--do_train"], {"data_dir": ".", "image_size": [1, 2, 3]}, "--image_size takes one or two numbers"),
-        (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch size"),
+        (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
         (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
         (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
     ],

@@ -1,0 +1,37 @@
+"""The BatchNorm neck of re-identification (Luo et al. 2019, https://huggingface.co/papers/1903.07071)."""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_dcal import DCALConfig
+
+
+class Neck(nn.BatchNorm1d):
+    """BatchNorm without a trained bias: the triplet loss shapes the feature before, the classifier the one after."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        bias = self.bias.detach()
+        del self.bias
+        self.register_buffer("bias", bias)
+
+
+def make_necks(config: DCALConfig) -> nn.ModuleDict:
+    """One neck per branch that has a classifier; PWCA goes through SA's."""
+    names = [] if config.branches == ("glca",) else ["sa"]
+    names += ["glca"] if "glca" in config.branches else []
+    return nn.ModuleDict({name: Neck(config.backbone_config.hidden_size) for name in names})
+
+
+def join_embeddings(features: dict[str, Tensor], necks: nn.ModuleDict | None, config: DCALConfig) -> Tensor:
+    """`[SA ; GLCA]`, L2-normalised or not, as the configuration says: (B, branches * D).
+
+    With `neck_feature="after"` the features pass through `necks`, if given.
+    """
+    if config.neck_feature == "after" and necks is not None:
+        features = {name: necks[name](feature) for name, feature in features.items()}
+    embeddings = torch.cat([features[name] for name in config.inference_branches], dim=-1)
+    return nn.functional.normalize(embeddings, dim=-1) if config.normalize_embeddings else embeddings
+
+
+__all__ = ["Neck", "join_embeddings", "make_necks"]

@@ -1,0 +1,109 @@
+"""DCAL for re-identification: an embedding that tells individuals apart."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_dcal import DCALConfig
+from .loss_dcal import UncertaintyWeights, batch_hard_triplet
+from .modeling_dcal import DCALModel, DCALPreTrainedModel
+
+
+# Of the identity classifiers, as in TransReID's baseline.
+CLASSIFIER_STD = 0.001
+
+
+@dataclass
+class DCALReIDOutput(ModelOutput):
+    """
+    Args:
+        loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
+        losses (`dict` of `Tensor`): Cross-entropy plus triplet loss of each of these branches.
+        embeddings (`Tensor` of shape `(B, branches * D)`): What is searched with; `AutoModel` gives the same.
+        sa_logits, glca_logits, pwca_logits (`Tensor` of shape `(B, identities)`): Of the training identities, per
+            branch; None if it did not run.
+        rollout, local_query_indices: As in `DCALModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    embeddings: Tensor | None = None
+    sa_logits: Tensor | None = None
+    glca_logits: Tensor | None = None
+    pwca_logits: Tensor | None = None
+    rollout: Tensor | None = None
+    local_query_indices: Tensor | None = None
+
+
+class DCALForReID(DCALPreTrainedModel):
+    """DCAL with a BatchNorm neck and a classifier without bias on SA and on GLCA; PWCA shares SA's."""
+
+    config_defaults = {"neck": True, "normalize_embeddings": True, "local_query_ratio": 0.3}
+
+    def __init__(self, config: DCALConfig):
+        super().__init__(config)
+        if not config.neck:
+            raise ValueError("DCALForReID needs neck=True in its configuration; from_backbone sets it.")
+        self.dcal = DCALModel(config)
+        width = config.backbone_config.hidden_size
+        self.classifiers = nn.ModuleDict(
+            {name: nn.Linear(width, config.num_labels, bias=False) for name in self.dcal.necks}
+        )
+        self.loss_weights = None
+        if len(config.branches) > 1:
+            self.loss_weights = UncertaintyWeights(config.branches, config.initial_log_var)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module in self.classifiers.values():
+            init.normal_(module.weight, std=CLASSIFIER_STD)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        pair_index: Tensor | None = None,
+        pair_noise: bool = False,
+        output_rollout: bool = False,
+    ) -> DCALReIDOutput:
+        """
+        Args:
+            pixel_values, pair_index, pair_noise, output_rollout: As in `DCALModel`.
+            labels (`Tensor` of shape `(B,)`, int64, *optional*): Training identities, from 0.
+        """
+        outputs = self.dcal(pixel_values, pair_index, pair_noise, output_rollout, return_dict=True)
+        features = {name: getattr(outputs, f"{name}_embedding") for name in ("sa", "glca", "pwca")}
+        trained = {name: features[name] for name in self.config.branches if features[name] is not None}
+        loss, losses, logits = None, None, {}
+        if labels is not None:
+            logits = {name: self.identity_logits(name, feature) for name, feature in trained.items()}
+            losses = {
+                name: nn.functional.cross_entropy(logits[name].float(), labels)
+                + batch_hard_triplet(feature, labels)
+                for name, feature in trained.items()
+            }
+            loss = sum(losses.values()) if self.loss_weights is None else self.loss_weights(losses)
+        return DCALReIDOutput(
+            loss=loss,
+            losses=losses,
+            embeddings=outputs.embeddings,
+            sa_logits=logits.get("sa"),
+            glca_logits=logits.get("glca"),
+            pwca_logits=logits.get("pwca"),
+            rollout=outputs.rollout,
+            local_query_indices=outputs.local_query_indices,
+        )
+
+    def identity_logits(self, branch: str, feature: Tensor) -> Tensor:
+        """Classifier on the feature after the neck, (B, D) -> (B, identities)."""
+        shared = "sa" if branch == "pwca" else branch
+        return self.classifiers[shared](self.dcal.necks[shared](feature))
+
+
+__all__ = ["DCALForReID", "DCALReIDOutput"]
