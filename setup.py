@@ -12,6 +12,7 @@ INSTALL_REQUIRES = [
     "evaluate>=0.4.6,<0.5",
     "huggingface_hub>=1.0,<3",
     "timm>=1.0.20,<2",
+    "faiss-cpu>=1.9,<2",
     # timm's RandAugment posterizes down to 0 bits, which Pillow 13 refuses.
     "pillow>=10.1,<13",
     "numpy>=1.26,<3",
