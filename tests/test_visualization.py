@@ -1,0 +1,235 @@
+import importlib
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dcal_hf.visualization import attention_figure, ranked_list, rollout_overlay, save_figure, selection_overlay
+
+
+BOX = (0, 255, 255)
+
+
+def gray(width, height, level=100):
+    return Image.new("RGB", (width, height), (level, level, level))
+
+
+def one_hot(index, count):
+    rollout = np.zeros(count, dtype=np.float32)
+    rollout[index] = 1.0
+    return rollout
+
+
+def brightness(picture):
+    return np.asarray(picture.convert("L"), dtype=np.int64)
+
+
+def box_pixels(picture):
+    return (np.asarray(picture) == BOX).all(axis=2)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "patch"), [((16, 8), (128, 256), 43), ((3, 5), (100, 42), 8), ((28, 28), (448, 448), 30)]
+)
+def test_heat_peaks_in_the_middle_of_the_brightest_patch(grid, size, patch):
+    heat = brightness(rollout_overlay(gray(*size), one_hot(patch, grid[0] * grid[1]), grid))
+    assert heat.shape == (size[1], size[0])
+    rows, columns = np.nonzero(heat == heat.max())
+    row, column = divmod(patch, grid[1])
+    assert abs(rows.mean() + 0.5 - (row + 0.5) * size[1] / grid[0]) <= 1
+    assert abs(columns.mean() + 0.5 - (column + 0.5) * size[0] / grid[1]) <= 1
+
+
+def test_heat_falls_off_bilinearly():
+    heat = brightness(rollout_overlay(gray(90, 10, 0), [0.0, 0.5, 1.0], (1, 3)))
+    assert (heat == heat[0]).all()
+    assert (np.diff(heat[0]) >= 0).all()
+    # Half way between the centres of two patches lies a value seen at neither.
+    centres = heat[0, [15, 30, 45, 60, 75]]
+    assert (np.diff(centres) > 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_heat_is_blended_onto_the_image():
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    cold = np.asarray(rollout_overlay(Image.fromarray(pixels), np.full(6, 0.2), (2, 3)))
+    black = np.asarray(rollout_overlay(gray(24, 16, 0), np.full(6, 0.2), (2, 3)))
+    assert np.abs(cold.astype(float) - black - 0.4 * pixels).max() <= 1
+    assert black.max() < 10
+
+
+def test_rollout_scale_does_not_matter():
+    rollout = np.random.default_rng(1).random(12).astype(np.float32)
+    one, other = (rollout_overlay(gray(40, 30), values, (3, 4)) for values in (rollout, rollout * 1e-4))
+    assert np.abs(brightness(one) - brightness(other)).max() <= 1
+
+
+@pytest.mark.parametrize("selected", [[43], [0, 127], [42, 43, 51]])
+def test_boxes_of_a_rectangular_grid(selected):
+    expected = np.zeros((256, 128), dtype=bool)
+    for patch in selected:
+        top, left = 16 * (patch // 8), 16 * (patch % 8)
+        expected[[top, top + 15], left:left + 16] = True
+        expected[top:top + 16, [left, left + 15]] = True
+    picture = rollout_overlay(gray(128, 256), one_hot(5, 128), (16, 8), np.array(selected))
+    assert (box_pixels(picture) == expected).all()
+    plain = rollout_overlay(gray(128, 256), one_hot(5, 128), (16, 8))
+    assert not box_pixels(plain).any()
+    assert (np.asarray(plain)[~expected] == np.asarray(picture)[~expected]).all()
+
+
+def test_boxes_where_patches_are_no_whole_pixels():
+    # 10 columns over 4 patches: the third begins at 5 and ends before 7.5; 7 rows over 2: the second begins at 3.5.
+    boxes = box_pixels(rollout_overlay(gray(10, 7), one_hot(0, 8), (2, 4), [6]))
+    rows, columns = np.nonzero(boxes)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 6, 5, 7)
+    assert not boxes[5, 6]
+    assert boxes.sum() == 8
+
+
+def test_boxes_grow_with_the_image():
+    boxes = box_pixels(rollout_overlay(gray(192, 192), one_hot(0, 4), (2, 2), [3]))
+    assert boxes[96:102, 96:].all() and boxes[186:, 96:].all() and boxes[96:, 96:102].all()
+    assert not boxes[102:186, 102:186].any() and not boxes[:96].any()
+
+
+def test_tensors_are_arrays():
+    rollout = torch.rand(32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    selected = rollout.topk(4).indices
+    picture = rollout_overlay(gray(32, 64), rollout.bfloat16(), (8, 4), selected)
+    same = rollout_overlay(gray(32, 64), rollout.bfloat16().detach().float().numpy(), (8, 4), selected.numpy())
+    assert (np.asarray(picture) == np.asarray(same)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_any_mode_of_image_becomes_rgb(mode):
+    image = gray(16, 16, 204).convert(mode)
+    for picture in (rollout_overlay(image, np.ones(4), (2, 2)), selection_overlay(image, (2, 2), [0, 1, 2, 3])):
+        assert picture.mode == "RGB"
+    assert np.asarray(picture).tolist() == np.full((16, 16, 3), 204).tolist()
+
+
+def test_unselected_patches_are_dimmed():
+    pixels = np.asarray(selection_overlay(gray(12, 24), (4, 2), torch.tensor([0, 5])))
+    bright = (pixels == 100).all(axis=2)
+    expected = np.zeros((24, 12), dtype=bool)
+    expected[0:6, 0:6] = True
+    expected[12:18, 6:12] = True
+    assert (bright == expected).all()
+    assert (pixels[~expected] == 25).all()
+
+
+@pytest.mark.parametrize(("rollout", "shape"), [(np.ones(127), r"\(127,\)"), (np.ones((16, 8)), r"\(16, 8\)")])
+def test_rollout_must_fit_the_grid(rollout, shape):
+    with pytest.raises(ValueError, match=rf"grid of \(16, 8\) patches needs 128 numbers, got shape {shape}"):
+        rollout_overlay(gray(128, 256), rollout, (16, 8))
+
+
+@pytest.mark.parametrize("patch", [-1, 128])
+def test_selected_must_fit_the_grid(patch):
+    with pytest.raises(ValueError, match=rf"grid of \(16, 8\) patches has no patch {patch}"):
+        rollout_overlay(gray(128, 256), np.ones(128), (16, 8), [3, patch])
+
+
+def test_figure_shows_image_rollout_and_selection():
+    images = [gray(128, 256), gray(60, 40, 30)]
+    rollouts = torch.rand(2, 128, generator=torch.Generator().manual_seed(0))
+    selected = rollouts.topk(13).indices
+    titles = ["true: A$B  predicted: C$D (0.93)", "true: wren  predicted: wren (1.00)"]
+    figure = attention_figure(images, rollouts, (16, 8), selected, titles)
+    rows = np.array(figure.axes).reshape(2, 3)
+    for row, image, rollout, patches, title in zip(rows, images, rollouts, selected, titles):
+        expected = (image, rollout_overlay(image, rollout, (16, 8)), selection_overlay(image, (16, 8), patches))
+        for cell, picture in zip(row, expected):
+            assert (cell.images[0].get_array() == np.asarray(picture)).all()
+        assert row[1].get_title() == title
+    assert [cell.get_xlabel() for cell in rows[1]] == ["image", "rollout", "selected patches"]
+
+
+def test_figure_without_titles():
+    figure = attention_figure([gray(8, 8)], np.ones((1, 4)), (2, 2), np.zeros((1, 1), dtype=int))
+    assert [cell.get_title() for cell in figure.axes] == ["", "", ""]
+
+
+@pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (0, 0, 0, 0)])
+def test_figure_needs_as_many_of_each(lengths):
+    images, rollouts, selected, titles = lengths
+    with pytest.raises(ValueError, match=f"got {images} images, {rollouts} rollouts, {selected} selections and"):
+        attention_figure(
+            [gray(8, 8)] * images, np.ones((rollouts, 4)), (2, 2), np.zeros((selected, 1), dtype=int), ["?"] * titles
+        )
+
+
+def frame(cell):
+    """The frame's colour, None where nothing is drawn."""
+    color = tuple(cell.spines["left"].get_edgecolor())
+    return color if cell.axison and color[3] else None
+
+
+def test_ranked_list_of_one_query():
+    matches = [gray(8, 8, level) for level in (10, 20, 30)]
+    figure = ranked_list(
+        gray(8, 16), matches, np.array([0.9, 0.81234, -0.5]), [True, False, None], ["a$b$", "robin.jpg", ""]
+    )
+    query, *cells = figure.axes
+    assert (query.images[0].get_array() == np.asarray(gray(8, 16))).all()
+    for cell, image in zip(cells, matches, strict=True):
+        assert (cell.images[0].get_array() == np.asarray(image)).all()
+    assert [cell.get_title() for cell in figure.axes] == ["query", "0.900", "0.812", "-0.500"]
+    assert [cell.get_xlabel() for cell in cells] == ["a$b$", "robin.jpg", ""]
+    assert [frame(cell) for cell in figure.axes] == [None, to_rgba("tab:green"), to_rgba("tab:red"), None]
+
+
+def test_ranked_list_of_several_queries():
+    figure = ranked_list(
+        [gray(8, 8)] * 2, [[gray(8, 8)] * 2, [gray(8, 8)]], [[0.9, 0.8], [0.7]], [np.array([True, False]), [True]]
+    )
+    rows = np.array(figure.axes).reshape(2, 3)
+    titles = [[cell.get_title() for cell in row] for row in rows]
+    assert titles == [["query", "0.900", "0.800"], ["query", "0.700", ""]]
+    assert [[frame(cell) is not None for cell in row] for row in rows] == [[False, True, True], [False, True, False]]
+    assert not rows[1, 2].images and not rows[1, 2].axison
+
+
+@pytest.mark.parametrize("what", ["scores", "correct", "titles"])
+def test_ranked_list_needs_as_many_of_each(what):
+    arguments = {"scores": [0.5, 0.4], "correct": [True, True], "titles": ["a", "b"]}
+    arguments[what] = arguments[what][:1]
+    with pytest.raises(ValueError, match="one score, mark and title for each match, got 1 queries"):
+        ranked_list(gray(8, 8), [gray(8, 8)] * 2, **arguments)
+
+
+def test_ranked_list_needs_matches_for_each_query():
+    with pytest.raises(ValueError, match="got 2 queries and rows of"):
+        ranked_list([gray(8, 8)] * 2, [[gray(8, 8)]], [[0.5]])
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF")])
+def test_figure_is_saved_by_its_suffix(tmp_path, name, start):
+    title = ["true: $\\frac  predicted: x_y^z$ (0.10)"]
+    figure = attention_figure([gray(8, 8)], np.ones((1, 4)), (2, 2), np.zeros((1, 1), dtype=int), title)
+    save_figure(figure, tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.nonsense"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="nonsense"):
+        save_figure(Figure(), path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.nonsense"]
+
+
+def test_missing_matplotlib_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "dcal_hf.visualization")
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install dcal_hf\[pictures\]"):
+        importlib.import_module("dcal_hf.visualization")
