@@ -1,0 +1,132 @@
+"""Embeddings of many images, on one process or several."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .data.images import open_image
+from .transforms import EvalTransform
+
+
+logger = logging.getLogger(__name__)
+
+
+def embed_images(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    dataset: Dataset,
+    *,
+    image_column: str = "image",
+    batch_size: int = 32,
+    num_workers: int = 0,
+    skip_broken: bool = False,
+) -> np.ndarray:
+    """Embeds the images of a data set, in its order, with a progress bar.
+
+    In a script started by `accelerate launch` or `torchrun` the processes share the work, and each returns the whole.
+    Every batch that the model sees has `batch_size` images, the last one filled up with copies, so the number of
+    processes does not change a digit as long as each computes alike: on the same kind of device, with as many threads.
+
+    Args:
+        model ([`DCALModel`] or any model that returns `embeddings`):
+            It is put on accelerate's device and into evaluation mode.
+        image_processor (`BaseImageProcessor`):
+            The one that is saved with the model.
+        dataset (`datasets.Dataset`):
+            A table with a column of images, or of paths.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            That column.
+        batch_size (`int`, *optional*, defaults to 32):
+            Images per batch and process.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes that read images, for each process that embeds.
+        skip_broken (`bool`, *optional*, defaults to `False`):
+            Whether an image that cannot be read gives a row of NaN and a warning with its path, instead of an error.
+
+    Returns:
+        `np.ndarray` of shape `(N, D)` and type float32.
+
+    Raises:
+        ValueError: If the data set is empty or an image cannot be read; the message names its path.
+    """
+    if len(dataset) == 0:
+        raise ValueError("There are no images to embed.")
+    # Under torchrun on a machine without GPUs accelerate sees one process alone, unless it is told.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    batch_size = min(batch_size, len(dataset))
+    dataset = dataset.select_columns(image_column)
+    if isinstance(dataset.features[image_column], ImageFeature):
+        dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+    dataset = dataset.with_transform(_Reader(EvalTransform(image_processor), image_column, skip_broken))
+    loader = accelerator.prepare(DataLoader(dataset, batch_size=batch_size, num_workers=num_workers))
+    model.to(accelerator.device).eval()
+    parts = []
+    for batch in tqdm(loader, desc="Embedding", unit="batch", disable=not accelerator.is_main_process):
+        embeddings = _embed(model, batch["pixel_values"].to(model.dtype), batch_size)
+        embeddings[~batch["readable"]] = torch.nan
+        parts.append(accelerator.gather_for_metrics(embeddings).cpu())
+    return torch.cat(parts).numpy()
+
+
+@torch.no_grad()
+def _embed(model: PreTrainedModel, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Embeddings (n, D), float32, of `n` images that go through the model in a batch of `batch_size`."""
+    missing = batch_size - len(pixel_values)
+    full = torch.cat([pixel_values, pixel_values[-1:].expand(missing, -1, -1, -1)])
+    return model(full).embeddings[:len(pixel_values)].float()
+
+
+@dataclass
+class _Reader:
+    """Batch transform: `{image_column: [...]}` -> `{"pixel_values": [(3, height, width)], "readable": [bool]}`."""
+
+    transform: EvalTransform
+    image_column: str
+    skip_broken: bool
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        images = [self.open(image) for image in batch[self.image_column]]
+        blank = Image.new("RGB", (32, 32))
+        pixel_values = self.transform({"image": [image or blank for image in images]})["pixel_values"]
+        return {"pixel_values": pixel_values, "readable": [image is not None for image in images]}
+
+    def open(self, image: dict | str) -> Image.Image | None:
+        try:
+            return open_image(image)
+        except ValueError as error:
+            if not self.skip_broken:
+                raise
+            logger.warning("%s", error)
+            return None
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Names a model by its weights, such as `"dcal-91b1f0b2b3c2a1d4"`: the same wherever its checkpoint lies.
+
+    Heads are left out, so a checkpoint's classifier and its `AutoModel` have one name. Configuration and image
+    processor do not count.
+
+    Args:
+        model (`PreTrainedModel`): The model, in the precision that it was loaded in.
+
+    Returns:
+        `str`: the model's type, and 16 digits of a SHA-256 of its weights.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.base_model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy())
+    return f"{model.config.model_type}-{digest.hexdigest()[:16]}"
+
+
+__all__ = ["embed_images", "model_fingerprint"]

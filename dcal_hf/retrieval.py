@@ -1,0 +1,338 @@
+"""A gallery to search by image: embeddings in a faiss index, a table of what they belong to, and both on disk."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
+
+from .embedding import embed_images, model_fingerprint
+from .metrics.distances import DistanceMetric, as_tensor
+from .reranking import rerank
+from .sealed_folder import check_files, read_description, save_sealed
+
+
+FORMAT_VERSION = 1
+DESCRIPTION_FILE, INDEX_FILE, IDS_FILE, ITEMS_FOLDER = "gallery.json", "index.faiss", "ids.npy", "items"
+NORMALISATIONS = {"cosine": "l2", "euclidean": "none"}
+SAVED_FIELDS = ("model_id", "model_name", "metric", "factory", "search_parameters")
+IMAGE_RECORD = {"bytes": Value("binary"), "path": Value("string")}
+# What is normalised and handed to faiss at once.
+ROWS_PER_CHUNK = 1 << 16
+
+
+@dataclass
+class GalleryIndex:
+    """Embeddings in a faiss index, and the table of items they belong to. [`GalleryIndex.from_embeddings`] makes it.
+
+    ```python
+    >>> gallery = GalleryIndex.from_embeddings(
+    ...     embed_images(model, image_processor, dataset), dataset, model_id=model_fingerprint(model)
+    ... )
+    >>> gallery.save("gallery")
+    >>> gallery = GalleryIndex.load("gallery", model_id=model_fingerprint(model))
+    >>> scores, items = gallery.search(embed_images(model, image_processor, queries), k=5)
+    ```
+
+    Args:
+        index (`faiss.Index`): The embeddings, under the numbers in `ids`.
+        items (`datasets.Dataset` of `N` rows): What was indexed.
+        ids (`np.ndarray` of shape `(N,)`, int64): Ascending; the number of each row of `items` in `index`.
+        model_id (`str`): What made the embeddings, such as [`model_fingerprint`]; nothing else can be compared.
+        model_name (`str`, *optional*): What people call that model; it is shown, not compared.
+        metric (`"cosine"` or `"euclidean"`): Cosine normalises embeddings to length 1 as they come in.
+        factory (`str`): The faiss factory string of `index`.
+        search_parameters (`dict[str, float]`): What [`~GalleryIndex.set_search_parameters`] was given.
+    """
+
+    index: faiss.Index
+    items: Dataset
+    ids: np.ndarray
+    model_id: str
+    model_name: str | None = None
+    metric: DistanceMetric = "cosine"
+    factory: str = "Flat"
+    search_parameters: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        embeddings: np.ndarray | torch.Tensor,
+        items: Dataset | Mapping[str, Sequence],
+        *,
+        model_id: str,
+        model_name: str | None = None,
+        factory: str = "Flat",
+        metric: DistanceMetric = "cosine",
+        search_parameters: Mapping[str, float] | None = None,
+        training_size: int | None = None,
+    ) -> "GalleryIndex":
+        """Builds a gallery; an index that learns from data (IVF, PQ) is trained on the embeddings.
+
+        Where there are more embeddings than memory holds, begin with some that stand for all, and
+        [`~GalleryIndex.add`] the others in parts.
+
+        Args:
+            embeddings (`np.ndarray` or `torch.Tensor` of shape `(N, D)`):
+                One row per item.
+            items (`datasets.Dataset` or `Mapping` of columns):
+                `N` rows of anything. Columns of images become records of path and bytes, which
+                [`~dcal_hf.data.open_image`] reads: files stay where they are and are not copied.
+            model_id (`str`):
+                Names the model; [`~GalleryIndex.load`] compares it.
+            model_name (`str`, *optional*):
+                What people call it.
+            factory (`str`, *optional*, defaults to `"Flat"`):
+                A faiss factory string: `"Flat"` is exact, `"HNSW32"`, `"IVF4096,PQ64"`, ... are not.
+            metric (`"cosine"` or `"euclidean"`, *optional*, defaults to `"cosine"`):
+                What "near" means.
+            search_parameters (`Mapping[str, float]`, *optional*):
+                See [`~GalleryIndex.set_search_parameters`].
+            training_size (`int`, *optional*):
+                Train on so many of the embeddings, drawn at random; on all by default.
+
+        Raises:
+            ValueError: If the embeddings, items or options are unusable, or too few to train the index.
+        """
+        if metric not in NORMALISATIONS:
+            raise ValueError(f'The metric must be "cosine" or "euclidean", got {metric!r}.')
+        vectors, items = _as_vectors(embeddings), _as_table(items)
+        index = _empty_index(vectors.shape[1], factory)
+        gallery = cls(index, items.select(range(0)), np.empty(0, np.int64), model_id, model_name, metric, factory)
+        gallery.set_search_parameters(**(search_parameters or {}))
+        gallery._train(vectors, training_size or len(vectors))
+        gallery.add(vectors, items)
+        return gallery
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.index.d
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def set_search_parameters(self, **parameters: float) -> None:
+        """Sets faiss's search-time parameters by their names, such as `nprobe=16` (IVF) or `efSearch=64` (HNSW).
+
+        They are saved with the gallery.
+
+        Raises:
+            ValueError: If the index has no such parameter.
+        """
+        for name, value in parameters.items():
+            try:
+                faiss.ParameterSpace().set_index_parameter(self.index, name, value)
+            except RuntimeError as error:
+                raise ValueError(f"An index {self.factory!r} has no search parameter {name!r}.") from error
+        self.search_parameters = {**self.search_parameters, **parameters}
+
+    def add(self, embeddings: np.ndarray | torch.Tensor, items: Dataset | Mapping[str, Sequence]) -> None:
+        """Appends items.
+
+        Args:
+            embeddings (`np.ndarray` or `torch.Tensor` of shape `(n, D)`): One row per item.
+            items (`datasets.Dataset` or `Mapping` of columns): `n` rows with the columns of the gallery's items.
+
+        Raises:
+            ValueError: If they do not fit each other or the gallery, which then stays as it is.
+        """
+        vectors, items = _as_vectors(embeddings, self.dimension), _as_table(items)
+        if len(items) != len(vectors):
+            raise ValueError(f"Each item needs one embedding, got {len(items)} items and {len(vectors)} embeddings.")
+        if set(items.column_names) != set(self.items.column_names):
+            raise ValueError(f"The gallery's items have columns {self.items.column_names}, not {items.column_names}.")
+        items = concatenate_datasets([self.items, items])
+        first = self.ids[-1] + 1 if len(self) else 0
+        ids = np.arange(first, first + len(vectors))
+        for start in range(0, len(vectors), ROWS_PER_CHUNK):
+            part = slice(start, start + ROWS_PER_CHUNK)
+            self.index.add_with_ids(self._normalised(vectors[part]), ids[part])
+        self.items, self.ids = items, np.concatenate([self.ids, ids])
+
+    def remove(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Removes items; those behind them move up.
+
+        Args:
+            rows (`Sequence[int]` or `np.ndarray`): Rows of `items`, or a mask over them.
+
+        Raises:
+            IndexError: If there is no such row.
+            ValueError: If the index cannot remove anything (HNSW).
+        """
+        keep = np.delete(np.arange(len(self)), rows)
+        try:
+            self.index.remove_ids(np.setdiff1d(self.ids, self.ids[keep]))
+        except RuntimeError as error:
+            raise ValueError(
+                f"An index {self.factory!r} cannot remove items: build it again from those that stay, or use Flat or "
+                "IVF."
+            ) from error
+        self.items, self.ids = self.items.select(keep), self.ids[keep]
+
+    def search(
+        self, queries: np.ndarray | torch.Tensor, k: int = 10
+    ) -> tuple[np.ndarray, list[list[dict[str, Any]]]]:
+        """Finds the items nearest to each query.
+
+        Args:
+            queries (`np.ndarray` or `torch.Tensor` of shape `(Q, D)`): Embeddings by the gallery's model.
+            k (`int`, *optional*, defaults to 10): How many items to find; all if the gallery has fewer.
+
+        Returns:
+            `np.ndarray` of shape `(Q, k)`, float32: Scores, best first: the cosine similarity, the higher the nearer,
+            or the Euclidean distance, the lower the nearer.
+            `list` of `Q` lists of `dict`: The rows of `items` with these scores. An approximate index may find fewer
+            than `k`; NaN then stands for the scores of the others.
+
+        Raises:
+            ValueError: If the queries' width is not the gallery's, `k` is below 1, or the gallery is empty.
+        """
+        scores, rows = self.search_rows(queries, k)
+        return scores, [self.items.select(found[found >= 0]).to_list() for found in rows]
+
+    def search_rows(self, queries: np.ndarray | torch.Tensor, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """As [`~GalleryIndex.search`], with row numbers of `items` (`(Q, k)`, int64, -1 for none) for the items."""
+        vectors = _as_vectors(queries, self.dimension)
+        if k < 1 or not len(self):
+            raise ValueError(f"A search needs k of at least 1 and items to find, got {k=} and {len(self)} items.")
+        squares, ids = self.index.search(self._normalised(vectors), min(k, len(self)))
+        rows = np.where(ids < 0, -1, np.searchsorted(self.ids, ids))
+        # |q - g|² = 2 (1 - q·g) where |q| = |g| = 1.
+        scores = 1 - squares / 2 if self.metric == "cosine" else np.sqrt(np.maximum(squares, 0))
+        scores[rows < 0] = np.nan
+        return scores, rows
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Saves index, items and a description with checksums as a folder, which appears once it is complete.
+
+        A gallery that lies there is replaced. `datasets.load_from_disk` reads the items, `faiss.read_index` the index.
+
+        Args:
+            folder (`str` or `os.PathLike`): The folder; a new one, an empty one, or a gallery.
+
+        Raises:
+            FileExistsError: If something else lies there.
+        """
+
+        def write_files(new: Path) -> None:
+            self.items.save_to_disk(new / ITEMS_FOLDER)
+            faiss.write_index(self.index, str(new / INDEX_FILE))
+            np.save(new / IDS_FILE, self.ids)
+
+        save_sealed(folder, DESCRIPTION_FILE, self._description(), write_files)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike, model_id: str | None = None, dimension: int | None = None
+    ) -> "GalleryIndex":
+        """Loads a saved gallery; its table of items is mapped into memory, not read.
+
+        Args:
+            folder (`str` or `os.PathLike`): The folder.
+            model_id (`str`, *optional*): The model of the queries to come; checked if given.
+            dimension (`int`, *optional*): The length of their embeddings; checked if given.
+
+        Raises:
+            FileNotFoundError: If the folder holds no gallery.
+            ValueError: If the gallery is of another model, dimension or format version, or damaged.
+        """
+        folder = Path(folder)
+        description = read_description(folder, DESCRIPTION_FILE, FORMAT_VERSION)
+        if model_id not in (None, description["model_id"]):
+            name = f" ({description['model_name']})" if description["model_name"] else ""
+            raise ValueError(
+                f"The gallery {folder} was embedded by model {description['model_id']}{name}, not by {model_id}: "
+                "search it with that model, or embed the images again."
+            )
+        if dimension not in (None, description["dimension"]):
+            raise ValueError(
+                f"The gallery {folder} has embeddings of {description['dimension']} numbers, not of {dimension}."
+            )
+        check_files(folder, description["files"])
+        gallery = cls(
+            index=faiss.read_index(str(folder / INDEX_FILE)),
+            items=load_from_disk(str(folder / ITEMS_FOLDER)),
+            ids=np.load(folder / IDS_FILE, allow_pickle=False),
+            **{name: description[name] for name in SAVED_FIELDS},
+        )
+        gallery.set_search_parameters(**gallery.search_parameters)
+        return gallery
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            **{name: getattr(self, name) for name in SAVED_FIELDS},
+            "normalisation": NORMALISATIONS[self.metric],
+            "dimension": self.dimension,
+            "num_items": len(self),
+        }
+
+    def _train(self, vectors: np.ndarray, training_size: int) -> None:
+        if self.index.is_trained:
+            return
+        if training_size < len(vectors):
+            chosen = np.random.default_rng(0).choice(len(vectors), training_size, replace=False)
+            vectors = vectors[np.sort(chosen)]
+        try:
+            self.index.train(self._normalised(vectors))
+        except RuntimeError as error:
+            raise ValueError(
+                f"An index {self.factory!r} cannot be trained on {len(vectors)} embeddings ({_reason(error)}): give "
+                "more, or choose a smaller one, such as 'Flat'."
+            ) from error
+
+    def _normalised(self, vectors: np.ndarray) -> np.ndarray:
+        if self.metric == "euclidean":
+            return vectors
+        return torch.nn.functional.normalize(torch.from_numpy(vectors)).numpy()
+
+
+def _empty_index(dimension: int, factory: str) -> faiss.Index:
+    """An index that stores vectors under given numbers: IVF does by itself, others through a map.
+
+    Its distance is Euclidean, which orders normalised vectors as the cosine does. PCA, as it centres the vectors,
+    would not keep inner products.
+    """
+    try:
+        index = faiss.index_factory(dimension, factory)
+    except RuntimeError as error:
+        raise ValueError(f"faiss makes no index {factory!r} of {dimension} dimensions: {_reason(error)}.") from error
+    core = index
+    while isinstance(core, faiss.IndexPreTransform):
+        core = faiss.downcast_index(core.index)
+    return index if isinstance(core, (faiss.IndexIVF, faiss.IndexIDMap)) else faiss.IndexIDMap(index)
+
+
+def _reason(error: RuntimeError) -> str:
+    """faiss's message without the place in its source."""
+    return re.split(r" at \S+:\d+: (?:Error: )?(?:'.*' failed: )?", str(error))[-1]
+
+
+def _as_vectors(embeddings: np.ndarray | torch.Tensor, dimension: int | None = None) -> np.ndarray:
+    """Embeddings as a matrix of float32, checked; not copied if they are one."""
+    vectors = as_tensor(embeddings).to("cpu", torch.float32).contiguous().numpy()
+    if vectors.ndim != 2 or 0 in vectors.shape or dimension not in (None, vectors.shape[-1]):
+        width = "D" if dimension is None else dimension
+        raise ValueError(f"Embeddings must have shape (N, {width}) with at least one row, got {vectors.shape}.")
+    lengths = np.einsum("nd,nd->n", vectors, vectors)
+    if not np.isfinite(lengths).all():
+        raise ValueError(f"Embeddings must be finite, but row {np.isfinite(lengths).argmin()} is not.")
+    return vectors
+
+
+def _as_table(items: Dataset | Mapping[str, Sequence]) -> Dataset:
+    table = items.with_format(None) if isinstance(items, Dataset) else Dataset.from_dict(dict(items))
+    for name, feature in table.features.items():
+        if isinstance(feature, Image):
+            table = table.cast_column(name, IMAGE_RECORD)
+    return table
+
+
+__all__ = ["GalleryIndex", "embed_images", "model_fingerprint", "rerank"]

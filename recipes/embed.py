@@ -1,0 +1,171 @@
+# /// script
+# dependencies = ["dcal_hf"]
+# ///
+"""Embeds photographs with a DCAL checkpoint and saves them as a gallery that recipes/search.py searches.
+
+All the pictures in a folder and the folders inside it:
+
+    python recipes/embed.py --model_name_or_path out --image_dir photographs --output_dir gallery
+
+A part of a data set, on several GPUs, into a compressed index ("np" spares a step of training that takes
+minutes and helps only who searches with `ht`):
+
+    accelerate launch recipes/embed.py --model_name_or_path out --task reid --dataset_name market1501 \
+        --data_dir Market-1501-v15.09.15 --split gallery --output_dir gallery \
+        --factory IVF256,PQ64np --search_parameters '{"nprobe": 32}'
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from arguments import parse_arguments
+from datasets import Dataset
+from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
+
+import dcal_hf  # noqa: F401
+from dcal_hf.data import load_fgvc, load_reid
+from dcal_hf.data.folder import IMAGE_SUFFIXES
+from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CheckpointArguments:
+    """Which model embeds, and how fast."""
+
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of a DCAL checkpoint."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
+    batch_size: int = field(default=32, metadata={"help": "Images per batch and process."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each that embeds."})
+
+    @property
+    def hub_kwargs(self) -> dict[str, Any]:
+        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+
+    @property
+    def loader_kwargs(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+
+
+@dataclass
+class GalleryArguments:
+    """Which images, and what becomes of them."""
+
+    output_dir: str = field(metadata={"help": "Folder of the gallery; one that lies there is replaced."})
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images; folders inside it are read too, hidden ones are not."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set instead, by the name that the training recipes know it by."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "The data set's folder."})
+    task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Which loader knows that name."})
+    split: str = field(default="train", metadata={"help": "Which part of the data set."})
+    skip_broken: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read, with a warning, instead of failing."}
+    )
+    factory: str = field(default="Flat", metadata={"help": "faiss factory string; Flat is exact."})
+    metric: Literal["cosine", "euclidean"] = field(default="cosine", metadata={"help": "What near means."})
+    search_parameters: str = field(default="{}", metadata={"help": "Of that index, as JSON: '{\"nprobe\": 16}'."})
+
+    def __post_init__(self):
+        if (self.image_dir is None) == (self.dataset_name is None):
+            raise ValueError("Give the images: either --image_dir or --dataset_name.")
+
+
+def main() -> None:
+    checkpoint_args, gallery_args = parse_arguments((CheckpointArguments, GalleryArguments))
+    # Under torchrun on a machine without GPUs accelerate sees one process alone, unless it is told.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    set_up_logging()
+    with accelerator.main_process_first():
+        dataset = load_images(gallery_args)
+    model, processor = load_checkpoint(checkpoint_args)
+    embeddings = embed_images(
+        model, processor, dataset, skip_broken=gallery_args.skip_broken, **checkpoint_args.loader_kwargs
+    )
+    if accelerator.is_main_process:
+        build_gallery(embeddings, dataset, model, checkpoint_args, gallery_args).save(gallery_args.output_dir)
+        logger.info("The gallery is in %s", gallery_args.output_dir)
+    accelerator.end_training()
+
+
+def set_up_logging() -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+
+
+def load_images(args: GalleryArguments) -> Dataset:
+    """The table to index, with the column image."""
+    if args.image_dir is not None:
+        return image_table(image_files(Path(args.image_dir)))
+    if args.task == "reid":
+        return load_reid(args.dataset_name, args.data_dir, splits=(args.split,))[args.split]
+    dataset = load_fgvc(args.dataset_name, args.data_dir, validation_fraction=0.0)
+    if args.split not in dataset:
+        raise ValueError(f"--split {args.split}: {args.dataset_name} has only {', '.join(dataset)}.")
+    return dataset[args.split]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Images in the folder and the visible ones inside it, by the order of their paths."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of images {folder} does not exist.")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return paths
+
+
+def image_table(paths: list[Path]) -> Dataset:
+    return Dataset.from_dict({"image": [str(path.resolve()) for path in paths]})
+
+
+def load_checkpoint(args: CheckpointArguments) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    model = AutoModel.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+    if model.config.model_type != "dcal":
+        raise ValueError(f"{args.model_name_or_path} is a {model.config.model_type} checkpoint, no DCAL one.")
+    return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+
+
+def build_gallery(
+    embeddings: np.ndarray,
+    dataset: Dataset,
+    model: PreTrainedModel,
+    checkpoint_args: CheckpointArguments,
+    gallery_args: GalleryArguments,
+) -> GalleryIndex:
+    """A gallery of the images; with `--skip_broken`, rows of NaN are left out."""
+    if gallery_args.skip_broken:
+        kept = np.flatnonzero(~np.isnan(embeddings).any(axis=1))
+        logger.info("%d of %d images could be read", len(kept), len(dataset))
+        embeddings, dataset = embeddings[kept], dataset.select(kept)
+    return GalleryIndex.from_embeddings(
+        embeddings,
+        dataset,
+        model_id=model_fingerprint(model),
+        model_name=checkpoint_args.model_name_or_path,
+        factory=gallery_args.factory,
+        metric=gallery_args.metric,
+        search_parameters=json.loads(gallery_args.search_parameters),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+# /// script
+# dependencies = ["dcal_hf[pictures]"]
+# ///
+"""Searches a gallery made by recipes/embed.py with images: prints a table, writes matches.csv and ranked_list.png.
+
+    python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg b.jpg --output_dir answer
+
+In a compressed gallery, look further than it was saved to (slower, finds more):
+
+    python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg --output_dir answer \
+        --search_parameters '{"nprobe": 128}'
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arguments import parse_arguments
+from datasets import ClassLabel, Features
+from embed import CheckpointArguments, image_table, load_checkpoint, set_up_logging
+
+from dcal_hf.data import open_image
+from dcal_hf.files import save_table
+from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
+
+
+@dataclass
+class SearchArguments:
+    """What is asked, and where the answer goes."""
+
+    gallery_dir: str = field(metadata={"help": "Folder of the gallery."})
+    images: list[str] = field(metadata={"help": "The images to ask with."})
+    output_dir: str = field(metadata={"help": "Folder for matches.csv and ranked_list.png."})
+    top_k: int = field(default=10, metadata={"help": "How many items to find for each image."})
+    search_parameters: str = field(
+        default="{}", metadata={"help": "Of the gallery's index, as JSON: '{\"nprobe\": 16}'; by default, as saved."}
+    )
+    matches_in_picture: int = field(
+        default=5, metadata={"help": "Matches in ranked_list.png; 0 for no picture, and no need of matplotlib."}
+    )
+
+
+@dataclass
+class Match:
+    """An item that was found."""
+
+    score: float
+    row: int
+    image: dict | str
+    # The image's path, if it has one, and the item's other columns.
+    description: list[Any]
+
+
+def main() -> None:
+    checkpoint_args, search_args = parse_arguments((CheckpointArguments, SearchArguments))
+    set_up_logging()
+    model, processor = load_checkpoint(checkpoint_args)
+    gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
+    gallery.set_search_parameters(**json.loads(search_args.search_parameters))
+    queries = image_table([Path(image) for image in search_args.images])
+    embeddings = embed_images(model, processor, queries, **checkpoint_args.loader_kwargs)
+    answers = ask(gallery, embeddings, search_args.top_k)
+    columns = ["image", *(name for name in gallery.items.column_names if name != "image")]
+    output_dir, shown = Path(search_args.output_dir), search_args.matches_in_picture
+    report(search_args.images, answers, columns, output_dir)
+    if shown > 0:
+        save_picture(search_args.images, [matches[:shown] for matches in answers], output_dir)
+
+
+def ask(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
+    """The matches of each query, best first; an approximate index may find less than was asked for."""
+    answers = []
+    for scores, rows in zip(*gallery.search_rows(embeddings, top_k), strict=True):
+        items = gallery.items.select(rows[rows >= 0]).to_list()
+        answers.append([
+            Match(score, row, item["image"], describe(item, gallery.items.features))
+            for score, row, item in zip(scores, rows, items)
+        ])
+    return answers
+
+
+def describe(item: dict[str, Any], features: Features) -> list[Any]:
+    """The image's path, and the other columns with classes and identities by their names."""
+    path = item["image"]["path"] if isinstance(item["image"], dict) else item["image"]
+    return [path or ""] + [
+        features[name].int2str(value) if isinstance(features[name], ClassLabel) else value
+        for name, value in item.items()
+        if name != "image"
+    ]
+
+
+def report(queries: list[str], answers: list[list[Match]], columns: list[str], output_dir: Path) -> None:
+    """Prints what each query has found, and writes `matches.csv`."""
+    table = []
+    for query, matches in zip(queries, answers, strict=True):
+        print(f"\n{query}\n{'rank':>6}  {'score':>7}  {'row':>8}  {', '.join(columns)}")
+        for rank, match in enumerate(matches, start=1):
+            print(f"{rank:>6}  {match.score:>7.4f}  {match.row:>8}  {', '.join(map(str, match.description))}")
+            table.append([query, rank, f"{match.score:.4f}", match.row, *match.description])
+    print(f"\n{save_table(['query', 'rank', 'score', 'row', *columns], table, output_dir / 'matches.csv')}")
+
+
+def save_picture(queries: list[str], answers: list[list[Match]], output_dir: Path) -> None:
+    """`ranked_list.png`: each query beside its best matches."""
+    from dcal_hf.visualization import ranked_list, save_figure
+
+    figure = ranked_list(
+        [open_image(query) for query in queries],
+        [[open_image(match.image) for match in matches] for matches in answers],
+        [[match.score for match in matches] for matches in answers],
+        titles=[[caption(match) for match in matches] for matches in answers],
+    )
+    save_figure(figure, output_dir / "ranked_list.png")
+
+
+def caption(match: Match) -> str:
+    path, *others = match.description
+    return "\n".join(map(str, [Path(path).name, *others]))
+
+
+if __name__ == "__main__":
+    main()

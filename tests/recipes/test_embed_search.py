@@ -1,0 +1,206 @@
+"""The recipes as a user runs them: photographs in, a gallery; an image in, its matches."""
+
+import csv
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, ViTConfig, ViTImageProcessor
+
+from dcal_hf import DCALForImageClassification
+from dcal_hf.retrieval import GalleryIndex, model_fingerprint
+
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def run(recipe: str, *launcher: str, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / recipe), *as_arguments(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """The same without a process of its own."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+
+    def run_main(recipe: str, **options: object) -> None:
+        monkeypatch.setattr(sys, "argv", [recipe, *as_arguments(options)])
+        importlib.import_module(recipe).main()
+
+    return run_main
+
+
+def as_arguments(options: dict[str, object]) -> list[str]:
+    values = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [str(part) for name, parts in values.items() for part in (f"--{name}", *parts)]
+
+
+def save_model(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(image_size=16, patch_size=8, **sizes)
+    DCALForImageClassification.from_backbone(config, num_labels=3, local_query_ratio=0.5).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Eleven images in nested folders, a text file, a hidden folder with another image, and one of no image format."""
+    folder = tmp_path_factory.mktemp("photographs")
+    numbers = np.random.default_rng(0)
+    for name in [f"a/{i}.png" for i in range(4)] + [f"a/b/c/{i}.JPG" for i in range(4)] + ["x.png", "y.png", "z.bmp"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (20, 26, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "a" / "notes.txt").write_text("no image")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "x.png").write_bytes((folder / "x.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gallery(model, photographs, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("galleries") / "gallery"
+    done = run("embed.py", model_name_or_path=model, image_dir=photographs, output_dir=output_dir, batch_size=4)
+    assert done.returncode == 0, done.stderr
+    return output_dir
+
+
+def expected_embeddings(model: Path, paths: list[str]) -> np.ndarray:
+    processor = ViTImageProcessor.from_pretrained(model)
+    with torch.no_grad():
+        images = [Image.open(path) for path in paths]
+        embeddings = AutoModel.from_pretrained(model)(**processor(images, return_tensors="pt")).embeddings
+    return torch.nn.functional.normalize(embeddings).numpy()
+
+
+def test_a_folder_becomes_a_gallery(model, photographs, gallery):
+    index = GalleryIndex.load(gallery, model_fingerprint(AutoModel.from_pretrained(model)), dimension=32)
+    names = [f"a/{i}.png" for i in range(4)] + [f"a/b/c/{i}.JPG" for i in range(4)] + ["x.png", "y.png", "z.bmp"]
+    assert index.items["image"][:] == [str(photographs / name) for name in names]
+    vectors = index.index.index.reconstruct_n(0, 11)
+    np.testing.assert_allclose(vectors, expected_embeddings(model, index.items["image"][:]), atol=1e-5)
+    assert index.model_name == str(model)
+
+
+def test_two_processes_embed_as_one(model, photographs, gallery, tmp_path):
+    done = run(
+        "embed.py", *TORCHRUN, model_name_or_path=model, image_dir=photographs, output_dir=tmp_path / "two",
+        batch_size=4,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (GalleryIndex.load(folder) for folder in (gallery, tmp_path / "two"))
+    # Eleven images are three batches of four, two for each.
+    assert "| 2/2 [" in done.stderr
+    assert one.items["image"][:] == two.items["image"][:]
+    assert (one.index.index.reconstruct_n(0, 11) == two.index.index.reconstruct_n(0, 11)).all()
+
+
+def test_searching(model, photographs, gallery, tmp_path):
+    queries = [str(photographs / "a/b/c/2.JPG"), str(photographs / "x.png")]
+    done = run(
+        "search.py", model_name_or_path=model, gallery_dir=gallery, images=queries, top_k=3, output_dir=tmp_path,
+        matches_in_picture=2,
+    )
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "matches.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["query"], row["rank"]) for row in rows] == [(query, f"{i}") for query in queries for i in (1, 2, 3)]
+    paths = GalleryIndex.load(gallery).items["image"][:]
+    similarities = expected_embeddings(model, queries) @ expected_embeddings(model, paths).T
+    best = (-similarities).argsort(axis=1)[:, :3]
+    assert [int(row["row"]) for row in rows] == best.flatten().tolist()
+    assert [row["image"] for row in rows] == [paths[i] for i in best.flatten()]
+    scores = [float(row["score"]) for row in rows]
+    np.testing.assert_allclose(scores, np.take_along_axis(similarities, best, axis=1).flatten(), atol=1e-4)
+    assert scores[0] == scores[3] == 1 and rows[0]["image"] == queries[0]
+    for row in rows:
+        assert f"{row['score']}" in done.stdout and row["image"] in done.stdout
+    with Image.open(tmp_path / "ranked_list.png") as picture:
+        assert picture.format == "PNG" and picture.width > 300
+
+
+def test_another_model_is_refused(run_here, gallery, photographs, tmp_path):
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="was embedded by model dcal-.*, not by dcal-"):
+        run_here(
+            "search", model_name_or_path=other, gallery_dir=gallery, images=[photographs / "x.png"],
+            output_dir=tmp_path / "answer",
+        )
+    assert not (tmp_path / "answer").exists()
+
+
+def test_broken_images(run_here, model, photographs, tmp_path, caplog):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("x.png", "y.png"):
+        (folder / name).write_bytes((photographs / name).read_bytes())
+    (folder / "broken.jpg").write_bytes((photographs / "a/b/c/0.JPG").read_bytes()[:200])
+    options = {"model_name_or_path": model, "image_dir": folder, "output_dir": tmp_path / "gallery"}
+    with pytest.raises(ValueError, match=f"cannot read image {folder / 'broken.jpg'}"):
+        run_here("embed", **options)
+    assert not (tmp_path / "gallery").exists()
+    run_here("embed", **options, skip_broken=True)
+    assert f"cannot read image {folder / 'broken.jpg'}" in caplog.text
+    assert "2 of 3 images could be read" in caplog.text
+    kept = [str(folder / name) for name in ("x.png", "y.png")]
+    assert GalleryIndex.load(tmp_path / "gallery").items["image"][:] == kept
+    with pytest.raises(ValueError, match=f"cannot read image {folder / 'broken.jpg'}"):
+        run_here(
+            "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", images=[folder / "broken.jpg"],
+            output_dir=tmp_path,
+        )
+
+
+def test_a_data_set_and_its_columns(run_here, model, photographs, tmp_path, monkeypatch):
+    images = tmp_path / "birds"
+    for number, name in enumerate(["wren", "robin", "wren", "robin", "wren"]):
+        (images / name).mkdir(parents=True, exist_ok=True)
+        (images / name / f"{number}.png").write_bytes((photographs / "a" / f"{number % 4}.png").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_name_or_path": str(model), "dataset_name": str(images), "output_dir": str(tmp_path / "gallery"),
+        "factory": "IVF2,Flat", "search_parameters": {"nprobe": 2},
+    }))
+    monkeypatch.setattr(sys, "argv", ["embed", str(tmp_path / "config.json")])
+    importlib.import_module("embed").main()
+    with pytest.raises(ValueError, match=r"--split test: .*birds has only train"):
+        run_here(
+            "embed", model_name_or_path=model, dataset_name=images, split="test", output_dir=tmp_path / "nothing"
+        )
+    query = images / "wren" / "2.png"
+    run_here(
+        "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", images=[query], output_dir=tmp_path,
+        search_parameters='{"nprobe": 1}', matches_in_picture=0, top_k=1,
+    )
+    assert (tmp_path / "matches.csv").read_text().splitlines()[1:] == [f"{query},1,1.0000,3,{query},wren"]
+    assert GalleryIndex.load(tmp_path / "gallery").search_parameters == {"nprobe": 2}
+    assert not (tmp_path / "ranked_list.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either --image_dir or --dataset_name"),
+        ({"image_dir": "nowhere"}, "The folder of images nowhere does not exist"),
+    ],
+)
+def test_missing_images_are_named(tmp_path, monkeypatch, options, message):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    embed = importlib.import_module("embed")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        embed.load_images(embed.GalleryArguments(output_dir="gallery", **options))
