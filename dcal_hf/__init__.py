@@ -6,6 +6,8 @@ from .classification_dcal import DCALForImageClassification, DCALImageClassifier
 from .configuration_dcal import DCALConfig
 from .modeling_dcal import DCALModel, DCALModelOutput
 from .reid_dcal import DCALForReID, DCALReIDOutput
+from .reid_trainer import DCALReIDTrainer
+from .reid_training_args import DCALReIDTrainingArguments
 from .trainer import DCALTrainer
 from .training_args import DCALTrainingArguments
 from .version import __version__
@@ -29,6 +31,8 @@ __all__ = [
     "DCALModel",
     "DCALModelOutput",
     "DCALReIDOutput",
+    "DCALReIDTrainer",
+    "DCALReIDTrainingArguments",
     "DCALTrainer",
     "DCALTrainingArguments",
     "__version__",

@@ -147,7 +147,7 @@ class DCALModel(DCALPreTrainedModel):
     `AutoModel.from_pretrained(checkpoint)` of any DCAL checkpoint.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"classifier\.", r"^loss_weights\."]
+    _keys_to_ignore_on_load_unexpected = [r"classifiers?\.", r"^loss_weights\."]
 
     def __init__(self, config: DCALConfig):
         super().__init__(config)

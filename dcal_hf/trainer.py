@@ -24,22 +24,28 @@ NO_DECAY = (
     "position_embedding.weight",
     "lambda1",
     "log_vars",
+    "necks.sa.weight",
+    "necks.glca.weight",
 )
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training data which epoch it is, also when a run resumes in the middle of one.
+    """Tells what draws the training data which epoch it is, also when a run resumes in the middle of one.
 
     The Trainer tells its data loader, but does not reach through the wrappers that skip batches or shard them.
+
+    Attributes:
+        listeners (`dict`): What has a `set_epoch`, by any name.
     """
 
-    def __init__(self, dataset: SeededDataset):
-        self.dataset = dataset
+    def __init__(self):
+        self.listeners: dict[str, Any] = {}
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.dataset.set_epoch(int(state.epoch or 0))
+        for listener in self.listeners.values():
+            listener.set_epoch(int(state.epoch or 0))
 
 
 class DCALTrainer(Trainer):
@@ -66,12 +72,12 @@ class DCALTrainer(Trainer):
                 f"{args.n_gpu} GPUs in one process would split pairs of images: start one process per GPU with "
                 "`accelerate launch`, or show this one a single GPU (CUDA_VISIBLE_DEVICES=0)."
             )
+        self.epoch_callback = EpochCallback()
         if train_dataset is not None:
             data_seed = args.seed if args.data_seed is None else args.data_seed
-            train_dataset = SeededDataset(train_dataset, data_seed)
+            train_dataset = self.epoch_callback.listeners["dataset"] = SeededDataset(train_dataset, data_seed)
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        if train_dataset is not None:
-            self.add_callback(EpochCallback(train_dataset))
+        self.add_callback(self.epoch_callback)
         self.branch_losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self.num_branch_losses = 0
 

@@ -1,0 +1,240 @@
+"""Trainer of re-identification: batches of identities, TransReID's schedule, evaluation on query and gallery."""
+
+import hashlib
+import math
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, Image
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_utils import speed_metrics
+
+from .metrics.retrieval import distance_metrics, retrieval_metrics
+from .query_expansion import expand_queries
+from .reid_training_args import DCALReIDTrainingArguments
+from .reranking import rerank
+from .samplers import IdentityBalancedSampler
+from .trainer import DCALTrainer
+from .transforms import SeededDataset
+
+
+MOMENTUM = 0.9
+BIAS_FACTOR = 2
+WARMUP_EPOCHS = 5
+FIRST_FACTOR = 0.01
+LAST_FACTOR = 0.002
+
+
+class DCALReIDTrainer(DCALTrainer):
+    """[`DCALTrainer`] for [`DCALForReID`].
+
+    Args:
+        model (`DCALForReID`)
+        args (`DCALReIDTrainingArguments`)
+        train_dataset (`datasets.Dataset`, *optional*):
+            Has a column label (identities from 0) and a transform that gives `pixel_values` and `labels`.
+        eval_dataset (`dict` of `datasets.Dataset`, *optional*):
+            `{"query": ..., "gallery": ...}`, each with columns image, identity and, where known, camera_id, and a
+            transform that gives `pixel_values`.
+        kwargs: As in `transformers.Trainer`.
+
+    Attributes:
+        embeddings (`dict` of `np.ndarray` of shape `(N, dim)`): Of query and gallery at the last evaluation.
+    """
+
+    args: DCALReIDTrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: DCALReIDTrainingArguments,
+        train_dataset: Dataset | None = None,
+        eval_dataset: dict[str, Dataset] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self.embeddings: dict[str, np.ndarray] = {}
+
+    def _get_train_sampler(self, train_dataset: SeededDataset | None = None) -> IdentityBalancedSampler:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        sampler = IdentityBalancedSampler(
+            column(train_dataset.dataset, "label"),
+            self._train_batch_size,
+            self.args.instances_per_identity,
+            train_dataset.seed,
+            batches_per_step=self.args.world_size * self.args.gradient_accumulation_steps,
+        )
+        self.epoch_callback.listeners["sampler"] = sampler
+        return sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """TransReID's SGD with every bias at twice the learning rate, or what the arguments name."""
+        if self.args.schedule == "trainer":
+            return super().create_optimizer(model)
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            biases = [weight for name, weight in trained.items() if name.endswith("bias")]
+            others = [weight for name, weight in trained.items() if not name.endswith("bias")]
+            rate = self.args.learning_rate
+            self.optimizer = torch.optim.SGD(
+                [{"params": others}, {"params": biases, "lr": BIAS_FACTOR * rate}],
+                lr=rate,
+                momentum=MOMENTUM,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """One learning rate per epoch, an epoch being 1 / `num_train_epochs` of the steps; or the arguments' own."""
+        if self.args.schedule == "trainer":
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            factor = partial(_factor_of_step, num_steps=num_training_steps, num_epochs=self.args.num_train_epochs)
+            self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, Tensor, None]:
+        """Embeddings (B, dim), float32; the last batch is filled up, so that its size does not change a digit."""
+        pixel_values = self._prepare_inputs(inputs)["pixel_values"]
+        missing = self.args.eval_batch_size - len(pixel_values)
+        full = torch.cat([pixel_values, pixel_values[-1:].expand(missing, -1, -1, -1)])
+        with torch.no_grad(), self.compute_loss_context_manager():
+            embeddings = model(full).embeddings.float()
+            if self.args.flip_tta:
+                embeddings = self.normalized((embeddings + model(full.flip(-1)).embeddings.float()) / 2)
+        return None, embeddings[:len(pixel_values)], None
+
+    def evaluate(
+        self,
+        eval_dataset: dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Embeds query and gallery on all processes, and scores them on the first.
+
+        Args:
+            eval_dataset (`dict` of `datasets.Dataset`, *optional*): As `eval_dataset` of the trainer.
+            metric_key_prefix (`str`): What the metrics' names start with.
+
+        Returns:
+            `dict[str, float]`: the metrics of [`~dcal_hf.metrics.retrieval_metrics`] and those of [`score`].
+
+        Raises:
+            ValueError: If there is no query and gallery, or no query can be scored.
+        """
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict) or set(sets) != {"query", "gallery"}:
+            raise ValueError('Evaluation needs eval_dataset={"query": ..., "gallery": ...}.')
+        self._memory_tracker.start()
+        start = time.time()
+        self.embeddings = {name: self.embed(dataset, name) for name, dataset in sets.items()}
+        metrics = [self.score(sets) if self.is_world_process_zero() else None]
+        broadcast_object_list(metrics)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics[0].items()}
+        metrics.update(speed_metrics(metric_key_prefix, start, num_samples=sum(map(len, sets.values()))))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._memory_tracker.stop_and_update_metrics(metrics)
+        return metrics
+
+    def embed(self, dataset: Dataset, description: str = "Embedding") -> np.ndarray:
+        """Embeddings (N, dim) of a data set in its order, on every process."""
+        if self.args.world_size > 1:
+            # The running means of the necks are each process's own after a step; saved are those of the first.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        # The loader of evaluation may be kept by the Trainer, and would then serve one set for the other.
+        loader = self.get_test_dataloader(dataset)
+        return self.evaluation_loop(loader, description, prediction_loss_only=False).predictions
+
+    def score(self, sets: dict[str, Dataset]) -> dict[str, float | int]:
+        """Scores the last embeddings.
+
+        Beside the metrics of the whole embedding, `map`, ..., there are those of each branch's part of it, `sa_map`
+        and `glca_map`, ..., if it has both, and with `rerank` those of the whole after re-ranking, `reranked_map`, ...
+        Thresholds, rates and numbers of queries are given for the whole alone.
+        """
+        columns = protocol_columns(sets["query"], sets["gallery"])
+        parts = self.branch_parts()
+        metrics = retrieval_metrics(*parts[""], **columns)
+        for prefix, part in parts.items():
+            if prefix:
+                metrics |= _ranking(prefix, retrieval_metrics(*part, **columns, fprs=()))
+        if self.args.rerank:
+            metrics |= _ranking("reranked_", distance_metrics(rerank(*parts[""]), **columns, fprs=()))
+        return metrics
+
+    def branch_parts(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Features of query and gallery to search by: the whole (key `""`), and each of two branches' part."""
+        both = [torch.from_numpy(self.embeddings[name]).to(self.args.device) for name in ("query", "gallery")]
+        parts, branches = {"": tuple(both)}, self.model.config.inference_branches
+        if len(branches) > 1:
+            chunks = [features.chunk(len(branches), dim=1) for features in both]
+            parts |= {f"{name}_": tuple(map(self.normalized, part)) for name, *part in zip(branches, *chunks)}
+        if self.args.query_expansion == 0:
+            return parts
+        k, alpha = self.args.query_expansion, self.args.query_expansion_alpha
+        return {name: (expand_queries(*part, k, alpha), part[1]) for name, part in parts.items()}
+
+    def normalized(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (N, dim) of length 1, if the model gives such."""
+        return nn.functional.normalize(embeddings) if self.model.config.normalize_embeddings else embeddings
+
+
+def transreid_factor(epoch: int, num_epochs: float) -> float:
+    """Share of the learning rate that TransReID takes in an epoch, the first being 1.
+
+    Linear warm-up over 5 epochs from 1 %, then a cosine over *all* epochs, not shifted by the warm-up, down to 0.2 %
+    (`solver/scheduler_factory.py` of https://github.com/damo-cv/TransReID).
+    """
+    if epoch < WARMUP_EPOCHS:
+        return FIRST_FACTOR + (1 - FIRST_FACTOR) * epoch / WARMUP_EPOCHS
+    return LAST_FACTOR + (1 - LAST_FACTOR) * (1 + math.cos(math.pi * min(epoch / num_epochs, 1))) / 2
+
+
+def _factor_of_step(step: int, num_steps: int, num_epochs: float) -> float:
+    return transreid_factor(int(step * num_epochs / num_steps) + 1, num_epochs)
+
+
+def protocol_columns(query: Dataset, gallery: Dataset) -> dict[str, list]:
+    """What retrieval is scored by, as arguments of [`~dcal_hf.metrics.retrieval_metrics`].
+
+    Identities, and cameras if both sets have them; else what names the images, so that a query does not find itself.
+    """
+    sets = {"query": query, "gallery": gallery}
+    columns = {f"{name}_ids": column(dataset, "identity") for name, dataset in sets.items()}
+    if all("camera_id" in dataset.column_names for dataset in sets.values()):
+        return columns | {f"{name}_cameras": column(dataset, "camera_id") for name, dataset in sets.items()}
+    return columns | {f"{name}_images": image_names(dataset) for name, dataset in sets.items()}
+
+
+def column(dataset: Dataset, name: str) -> list:
+    """A column past the transform: no image is opened."""
+    return dataset.with_format(None)[name][:]
+
+
+def image_names(dataset: Dataset) -> list[str]:
+    """What tells images apart without opening them: their paths, or hashes of their files where those are held."""
+    records = dataset.with_format(None).cast_column("image", Image(decode=False))["image"]
+    return [
+        record["path"] if record["bytes"] is None else hashlib.sha256(record["bytes"]).hexdigest()
+        for record in records
+    ]
+
+
+def _ranking(prefix: str, metrics: dict[str, float | int]) -> dict[str, float]:
+    return {prefix + name: value for name, value in metrics.items() if not name.startswith("num_")}
+
+
+__all__ = ["DCALReIDTrainer", "column", "protocol_columns", "transreid_factor"]

@@ -1,0 +1,316 @@
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback, ViTConfig, ViTImageProcessor
+
+from dcal_hf import DCALForReID
+from dcal_hf.data import drawn_reid
+from dcal_hf.metrics import distance_metrics, retrieval_metrics
+from dcal_hf.query_expansion import expand_queries
+from dcal_hf.reid_trainer import DCALReIDTrainer, column, protocol_columns, transreid_factor
+from dcal_hf.reid_training_args import DCALReIDTrainingArguments
+from dcal_hf.reranking import rerank
+from dcal_hf.trainer import last_checkpoint
+from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
+
+
+SIDE = 16
+PROCESSOR = reid_processor(ViTImageProcessor(), (SIDE, SIDE))
+CONFIG = ViTConfig(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    image_size=SIDE,
+    patch_size=8,
+    initializer_range=0.3,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> DatasetDict:
+    return drawn_reid(6, 5, 3, 3, 4, SIDE)
+
+
+def make_trainer(output_dir, dataset, callbacks=(), model_kwargs=None, **kwargs) -> DCALReIDTrainer:
+    torch.manual_seed(0)
+    model = DCALForReID.from_backbone(CONFIG, num_labels=6, **(model_kwargs or {}))
+    arguments = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 6,
+        "per_device_eval_batch_size": 8,
+        "instances_per_identity": 2,
+        "num_train_epochs": 3,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **kwargs,
+    }
+    return DCALReIDTrainer(
+        model,
+        DCALReIDTrainingArguments(**arguments),
+        train_dataset=dataset["train"].with_transform(ReIDTrainTransform(PROCESSOR, padding=2)),
+        eval_dataset={name: dataset[name].with_transform(EvalTransform(PROCESSOR)) for name in ("query", "gallery")},
+        processing_class=PROCESSOR,
+        callbacks=list(callbacks),
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+class Batches:
+    """The labels and partners of every training batch, seen at the model."""
+
+    def __init__(self, trainer):
+        self.labels, self.partners = [], []
+        trainer.model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module, args, kwargs):
+        self.labels.append(kwargs["labels"].tolist())
+        self.partners.append(kwargs["labels"][kwargs["pair_index"]].tolist())
+
+
+@torch.no_grad()
+def embed(model, dataset, flip=False) -> torch.Tensor:
+    """Independently of the trainer: one image at a time."""
+    processed = [PROCESSOR(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in dataset["image"]]
+    parts = [model(pixels.flip(-1) if flip else pixels).embeddings for pixels in processed]
+    return torch.cat(parts)
+
+
+def protocol(dataset) -> dict[str, list]:
+    return {
+        f"{split}_{short}": dataset[split][name][:]
+        for split in ("query", "gallery")
+        for short, name in (("ids", "identity"), ("cameras", "camera_id"))
+    }
+
+
+def assert_metrics(found: dict, expected: dict, prefix: str) -> None:
+    names = [name for name in expected if name.startswith(("map", "minp", "rank"))]
+    assert len(names) == 6
+    assert {name: found[prefix + name] for name in names} == pytest.approx({name: expected[name] for name in names})
+
+
+@pytest.mark.parametrize(("epoch", "rate"), [(1, 1.664e-3), (5, 7.966e-3), (60, 4.008e-3), (119, 1.74e-5)])
+def test_learning_rates_are_those_of_transreid(epoch, rate):
+    # The published figures have three or four digits.
+    assert 0.008 * transreid_factor(epoch, 120) == pytest.approx(rate, rel=2e-3)
+
+
+def test_the_rate_stays_for_an_epoch_and_is_twice_as_high_for_biases(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset, num_train_epochs=120)
+    trainer.create_optimizer_and_scheduler(num_training_steps=120 * 7)
+    main, biases = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in (main, biases)} == {1e-4}
+    assert {group["momentum"] for group in (main, biases)} == {0.9}
+    bias_ids = {id(parameter) for name, parameter in trainer.model.named_parameters() if name.endswith("bias")}
+    assert {id(parameter) for parameter in biases["params"]} == bias_ids
+    assert len(main["params"]) + len(biases["params"]) == len(list(trainer.model.parameters()))
+    for step in range(120 * 7):
+        expected = 0.008 * transreid_factor(step // 7 + 1, 120)
+        assert (main["lr"], biases["lr"]) == pytest.approx((expected, 2 * expected))
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+
+
+def test_what_is_not_given_is_the_schedules(tmp_path):
+    transreid = DCALReIDTrainingArguments(str(tmp_path), use_cpu=True)
+    assert (transreid.optim, transreid.learning_rate, transreid.max_grad_norm) == ("sgd", 0.008, 0)
+    assert (transreid.num_train_epochs, transreid.train_batch_size, transreid.instances_per_identity) == (120, 64, 4)
+    assert transreid.pair_sampling == "inter_class" and transreid.metric_for_best_model == "map"
+    own = DCALReIDTrainingArguments(str(tmp_path), schedule="trainer", max_grad_norm=0.5, use_cpu=True)
+    assert (own.optim, own.weight_decay, own.max_grad_norm) == ("adamw_torch_fused", 0.05, 0.5)
+    assert own.learning_rate == pytest.approx(5e-4 * 64 / 512)
+
+
+def test_the_trainers_own_optimiser_and_schedule(tmp_path, dataset):
+    arguments = {"schedule": "trainer", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    trainer = make_trainer(tmp_path, dataset, optim="adamw_torch", max_steps=4, save_strategy="no", **arguments)
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    decayed = trainer.get_decay_parameter_names(trainer.model)
+    assert not any("neck" in name for name in decayed)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"schedule": "other"}, "schedule='other' is unknown; choose one of transreid, trainer."),
+        ({"optim": "adamw_torch"}, "give --schedule trainer to train with adamw_torch"),
+        ({"label_smoothing_factor": 0.1}, "without label smoothing"),
+    ],
+)
+def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DCALReIDTrainingArguments(str(tmp_path), use_cpu=True, **kwargs)
+
+
+def test_every_batch_holds_identities_with_several_images_each(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset, save_strategy="no")
+    batches = Batches(trainer)
+    trainer.train()
+    assert len(batches.labels) == 3 * (54 // 6)
+    for labels, partners in zip(batches.labels, batches.partners):
+        assert np.unique(labels, return_counts=True)[1].tolist() == [2, 2, 2]
+        assert all(label != partner for label, partner in zip(labels, partners))
+    assert batches.labels[:9] != batches.labels[9:18] != batches.labels[18:]
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"gradient_accumulation_steps": 2, "save_steps": 2}])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, dataset, kwargs):
+    """In the middle of the second epoch, with augmentation and stochastic depth: bit for bit."""
+    model_kwargs = {"drop_path_rate": 0.3}
+    whole = make_trainer(tmp_path / "whole", dataset, model_kwargs=model_kwargs, **kwargs)
+    whole.train()
+
+    killed_at = 8 if kwargs else 14
+    killed = make_trainer(tmp_path / "killed", dataset, [KillAt(killed_at)], model_kwargs, **kwargs)
+    with pytest.raises(Killed):
+        killed.train()
+    resumed = make_trainer(tmp_path / "killed", dataset, model_kwargs=model_kwargs, **kwargs)
+    batches = Batches(resumed)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
+
+    assert resumed.state.global_step == whole.state.global_step
+    assert 0 < len(batches.labels) < 27
+    first, second = whole.model.state_dict(), resumed.model.state_dict()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_evaluation_equals_metrics_of_embeddings_made_by_hand(tmp_path, dataset, caplog):
+    trainer = make_trainer(tmp_path, dataset)
+    with caplog.at_level(logging.WARNING):
+        metrics = trainer.evaluate()
+    assert caplog.records == []
+    query, gallery = (embed(trainer.model.eval(), dataset[name]) for name in ("query", "gallery"))
+    np.testing.assert_allclose(trainer.embeddings["gallery"], gallery, atol=1e-6)
+
+    expected = retrieval_metrics(query, gallery, **protocol(dataset))
+    assert_metrics(metrics, expected, "eval_")
+    assert metrics["eval_num_queries"] == 15 and metrics["eval_num_skipped"] == 0
+    for part, name in ((slice(0, 16), "sa"), (slice(16, 32), "glca")):
+        halves = (torch.nn.functional.normalize(features[:, part]) for features in (query, gallery))
+        assert_metrics(metrics, retrieval_metrics(*halves, **protocol(dataset)), f"eval_{name}_")
+    assert not any(name.startswith("eval_reranked") for name in metrics)
+
+
+def test_flip_expansion_and_reranking_against_their_definitions(tmp_path, dataset):
+    trainer = make_trainer(
+        tmp_path, dataset, flip_tta=True, query_expansion=3, query_expansion_alpha=2.0, rerank=True
+    )
+    metrics = trainer.evaluate()
+    sides = {}
+    for name in ("query", "gallery"):
+        both = [embed(trainer.model.eval(), dataset[name], flip) for flip in (False, True)]
+        sides[name] = torch.nn.functional.normalize(sum(both)).double().numpy()
+    expanded = []
+    for vector in sides["query"]:
+        similarities = sides["gallery"] @ vector
+        nearest = np.argsort(-similarities)[:3]
+        mean = vector + sum(similarities[i].clip(0) ** 2 * sides["gallery"][i] for i in nearest)
+        expanded.append(mean / np.linalg.norm(mean))
+    query, gallery = np.array(expanded, dtype=np.float32), sides["gallery"].astype(np.float32)
+    assert_metrics(metrics, retrieval_metrics(query, gallery, **protocol(dataset)), "eval_")
+    assert_metrics(metrics, distance_metrics(rerank(query, gallery), **protocol(dataset)), "eval_reranked_")
+
+
+def test_plain_expansion_is_the_mean_and_keeps_lengths():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(300, 6)), rng.normal(size=(50, 6))
+    expanded = expand_queries(query, gallery, 4).numpy()
+    unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    for before, after in zip(query, expanded):
+        mean = (before + gallery[np.argsort(-unit @ before)[:4]].sum(axis=0)) / 5
+        np.testing.assert_allclose(after, mean * np.linalg.norm(before) / np.linalg.norm(mean))
+
+
+@pytest.mark.parametrize("arguments", [(0,), (6,), (2, -1.0)])
+def test_impossible_expansion_gets_a_sentence(arguments):
+    with pytest.raises(ValueError, match="takes from 1 to 5 gallery items, and an alpha of at least 0"):
+        expand_queries(np.eye(5), np.eye(5), *arguments)
+
+
+def test_embeddings_that_are_not_normalised_are_searched_as_they_are(tmp_path, dataset):
+    model_kwargs = {"normalize_embeddings": False, "inference_branches": ["sa"], "neck_feature": "after"}
+    trainer = make_trainer(tmp_path, dataset, model_kwargs=model_kwargs)
+    torch.nn.init.uniform_(trainer.model.dcal.necks["sa"].weight)
+    metrics = trainer.evaluate(metric_key_prefix="test")
+    query, gallery = (embed(trainer.model.eval(), dataset[name]) for name in ("query", "gallery"))
+    assert query.norm(dim=1).std() > 1e-3
+    assert_metrics(metrics, retrieval_metrics(query, gallery, **protocol(dataset)), "test_")
+    assert not any(name.startswith("test_sa_") for name in metrics)
+
+
+def test_without_cameras_the_own_image_does_not_count(tmp_path, dataset):
+    """The gallery holds every query, and another image of some."""
+    query = dataset["query"].remove_columns("camera_id")
+    gallery = Dataset.from_list(query.to_list(), features=query.features)
+    columns = protocol_columns(query, gallery)
+    assert columns["query_images"] == columns["gallery_images"] and len(set(columns["query_images"])) == 15
+    assert "query_cameras" not in columns
+    trainer = make_trainer(tmp_path, dataset)
+    sets = {"query": query, "gallery": gallery}
+    metrics = trainer.evaluate({name: part.with_transform(EvalTransform(PROCESSOR)) for name, part in sets.items()})
+    rows = np.arange(15)
+    features = embed(trainer.model.eval(), query)
+    ids = query["identity"][:]
+    expected = retrieval_metrics(features, features, ids, ids, query_images=rows, gallery_images=rows)
+    assert_metrics(metrics, expected, "eval_")
+
+
+def test_columns_are_read_without_opening_images(dataset):
+    def refuse(batch):
+        raise AssertionError("an image was opened")
+
+    assert column(dataset["train"].with_transform(refuse), "label") == dataset["train"]["label"][:]
+
+
+def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, dataset):
+    class Remember(TrainerCallback):
+        def __init__(self):
+            self.weights = {}
+
+        def on_save(self, args, state, control, model, **kwargs):
+            self.weights[state.global_step] = copy.deepcopy(model.state_dict())
+
+    remember = Remember()
+    trainer = make_trainer(
+        tmp_path, dataset, [remember], max_steps=6, save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True,
+    )
+    trainer.score = lambda sets, maps=iter([0.1, 0.9, 0.5]): {"map": next(maps)}
+    trainer.train()
+    assert trainer.state.best_metric == 0.9
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, remember.weights[4][name])
+
+
+def test_workers_that_stay_serve_query_and_gallery(tmp_path, dataset):
+    arguments = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer, alone = make_trainer(tmp_path, dataset, **arguments), make_trainer(tmp_path, dataset)
+    for _ in range(2):
+        assert trainer.evaluate()["eval_map"] == alone.evaluate()["eval_map"]
+
+
+def test_evaluation_needs_query_and_gallery(tmp_path, dataset):
+    with pytest.raises(ValueError, match="Evaluation needs eval_dataset="):
+        make_trainer(tmp_path, dataset).evaluate(dataset["query"])
