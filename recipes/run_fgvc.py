@@ -13,33 +13,27 @@ On the built-in drawn birds, from scratch, with every option in a file (options 
     python recipes/run_fgvc.py recipes/configs/quickstart.yaml --output_dir out
 """
 
-import json
-import logging
-import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
-import transformers
 from arguments import ModelArguments, parse_arguments
+from common import hyperparameters, load_model, set_up_logging, train
 from PIL import Image
 from scipy.special import softmax
 from torchvision.transforms.v2.functional import to_pil_image
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor, set_seed
+from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import PredictionOutput
 
-from dcal_hf import DCALConfig, DCALForImageClassification, DCALTrainer, DCALTrainingArguments
+from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
 from dcal_hf.attention_dcal import top_patches
 from dcal_hf.data import load_fgvc
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import write_model_card
-from dcal_hf.trainer import last_checkpoint
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,7 +97,10 @@ def main() -> None:
     set_seed(training_args.seed)
 
     dataset = load_data(data_args, training_args)
-    model, processor = load_model(model_args, data_args, dataset["train"].features["label"].names)
+    prepare = partial(fine_grained_processor, resize_ratio=data_args.resize_ratio)
+    model, processor = load_model(
+        DCALForImageClassification, prepare, model_args, dataset["train"].features["label"].names
+    )
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing
     )
@@ -130,24 +127,6 @@ def main() -> None:
         trainer.push_to_hub(create_model_card=False)
 
 
-def set_up_logging(training_args: DCALTrainingArguments) -> None:
-    """One format for all libraries, at the level that the command line asks for on this process."""
-    level = training_args.get_process_log_level()
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
-    )
-    datasets.utils.logging.set_verbosity(level)
-    transformers.utils.logging.set_verbosity(level)
-    logger.info(
-        "Process %d of %d on %s, bf16 %s, fp16 %s",
-        training_args.process_index + 1,
-        training_args.world_size,
-        training_args.device,
-        training_args.bf16,
-        training_args.fp16,
-    )
-
-
 def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
     """Train, validation and perhaps test, cut to the asked size; images stay encoded until a transform opens them."""
     with training_args.main_process_first(desc="loading the data set"):
@@ -172,50 +151,6 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
 
 def transformed(dataset: datasets.DatasetDict, split: str, processor: BaseImageProcessor) -> datasets.Dataset:
     return dataset[split].with_transform(EvalTransform(processor))
-
-
-def load_model(
-    model_args: ModelArguments, data_args: DataArguments, names: list[str]
-) -> tuple[DCALForImageClassification, BaseImageProcessor]:
-    """A DCAL checkpoint as it is, or DCAL put on a plain encoder, with the image processor that goes with it."""
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    source, hub_kwargs = model_args.model_name_or_path, model_args.hub_kwargs
-    if source is None:
-        backbone, processor = AutoConfig.for_model(**json.loads(model_args.backbone_config)), ViTImageProcessor()
-    else:
-        backbone = source
-        processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name or source, **hub_kwargs)
-        config = AutoConfig.from_pretrained(source, **hub_kwargs)
-        if isinstance(config, DCALConfig):
-            model = DCALForImageClassification.from_pretrained(
-                source,
-                ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-                **labels,
-                **model_args.dcal_kwargs,
-                **hub_kwargs,
-            )
-            return model, processor
-    model = DCALForImageClassification.from_backbone(
-        backbone,
-        model_args.input_size,
-        pretrained_kwargs=None if source is None else hub_kwargs,
-        **labels,
-        **model_args.dcal_kwargs,
-    )
-    return model, fine_grained_processor(processor, model.config.image_size, data_args.resize_ratio)
-
-
-def train(trainer: DCALTrainer) -> None:
-    """Trains, from a checkpoint if asked to (`--resume_from_checkpoint last` finds it), and saves model and state."""
-    checkpoint = trainer.args.resume_from_checkpoint
-    if checkpoint == "last":
-        checkpoint = last_checkpoint(trainer.args.output_dir)
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    metrics["train_samples"] = len(trainer.train_dataset)
-    trainer.save_model()
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
 
 
 def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str) -> dict[str, float]:
@@ -277,32 +212,17 @@ def report(
         data={**sizes, "classes": config.num_labels, "seed of the split": data_args.split_seed},
         metrics=metrics,
         branches=branches,
-        hyperparameters=hyperparameters(trainer, data_args),
+        hyperparameters=settings(trainer, data_args),
     )
 
 
-def hyperparameters(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:
+def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:
     """What somebody needs to train the same model again."""
-    args, config = trainer.args, trainer.model.config
-    switches = ("branches", "num_glca_blocks", "num_pwca_blocks", "local_query_ratio", "local_query_selection")
-    switches += ("glca_scope", "glca_readout", "drop_path_rate", "initial_log_var")
+    augmentation = f"{data_args.auto_augment}, {data_args.color_jitter}, {data_args.random_erasing}"
     return {
-        "image size": " x ".join(map(str, config.image_size)),
-        **{name: getattr(config, name) for name in switches},
-        "pair_sampling": args.pair_sampling,
-        "optimiser": args.optim.value,
-        "learning rate": args.learning_rate,
-        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
-        "weight decay": args.weight_decay,
-        "label smoothing": args.label_smoothing_factor,
-        "total batch": args.total_train_batch_size,
-        "epochs": args.num_train_epochs,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-        "seed": args.seed,
+        **hyperparameters(trainer),
         "resize ratio": round(data_args.resize_ratio, 4),
-        "RandAugment, colour jitter, random erasing": (
-            f"{data_args.auto_augment}, {data_args.color_jitter}, {data_args.random_erasing}"
-        ),
+        "RandAugment, colour jitter, random erasing": augmentation,
     }
 
 

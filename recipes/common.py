@@ -1,0 +1,118 @@
+"""What the training recipes share: logging, loading a model, training it, and the table of its settings."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import datasets
+import transformers
+from arguments import ModelArguments
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
+
+from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
+from dcal_hf.modeling_dcal import DCALPreTrainedModel
+from dcal_hf.trainer import last_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=DCALPreTrainedModel)
+
+
+def set_up_logging(training_args: DCALTrainingArguments) -> None:
+    """One format for all libraries, at the level that the command line asks for on this process."""
+    level = training_args.get_process_log_level()
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
+    )
+    datasets.utils.logging.set_verbosity(level)
+    transformers.utils.logging.set_verbosity(level)
+    logger.info(
+        "Process %d of %d on %s, bf16 %s, fp16 %s",
+        training_args.process_index + 1,
+        training_args.world_size,
+        training_args.device,
+        training_args.bf16,
+        training_args.fp16,
+    )
+
+
+def load_model(
+    model_class: type[Model],
+    prepare_processor: Callable[[BaseImageProcessor, tuple[int, int]], BaseImageProcessor],
+    model_args: ModelArguments,
+    names: list[str] | None,
+) -> tuple[Model, BaseImageProcessor]:
+    """A DCAL checkpoint as it is, or DCAL put on a plain encoder, with the image processor that goes with it.
+
+    Args:
+        model_class: What is made of it.
+        prepare_processor: Makes the image processor of a plain encoder that of the recipe, for an input size.
+        model_args (`ModelArguments`): Where it comes from.
+        names (list of `str`, *optional*): The classes to train on; the checkpoint's own if not given.
+    """
+    labels = {}
+    if names is not None:
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    source, hub_kwargs = model_args.model_name_or_path, model_args.hub_kwargs
+    if source is None:
+        backbone, processor = AutoConfig.for_model(**json.loads(model_args.backbone_config)), ViTImageProcessor()
+    else:
+        backbone = source
+        processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name or source, **hub_kwargs)
+        config = AutoConfig.from_pretrained(source, **hub_kwargs)
+        if isinstance(config, DCALConfig):
+            if model_args.image_size is not None:
+                raise ValueError(f"--image_size: {source} is a DCAL checkpoint, of {tuple(config.image_size)} pixels.")
+            model = model_class.from_pretrained(
+                source,
+                ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+                **labels,
+                **model_args.dcal_kwargs,
+                **hub_kwargs,
+            )
+            return model, processor
+    model = model_class.from_backbone(
+        backbone,
+        model_args.input_size,
+        pretrained_kwargs=None if source is None else hub_kwargs,
+        **labels,
+        **model_args.dcal_kwargs,
+    )
+    return model, prepare_processor(processor, model.config.image_size)
+
+
+def train(trainer: DCALTrainer) -> None:
+    """Trains, from a checkpoint if asked to (`--resume_from_checkpoint last` finds it), and saves model and state."""
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint == "last":
+        checkpoint = last_checkpoint(trainer.args.output_dir)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    metrics["train_samples"] = len(trainer.train_dataset)
+    trainer.save_model()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+
+
+def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
+    """What somebody needs to train the same model again, except for what a recipe adds."""
+    args, config = trainer.args, trainer.model.config
+    switches = ("branches", "num_glca_blocks", "num_pwca_blocks", "local_query_ratio", "local_query_selection")
+    switches += ("glca_scope", "glca_readout", "drop_path_rate", "initial_log_var")
+    return {
+        "image size": " x ".join(map(str, config.image_size)),
+        **{name: getattr(config, name) for name in switches},
+        "pair_sampling": args.pair_sampling,
+        "optimiser": args.optim.value,
+        "learning rate": args.learning_rate,
+        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
+        "weight decay": args.weight_decay,
+        "label smoothing": args.label_smoothing_factor,
+        "total batch": args.total_train_batch_size,
+        "epochs": args.num_train_epochs,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "seed": args.seed,
+    }

@@ -1,0 +1,308 @@
+# /// script
+# dependencies = ["dcal_hf[pictures]"]
+# ///
+"""Trains a ViT with Dual Cross-Attention Learning to tell individuals apart, and searches a gallery with it.
+
+On a published set, in its official folders, as in the paper:
+
+    accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name market1501 --data_dir market \
+        --model_name_or_path google/vit-base-patch16-224-in21k --image_size 256 128 --drop_path_rate 0.1 \
+        --output_dir out
+
+On your own photographs, in folders `turtles/<identity>/*.jpg`, or in a table with the columns image, identity and,
+where known, camera:
+
+    accelerate launch recipes/run_reid.py --do_train --do_eval --data_dir turtles --output_dir out ...
+    accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --output_dir out ...
+
+A trained model on another set:
+
+    python recipes/run_reid.py --do_eval --model_name_or_path out --dataset_name dukemtmc --data_dir duke \
+        --rerank --flip_tta --output_dir out/duke
+
+On the built-in drawn birds, from scratch, with every option in a file (options behind it win):
+
+    python recipes/run_reid.py recipes/configs/quickstart_reid.yaml --output_dir out
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+from arguments import ModelArguments, parse_arguments
+from common import hyperparameters, load_model, set_up_logging, train
+from transformers import set_seed
+
+from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
+from dcal_hf.data import load_reid, open_image
+from dcal_hf.data.reid_layouts import OFFICIAL_REID
+from dcal_hf.metrics import FeatureDistances
+from dcal_hf.model_card import write_model_card
+from dcal_hf.reid_trainer import column, protocol_columns
+from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
+
+
+COLUMNS = {"mAP": "map", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mINP": "minp"}
+
+USAGE = """
+```python
+import dcal_hf  # makes the Auto classes know the model
+from transformers import pipeline
+
+embed = pipeline("image-feature-extraction", model="{model}", pool=True, return_tensors=True)
+first, second = embed("first.jpg"), embed("second.jpg")
+print((first - second).norm())  # the distance that the results are ranked by
+```
+"""
+
+LIMITATIONS = """
+- The nearest image is an answer even where the individual is not in the gallery: choose a threshold on pairs of your
+  own, `threshold_at_fpr_...` in `all_results.json` is that of the data set named above.
+- The results hold for pictures like those of that data set; other cameras, crops and species lower them.
+- The weights inherit the terms and the biases of that data set and of the base model's pretraining data.
+- People who are searched for have rights: have a lawful reason before you index pictures of them.
+"""
+
+
+@dataclass
+class ReIDModelArguments(ModelArguments):
+    """`ModelArguments`, and what embeddings are."""
+
+    neck_feature: str | None = field(
+        default=None, metadata={"help": "Take embeddings before (the default) or after the BatchNorm neck."}
+    )
+    normalize_embeddings: bool | None = field(
+        default=None, metadata={"help": "Whether embeddings have length 1 (the default)."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which images, and how they are augmented."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "market1501, dukemtmc, msmt17 or veri776 in data_dir, drawn for the built-in set, or a table "
+            "(.csv, .parquet) of your own; a folder of identities in data_dir if not given."
+        },
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the images."})
+    include_val: bool = field(
+        default=True, metadata={"help": "MSMT17: train on list_train and list_val, as in papers."}
+    )
+    test_fraction: float = field(
+        default=0.3, metadata={"help": "Share of the identities to hold out where there is no query and gallery."}
+    )
+    query_fraction: float = field(
+        default=0.2, metadata={"help": "Share of their images that become queries where there are none."}
+    )
+    split_seed: int = field(default=42, metadata={"help": "Seed of both choices."})
+    padding: int = field(default=10, metadata={"help": "Pixels of padding before the random crop."})
+    random_erasing: float = field(default=0.5, metadata={"help": "Probability of random erasing."})
+    ranked_queries: int = field(
+        default=8, metadata={"help": "Queries in ranked_lists.png; 0 for no picture, and no need of matplotlib."}
+    )
+    ranked_matches: int = field(default=10, metadata={"help": "Matches of each of them."})
+
+    def __post_init__(self):
+        if self.dataset_name is None and self.data_dir is None:
+            raise ValueError("Give the images: --dataset_name, or --data_dir (a folder of identities).")
+
+    @property
+    def title(self) -> str:
+        name = self.dataset_name or self.data_dir
+        return name if not Path(name).exists() else Path(name).resolve().stem
+
+
+def main() -> None:
+    types = (ReIDModelArguments, DataArguments, DCALReIDTrainingArguments)
+    model_args, data_args, training_args = parse_arguments(types)
+    if not (training_args.do_train or training_args.do_eval):
+        raise ValueError("Nothing to do: give --do_train or --do_eval.")
+    set_up_logging(training_args)
+    set_seed(training_args.seed)
+
+    dataset = load_data(data_args, training_args)
+    names = dataset["train"].features["label"].names if training_args.do_train else None
+    model, processor = load_model(DCALForReID, reid_processor, model_args, names)
+    train_dataset = None
+    if training_args.do_train:
+        train_transform = ReIDTrainTransform(processor, data_args.padding, data_args.random_erasing)
+        train_dataset = dataset["train"].with_transform(train_transform)
+    trainer = DCALReIDTrainer(
+        model,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset={
+            split: dataset[split].with_transform(EvalTransform(processor))
+            for split in ("query", "gallery")
+            if split in dataset
+        },
+        processing_class=processor,
+    )
+    if training_args.do_train:
+        train(trainer)
+    if training_args.do_eval:
+        metrics = evaluate(trainer)
+        if trainer.is_world_process_zero():
+            report(trainer, dataset, metrics, model_args, data_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(create_model_card=False)
+
+
+def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
+    """The splits that are needed; images stay encoded until a transform opens them."""
+    evaluates = training_args.do_eval or training_args.eval_strategy != "no"
+    splits = ["train"] * training_args.do_train + ["query", "gallery"] * evaluates
+    with training_args.main_process_first(desc="loading the data set"):
+        dataset = load_reid(
+            data_args.dataset_name or "imagefolder",
+            data_args.data_dir,
+            splits=splits,
+            include_val=data_args.include_val,
+            test_fraction=data_args.test_fraction,
+            query_fraction=data_args.query_fraction,
+            seed=data_args.split_seed,
+        )
+    return dataset.cast_column("image", datasets.Image(decode=False))
+
+
+def evaluate(trainer: DCALReIDTrainer) -> dict[str, float]:
+    """Scores query and gallery.
+
+    Returns:
+        The metrics without their prefix.
+    """
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+
+
+def report(
+    trainer: DCALReIDTrainer,
+    dataset: datasets.DatasetDict,
+    metrics: dict[str, float],
+    model_args: ReIDModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """The model card and `ranked_lists.png`, for people."""
+    args, config = trainer.args, trainer.model.config
+    if data_args.ranked_queries > 0:
+        save_ranked_lists(trainer, data_args.ranked_queries, data_args.ranked_matches)
+    branches = {name.upper(): f"{name}_" for name in config.inference_branches}
+    joint = " + ".join(branches)
+    rows = {joint: ""} if len(branches) == 1 else {**branches, joint: ""}
+    if args.rerank:
+        rows[f"{joint}, re-ranked"] = "reranked_"
+    write_model_card(
+        args.output_dir,
+        model_name=args.hub_model_id or Path(args.output_dir).resolve().name,
+        base_model=model_args.model_name_or_path,
+        dataset=data_args.title,
+        dataset_split="query and gallery",
+        data=describe_data(dataset, data_args),
+        metrics=metrics,
+        branches=rows,
+        columns=COLUMNS,
+        hyperparameters=settings(trainer, data_args),
+        task="image-feature-extraction",
+        usage=USAGE,
+        limitations=LIMITATIONS,
+        sections={"Evaluation": describe_evaluation(trainer, metrics)},
+        tags=("dcal", "re-identification", "image-retrieval", "vision-transformer"),
+    )
+
+
+def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> dict[str, object]:
+    """Counts of each split, and what tells the version of the data set."""
+    facts = {}
+    for split, part in dataset.items():
+        facts[f"{split} images, identities"] = f"{len(part)}, {len(set(column(part, 'identity')))}"
+    query = dataset["query"]
+    facts["cameras"] = len(set(column(query, "camera_id"))) if "camera_id" in query.column_names else "not known"
+    path = query[0]["image"]["path"]
+    if query[0]["image"]["bytes"] is None:
+        facts["folder of the first query"] = "/".join(Path(path).parts[-3:-1])
+    if data_args.dataset_name == "msmt17":
+        facts["list_val in train"] = data_args.include_val
+    if data_args.dataset_name not in (*OFFICIAL_REID, "drawn"):
+        facts["seed of the split, unless it was given"] = data_args.split_seed
+    return facts
+
+
+def describe_evaluation(trainer: DCALReIDTrainer, metrics: dict[str, float]) -> str:
+    """How the results were come by, in Markdown."""
+    args, config = trainer.args, trainer.model.config
+    expansion = "off"
+    if args.query_expansion > 0:
+        expansion = f"{args.query_expansion} items, alpha {args.query_expansion_alpha:g}"
+    facts = {
+        "Protocol": "Market-1501's: gallery items of the query's identity and camera do not count; without cameras, "
+        "the query's own image does not count",
+        "Queries": f"{metrics['num_queries']}, of which {metrics['num_skipped']} have nothing to find and are not "
+        "scored",
+        "mAP": 'mean over the queries of the mean precision at each match ("step" AP); by the trapezoid rule it is '
+        f"{100 * metrics['map_trapezoid']:.2f} %",
+        "Feature": f"{config.neck_feature} the BatchNorm neck, "
+        f"{'L2-normalised' if config.normalize_embeddings else 'not normalised'}; ranked by Euclidean distance",
+        "Mirror image": "averaged in" if args.flip_tta else "off",
+        "Query expansion": expansion,
+        "Re-ranking": "k-reciprocal, k1 20, k2 6, lambda 0.3, in a row of its own" if args.rerank else "off",
+    }
+    return "\n".join(f"- {name}: {fact}." for name, fact in facts.items())
+
+
+def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, object]:
+    """What somebody needs to train the same model again."""
+    args = trainer.args
+    rows = {
+        **hyperparameters(trainer),
+        "images per identity": args.instances_per_identity,
+        "padding, random erasing": f"{data_args.padding}, {data_args.random_erasing}",
+    }
+    if args.schedule == "transreid":
+        rows |= {"optimiser": "SGD, momentum 0.9, biases at twice the rate", "schedule": "TransReID's, per epoch"}
+    return rows
+
+
+def save_ranked_lists(trainer: DCALReIDTrainer, num_queries: int, num_matches: int) -> None:
+    """`ranked_lists.png`: queries drawn at random, and what they find, before any re-ranking."""
+    from dcal_hf.visualization import ranked_list, save_figure
+
+    sets = {name: part.with_format(None) for name, part in trainer.eval_dataset.items()}
+    columns = {name: np.array(values) for name, values in protocol_columns(**sets).items()}
+    rng = np.random.default_rng(trainer.args.seed)
+    chosen = np.sort(rng.choice(len(sets["query"]), min(num_queries, len(sets["query"])), replace=False))
+    rows = FeatureDistances(*trainer.branch_parts()[""]).rows(chosen)
+    counts = [counted(columns, query) for query in chosen]
+    best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(counts, rows)]
+    ids = columns["gallery_ids"]
+    figure = ranked_list(
+        [open_image(image) for image in sets["query"][chosen]["image"]],
+        [[open_image(image) for image in sets["gallery"][items]["image"]] for items in best],
+        [np.sqrt(row[items].clip(min=0)) for items, row in zip(best, rows)],
+        correct=[(ids[items] == columns["query_ids"][query]).tolist() for query, items in zip(chosen, best)],
+        titles=[[identity_name(sets["gallery"], ids[item]) for item in items] for items in best],
+    )
+    save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
+
+
+def counted(columns: dict[str, np.ndarray], query: int) -> np.ndarray:
+    """Indices of the gallery items that count for a query; see [`protocol_columns`]."""
+    same = columns["gallery_ids"] == columns["query_ids"][query]
+    key = "cameras" if "query_cameras" in columns else "images"
+    same_view = columns[f"gallery_{key}"] == columns[f"query_{key}"][query]
+    dropped = same_view & same if key == "cameras" else same_view
+    return np.flatnonzero(~dropped & (columns["gallery_ids"] != -1))
+
+
+def identity_name(dataset: datasets.Dataset, identity: int) -> str:
+    feature = dataset.features["identity"]
+    return feature.int2str(int(identity)) if isinstance(feature, datasets.ClassLabel) else str(identity)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The recipe as a user runs it: a command line, a tree in Market-1501's layout, the files it leaves."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import AutoModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from dcal_hf import DCALForReID
+
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 8,
+    "initializer_range": 0.3,
+}
+OPTIONS = {
+    "backbone_config": TINY,
+    "image_size": [16, 8],
+    "dataset_name": "market1501",
+    "padding": 2,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "instances_per_identity": 2,
+    "use_cpu": True,
+    "ranked_queries": 0,
+}
+RANKS = ("map", "map_trapezoid", "minp", "rank1", "rank5", "rank10")
+
+
+def save(path: Path, identity: int, number: int) -> None:
+    """Noise over the identity's shade: no two images are alike."""
+    rng = np.random.default_rng([identity, number])
+    pixels = np.random.default_rng(identity).integers(120, 136, 3) + rng.integers(-99, 100, (24, 12, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def make_market(root: Path, first: int = 1) -> Path:
+    """Market-1501's layout: 4 identities to train on, 3 to search for of two cameras each, distractors and junk."""
+    for identity in range(first, first + 7):
+        split = "bounding_box_train" if identity < first + 4 else "bounding_box_test"
+        for number in range(6):
+            save(root / split / f"{identity:04}_c{number % 2 + 1}s1_{number:06}_00.jpg", identity, number)
+        if identity >= first + 4:
+            save(root / "query" / f"{identity:04}_c1s1_{9:06}_00.jpg", identity, 9)
+    save(root / "query" / f"{first + 90:04}_c1s1_000009_00.jpg", first + 90, 9)
+    for number in range(3):
+        save(root / "bounding_box_test" / f"0000_c3s1_{number:06}_00.jpg", 900 + number, number)
+        save(root / "bounding_box_test" / f"-1_c3s1_{number:06}_00.jpg", 950 + number, number)
+    return root
+
+
+def config_file(tmp_path: Path, **options: object) -> str:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
+    return str(config)
+
+
+def run_recipe(tmp_path: Path, *arguments: str, processes: int = 1, **options: object) -> subprocess.CompletedProcess:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(ROOT / "recipes" / "run_reid.py"), config_file(tmp_path, **options), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    return importlib.import_module("run_reid")
+
+
+@pytest.fixture
+def run_main(monkeypatch, recipe):
+    """The recipe within this process, for errors: importing everything anew costs seconds."""
+
+    def run(tmp_path: Path, *arguments: str, **options: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["run_reid.py", config_file(tmp_path, **options), *arguments])
+        recipe.main()
+
+    return run
+
+
+@pytest.fixture
+def untrained(tmp_path, recipe) -> Path:
+    """A saved model with random weights."""
+    torch.manual_seed(0)
+    types = (recipe.ReIDModelArguments,)
+    size = ["--image_size", "16", "8"]
+    (model_args,) = recipe.parse_arguments(types, ["--backbone_config", json.dumps(TINY), *size])
+    model, processor = recipe.load_model(DCALForReID, recipe.reid_processor, model_args, list("abcd"))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
+    market = make_market(tmp_path / "market_c3")
+    evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    run = run_recipe(
+        tmp_path, "--do_train", "--do_eval", "--rerank", data_dir=str(market), num_train_epochs=2, ranked_queries=3,
+        ranked_matches=4, logging_steps=1, **evaluation,
+    )
+    assert "loss_pwca" in run.stdout
+    out = tmp_path / "out"
+
+    results = read_json(out / "all_results.json")
+    assert {f"eval_{part}{name}" for part in ("", "sa_", "glca_", "reranked_") for name in RANKS} <= set(results)
+    assert (results["eval_num_queries"], results["eval_num_skipped"], results["train_samples"]) == (4, 1, 24)
+    state = read_json(out / "trainer_state.json")
+    assert state["best_metric"] == results["eval_map"] == max(
+        log["eval_map"] for log in state["log_history"] if "eval_map" in log
+    )
+
+    card = ModelCard.load(out / "README.md")
+    reported = {(result.metric_name, result.metric_value) for result in card.data.eval_results}
+    assert ("mAP (SA + GLCA)", results["eval_map"]) in reported
+    assert ("Rank-1 (SA + GLCA, re-ranked)", results["eval_reranked_rank1"]) in reported
+    for fact in (
+        "| train images, identities | 24, 4 |", "| gallery images, identities | 21, 4 |", "| market_c3/query |",
+        "4, of which 1 have nothing to find", '"step" AP', "before the BatchNorm neck, L2-normalised",
+        "k-reciprocal, k1 20", "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |",
+    ):
+        assert fact in card.text
+    assert str(tmp_path) not in card.text
+    with Image.open(out / "ranked_lists.png") as picture:
+        assert min(picture.size) > 100
+    processor = read_json(out / "preprocessor_config.json")
+    assert processor["size"] == {"height": 16, "width": 8} and not processor["do_center_crop"]
+    assert AutoModel.from_pretrained(out).config.label2id == {"1": 0, "2": 1, "3": 2, "4": 3}
+
+
+def test_a_checkpoint_on_another_set_and_two_processes_agree_to_the_last_digit(tmp_path, untrained):
+    source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
+    options = {"data_dir": str(make_market(tmp_path / "other", first=40)), "flip_tta": True, "rerank": True, **source}
+    run_recipe(tmp_path, "--do_eval", **options)
+    alone = read_json(tmp_path / "out" / "all_results.json")
+    assert alone["eval_num_queries"] == 4 and not (tmp_path / "out" / "model.safetensors").exists()
+    assert 0 < alone["eval_map"] < 1
+
+    run_recipe(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "two"), processes=2, **options)
+    both = read_json(tmp_path / "two" / "all_results.json")
+    timing = ("eval_runtime", "eval_samples_per_second")
+    assert {name: value for name, value in both.items() if name not in timing} == {
+        name: value for name, value in alone.items() if name not in timing
+    }
+
+
+def test_two_processes_interrupted_in_an_epoch_and_resumed_end_at_the_same_weights(tmp_path):
+    options = {"data_dir": str(make_market(tmp_path / "market")), "save_steps": 1, "num_train_epochs": 2}
+    # After the neck: its running means must not be each process's own.
+    options |= {"neck_feature": "after"}
+    run_recipe(tmp_path, "--do_train", processes=2, **options)
+    whole = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for step in (5, 6):  # as if killed after the first step of the second epoch
+        (tmp_path / "out" / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    (tmp_path / "out" / "model.safetensors").unlink()
+    arguments = ["--do_train", "--do_eval", "--resume_from_checkpoint", "last"]
+    run_recipe(tmp_path, *arguments, processes=2, **options)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+
+    source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(tmp_path / "out")}
+    run_recipe(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "alone"), **options, **source)
+    maps = [read_json(tmp_path / folder / "all_results.json")["eval_map"] for folder in ("out", "alone")]
+    assert maps[0] == maps[1]
+
+
+def test_a_folder_of_ones_own_is_split_and_the_trainers_schedule_reads_the_usual_options(tmp_path, run_main):
+    for identity in range(8):
+        for number in range(5):
+            save(tmp_path / "turtles" / f"turtle {identity}" / f"{number}.png", identity, number)
+    arguments = ["--do_train", "--do_eval", "--schedule", "trainer", "--lr_scheduler_type", "linear"]
+    folder = {"dataset_name": None, "data_dir": str(tmp_path / "turtles")}
+    run_main(tmp_path, *arguments, "--optim", "adamw_torch", "--learning_rate", "1e-3", ranked_queries=2, **folder)
+    out = tmp_path / "out"
+    text = (out / "README.md").read_text()
+    for fact in ("| cameras | not known |", "| optimiser | adamw_torch |", "| schedule | linear, warm-up 0.05 |"):
+        assert fact in text
+    assert (out / "ranked_lists.png").exists()
+    assert all(name.startswith("turtle ") for name in read_json(out / "config.json")["label2id"])
+
+
+def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
+    sizes = {name: value for name, value in TINY.items() if name != "model_type"}
+    ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
+    source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "vit")}
+    run_main(tmp_path, "--do_train", data_dir=str(make_market(tmp_path / "market")), max_steps=1, **source)
+    processor = read_json(tmp_path / "out" / "preprocessor_config.json")
+    assert processor["size"] == {"height": 16, "width": 8} and processor["image_mean"] == [0.4] * 3
+    assert not (tmp_path / "out" / "README.md").exists()
+
+    for identity in range(8):
+        save(tmp_path / "others" / f"{identity % 4}" / f"{identity}.png", identity % 4, identity)
+        save(tmp_path / "others" / f"{identity % 4 + 4}" / f"{identity}.png", identity % 4 + 4, identity)
+    source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "out"), "ignore_mismatched_sizes": True}
+    source |= {"dataset_name": None, "data_dir": str(tmp_path / "others"), "output_dir": str(tmp_path / "next")}
+    run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, **source)
+    assert len(read_json(tmp_path / "next" / "config.json")["id2label"]) > 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ([], {"data_dir": "."}, "Nothing to do: give --do_train or --do_eval."),
+        (["--do_train"], {"dataset_name": None}, "Give the images: --dataset_name, or --data_dir"),
+        (["--do_train"], {}, "'market1501' needs data_dir"),
+        (["--do_eval"], {"data_dir": "nowhere"}, "the folder nowhere does not exist; check data_dir"),
+        (["--do_train"], {"dataset_name": "drawn", "no_such_option": 1}, "no_such_option"),
+        (["--do_train"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
+        (["--do_train"], {"dataset_name": "drawn", "neck_feature": "beside"}, "neck_feature='beside' is unknown"),
+        (["--do_train"], {"dataset_name": "drawn", "instances_per_identity": 3}, "does not divide into identities"),
+        (["--do_train"], {"dataset_name": "drawn", "optim": "adamw_torch"}, "give --schedule trainer"),
+        (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
+    ],
+)
+def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
+    with pytest.raises((ValueError, FileNotFoundError, StrictDataclassError), match=re.escape(sentence)):
+        run_main(tmp_path, *arguments, **options)
+
+
+def test_a_broken_image_is_named(tmp_path, run_main, untrained):
+    broken = make_market(tmp_path / "market") / "query" / "0005_c1s1_000009_00.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"cannot read image {broken}"):
+        run_main(tmp_path, "--do_eval", data_dir=str(tmp_path / "market"))
+
+
+PRESETS = sorted((ROOT / "recipes" / "configs").glob("*reid*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_every_configuration_parses(tmp_path, recipe, preset):
+    types = (recipe.ReIDModelArguments, recipe.DataArguments, recipe.DCALReIDTrainingArguments)
+    options = [str(preset), "--output_dir", str(tmp_path), "--use_cpu"]
+    model_args, _, training_args = recipe.parse_arguments(types, options)
+    assert json.loads(model_args.backbone_config)["model_type"] == "vit"
+    assert training_args.do_train
