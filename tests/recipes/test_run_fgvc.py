@@ -126,7 +126,8 @@ def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     card = ModelCard.load(out / "README.md")
     assert {result.metric_value for result in card.data.eval_results} >= {results["eval_glca_accuracy"]}
     assert "2205.02151" in card.text and "train images | 11" in card.text
-    assert Image.open(out / "attention.png").size[0] > 100
+    with Image.open(out / "attention.png") as attention:
+        assert attention.size[0] > 100
     assert AutoModelForImageClassification.from_pretrained(out).config.label2id == {"finch": 0, "robin": 1, "wren": 2}
 
 
