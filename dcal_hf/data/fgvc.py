@@ -3,12 +3,24 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 
+from .archives import data_folder
 from .drawn import drawn_fgvc
+from .fgvc_layouts import AIRCRAFT_LEVELS, OFFICIAL_FGVC, official_counts, read_official
 from .folder import load_image_folder
 from .hub import load_hub, standardise
+from .official import check_counts
 from .splits import SPLITS, take_validation
+
+
+# Copies of the official splits. Stanford Cars' and CUB's classes stand in the official order there.
+_HUB_IDS = {
+    "cub200": "bentrevett/caltech-ucsd-birds-200-2011",
+    "stanford_cars": "tanganke/stanford_cars",
+    "fgvc_aircraft": "Donghyun99/FGVC-Aircraft",
+}
+_HUB_AIRCRAFT_COLUMNS = {"variant": "variation", "family": "label", "manufacturer": "manufacturer"}
 
 
 def load_fgvc(
@@ -27,43 +39,51 @@ def load_fgvc(
 ) -> DatasetDict:
     """Loads a classification set as splits of images and labels.
 
+    A published set is read from its official folder, and else from the Hub; a warning says where its numbers differ
+    from the official ones. Classes keep the official names and order.
+
     A folder is laid out as `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are read as
-    "validation"), or as `root/<class>/<image>`, which is all train. Images are decoded when they are read, not here;
-    cast the column to `Image(decode=False)` and read it with [`open_image`] for errors that name the file.
+    "validation"), or as `root/<class>/<image>`, which is all train. Either folder may also still be an archive (.tar,
+    .tar.gz, .tgz or .zip): it is unpacked once, into the cache. Images are decoded when they are read, not here; cast
+    the column to `Image(decode=False)` and read it with [`open_image`] for errors that name the file.
 
     Where there is no validation split, one is taken from train, see [`stratified_split`], whichever `splits` are asked
-    for.
+    for. FGVC-Aircraft has an official one; `validation_fraction=0` joins it to train, for training on all 6,667 images
+    as in papers.
 
     Args:
         name (`str`): What to load, the first that fits:
 
             - "drawn": the built-in set of [`drawn_fgvc`] with its default sizes;
+            - "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): that set in `data_dir`, or on the Hub;
             - "imagefolder": the folder `data_dir`;
-            - an existing folder;
+            - an existing folder or archive;
             - the id of a data set on the Hub.
         data_dir (`str`, `Path` or `Mapping`, *optional*):
-            The folder for "imagefolder", or one per split: `{"train": ..., "validation": ...}`; else a folder inside
-            `name`.
-        config_name (`str`, *optional*): Configuration of a set on the Hub that has several.
+            The official folder, or the one above it, or its archive; for "imagefolder" the folder or archive, or one
+            per split: `{"train": ..., "validation": ...}`; else a folder inside `name`.
+        config_name (`str`, *optional*): Configuration of a set on the Hub that has several; for "fgvc_aircraft" what
+            the classes are: "variant" (100 of them, the default), "family" (70) or "manufacturer" (30).
         splits (sequence of `str`, *optional*): Which of train, validation and test to return, all of them required.
             By default what there is.
         validation_fraction (`float`, *optional*, defaults to 0.15):
             Part of train, in [0, 1), that becomes validation where there is none; 0 takes nothing.
         seed (`int`, *optional*, defaults to 42): Seed of that choice.
-        image_column (`str`, *optional*, defaults to "image"): Name of the images in a set on the Hub.
+        image_column (`str`, *optional*, defaults to "image"): Name of the images in a set given by its id on the Hub.
         label_column (`str`, *optional*, defaults to "label"): Name of the class (`ClassLabel`, string, integer) there.
         revision (`str`, *optional*): Branch, tag or commit of a set on the Hub.
         token (`str` or `bool`, *optional*): Hub token.
-        cache_dir (`str` or `Path`, *optional*): Where a set from the Hub is cached.
+        cache_dir (`str` or `Path`, *optional*): Where a set from the Hub is cached and an archive unpacked.
 
     Returns:
         `datasets.DatasetDict`: train, validation and, where the set has one, test, each with the columns image
         (`datasets.Image`, RGB) and label (`ClassLabel`, the same in every split).
 
     Raises:
-        FileNotFoundError: if `name` is neither a folder nor a set the Hub can give.
-        ValueError: if a split, a column or a class folder is missing, a class folder is empty, a row has no label, or
-            validation or test holds a class that train lacks.
+        FileNotFoundError: if `name` is neither a folder nor a set the Hub can give, or a file of an official folder is
+            missing; the message names it.
+        ValueError: if a split, a column or a class folder is missing, a class folder is empty, a row has no label or
+            does not parse, an archive cannot be unpacked, or validation or test holds a class that train lacks.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, not {validation_fraction}")
@@ -71,20 +91,21 @@ def load_fgvc(
     if unknown:
         raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(SPLITS)}")
 
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
     where = name
     if name == "drawn":
         dataset = drawn_fgvc()
-    elif name == "imagefolder" or Path(name).expanduser().is_dir():
-        if isinstance(data_dir, Mapping):
-            root = {split: _root(name, folder) for split, folder in data_dir.items()}
-            where = ", ".join(map(str, root.values()))
-        else:
-            root = _root(name, data_dir)
-            where = str(root)
+    elif name in OFFICIAL_FGVC:
+        dataset, where = _load_official(name, data_dir, config_name, splits, **hub)
+        if "validation" in dataset and validation_fraction == 0:
+            dataset["train"] = concatenate_datasets([dataset["train"], dataset.pop("validation")])
+    elif name == "imagefolder" or Path(name).expanduser().exists():
+        root = _roots(name, data_dir, cache_dir)
+        where = ", ".join(map(str, root.values())) if isinstance(root, Mapping) else str(root)
         dataset = load_image_folder(root)
     else:
         subfolder = None if data_dir is None else str(data_dir)
-        dataset = load_hub(name, config_name, data_dir=subfolder, revision=revision, token=token, cache_dir=cache_dir)
+        dataset = load_hub(name, config_name, data_dir=subfolder, **hub)
         dataset = standardise(dataset, name, splits, image_column, label_column)
 
     if "validation" not in dataset and validation_fraction > 0:
@@ -95,14 +116,59 @@ def load_fgvc(
     return DatasetDict({split: dataset[split] for split in splits or SPLITS if split in dataset})
 
 
-def _root(name: str, data_dir: str | Path | None) -> Path:
+def _load_official(
+    name: str,
+    data_dir: str | Path | Mapping[str, str | Path] | None,
+    level: str | None,
+    splits: Sequence[str] | None,
+    **hub: str | bool | Path | None,
+) -> tuple[DatasetDict, str]:
+    """A published set, and where it was found."""
+    if isinstance(data_dir, Mapping):
+        raise ValueError(f"{name!r} is read from one official folder or archive, not from one per split; set data_dir")
+    if name != "fgvc_aircraft" and level is not None:
+        raise ValueError(f"{name!r} has no configuration {level!r}; only 'fgvc_aircraft' has any; leave it out")
+    level = level or "variant"
+    if level not in AIRCRAFT_LEVELS:
+        raise ValueError(f"'fgvc_aircraft' has no configuration {level!r}; it has {', '.join(AIRCRAFT_LEVELS)}")
+    counts = official_counts(name, level)
+    if data_dir is None:
+        dataset, where = _official_from_hub(name, level, splits, **hub), _HUB_IDS[name]
+    else:
+        wanted = [split for split in counts if split != "test" or splits is None or split in splits]
+        folder = data_folder(Path(data_dir).expanduser(), hub["cache_dir"])
+        dataset, where = read_official(name, folder, wanted, level), str(data_dir)
+    found = {split: (len(set(part["label"][:])), len(part)) for split, part in dataset.items() if split in counts}
+    check_counts(name, where, found, counts, "classes")
+    return dataset, where
+
+
+def _official_from_hub(
+    name: str, level: str, splits: Sequence[str] | None, **hub: str | bool | Path | None
+) -> DatasetDict:
+    try:
+        dataset = load_hub(_HUB_IDS[name], None, **hub)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name!r} without data_dir, its official folder or archive, is looked for on the Hub: {error}"
+        ) from error
+    if name != "fgvc_aircraft":
+        return standardise(dataset, _HUB_IDS[name], splits, "image", "label")
+    # The official lists are sorted, the classes of this copy are not.
+    column = _HUB_AIRCRAFT_COLUMNS[level]
+    return standardise(dataset, _HUB_IDS[name], splits, "image", column, sort_classes=True)
+
+
+def _roots(
+    name: str, data_dir: str | Path | Mapping[str, str | Path] | None, cache_dir: str | Path | None
+) -> Path | dict[str, Path]:
+    """The folder of a set, or of each split."""
     if name == "imagefolder" and data_dir is None:
         raise ValueError("'imagefolder' needs data_dir, the folder that holds train/<class>/<image>")
     base = Path("" if name == "imagefolder" else name).expanduser()
-    root = base / Path(data_dir or "").expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"the folder {root} does not exist; check data_dir")
-    return root
+    if isinstance(data_dir, Mapping):
+        return {split: data_folder(base / Path(part).expanduser(), cache_dir) for split, part in data_dir.items()}
+    return data_folder(base / Path(data_dir or "").expanduser(), cache_dir)
 
 
 __all__ = ["load_fgvc"]

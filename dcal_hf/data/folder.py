@@ -1,7 +1,7 @@
 """A classification set from folders of images."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -40,12 +40,16 @@ def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
     classes = {split: [path.parent.name for path in paths] for split, paths in files.items()}
     check_classes(classes, root)
     label = ClassLabel(names=sorted(set(classes["train"])))
-    features = Features({"image": Image(mode="RGB"), "label": label})
     dataset = DatasetDict()
     for split, paths in files.items():
-        columns = {"image": [str(path) for path in paths], "label": class_indices(classes[split], label)}
-        dataset[split] = Dataset.from_dict(columns, features=features, split=split)
+        dataset[split] = labelled_images(list(map(str, paths)), class_indices(classes[split], label), label, split)
     return dataset
+
+
+def labelled_images(paths: Sequence[str], labels: Sequence[int], label: ClassLabel, split: str) -> Dataset:
+    """A split of the columns image and label, of files that are opened when they are read."""
+    features = Features({"image": Image(mode="RGB"), "label": label})
+    return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features, split=split)
 
 
 def _split_folders(root: Path | Mapping[str, Path]) -> dict[str, Path]:
@@ -77,4 +81,4 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-__all__ = ["IMAGE_SUFFIXES", "load_image_folder"]
+__all__ = ["IMAGE_SUFFIXES", "labelled_images", "load_image_folder"]

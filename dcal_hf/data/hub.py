@@ -44,7 +44,12 @@ def load_hub(name: str, config_name: str | None, **source: str | bool | Path | N
 
 
 def standardise(
-    dataset: DatasetDict, where: str, splits: Sequence[str] | None, image_column: str, label_column: str
+    dataset: DatasetDict,
+    where: str,
+    splits: Sequence[str] | None,
+    image_column: str,
+    label_column: str,
+    sort_classes: bool = False,
 ) -> DatasetDict:
     """Brings a set to the splits and columns of [`load_fgvc`]; other splits and columns are dropped.
 
@@ -55,6 +60,7 @@ def standardise(
         image_column (`str`): A column of the feature `Image`.
         label_column (`str`): A column of the feature `ClassLabel`, whose order is kept, or of strings or integers,
             whose classes are sorted.
+        sort_classes (`bool`, *optional*, defaults to `False`): Whether the classes of a `ClassLabel` are sorted, too.
 
     Returns:
         `datasets.DatasetDict`: train and, where there is one, validation and test, with the columns image and label.
@@ -72,6 +78,8 @@ def standardise(
     classes = {split: _class_names(part, label_column, f"{split} of {where}") for split, part in dataset.items()}
     check_classes(classes, where)
     label = _label_feature(dataset["train"].features[label_column], classes["train"])
+    if sort_classes:
+        label = ClassLabel(names=sorted(label.names))
     standard = DatasetDict()
     for split, part in dataset.items():
         images = part.select_columns(image_column).rename_columns({image_column: "image"})

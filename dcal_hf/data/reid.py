@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from .archives import data_folder
 from .drawn_reid import drawn_reid
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
 from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
@@ -43,6 +44,9 @@ def load_reid(
     Identities that are all integers are the ids; others are numbered in the order of their names, and `identity` is a
     `ClassLabel` that knows the names. The same holds for cameras.
 
+    Any of these folders may also still be an archive (.tar, .tar.gz, .tgz or .zip): it is unpacked once, into the
+    cache of `datasets`.
+
     Without cameras there is no column `camera_id`: every gallery image but the query itself then counts.
 
     Args:
@@ -54,7 +58,7 @@ def load_reid(
             - an existing folder, or a table: a file that ends in .csv or .parquet.
         data_dir (`str` or `Path`, *optional*):
             The official folder, or the one above it; for "imagefolder", the folder; for a table, what its paths are
-            relative to; else a folder inside `name`.
+            relative to (no archive); else a folder inside `name`.
         splits (sequence of `str`, *optional*): Which of train, query and gallery to return; the others need not be
             there. By default all three.
         include_val (`bool`, *optional*, defaults to `True`):
@@ -72,8 +76,8 @@ def load_reid(
 
     Raises:
         FileNotFoundError: if a folder, a table, a list or a listed image is missing; the message names it.
-        ValueError: if a file name, row or column does not fit, a split is missing or cannot be made, or no query
-            identity appears in the gallery in an image that counts.
+        ValueError: if a file name, row or column does not fit, an archive cannot be unpacked, a split is missing or
+            cannot be made, or no query identity appears in the gallery in an image that counts.
     """
     unknown = [split for split in splits if split not in REID_SPLITS]
     if unknown:
@@ -87,7 +91,7 @@ def load_reid(
         return DatasetDict({split: drawn[split] for split in splits})
     if name in OFFICIAL_REID:
         if data_dir is None:
-            raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it")
+            raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it, or its archive")
         where = Path(data_dir)
         columns, parts = _official(read_official(name, where, splits, include_val))
     else:
@@ -210,12 +214,12 @@ def _source(name: str | Path, data_dir: str | Path | None) -> Path:
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return path
     path /= Path(data_dir or "").expanduser()
-    if not path.is_dir():
+    if not path.exists():
         raise FileNotFoundError(
             f"{str(path)!r} is none of drawn, {', '.join(OFFICIAL_REID)}, and neither an existing folder nor a table "
             f"({' or '.join(TABLE_SUFFIXES)}); check the path"
         )
-    return path
+    return data_folder(path)
 
 
 __all__ = ["load_reid"]

@@ -1,17 +1,15 @@
 """Re-identification sets in the layouts in which they were published."""
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import isfile
 from pathlib import Path
 from typing import NamedTuple
 
+from .archives import data_folder
 from .folder import IMAGE_SUFFIXES
+from .official import check_counts, check_listed, official_root, require
 
-
-logger = logging.getLogger(__name__)
 
 REID_SPLITS = ("train", "query", "gallery")
 
@@ -95,7 +93,7 @@ def read_official(
 
     Args:
         name (`str`): One of `OFFICIAL_REID`.
-        data_dir (`str` or `Path`): The folder that the archive unpacks to, or the one above it.
+        data_dir (`str` or `Path`): The folder that the archive unpacks to, or the one above it, or the archive.
         splits (sequence of `str`, *optional*): Those to read, of train, query and gallery.
         include_val (`bool`, *optional*, defaults to `True`): Whether train of MSMT17 is list_train and list_val, as in
             papers, or list_train alone.
@@ -105,10 +103,11 @@ def read_official(
 
     Raises:
         FileNotFoundError: if a folder, a list, or an image of a list is missing; the message names it.
-        ValueError: if a folder holds no images, or a file name or a row of a list does not parse.
+        ValueError: if a folder holds no images, a file name or a row of a list does not parse, or an archive cannot be
+            unpacked.
     """
     layout = FOLDER_LAYOUTS.get(name, _MSMT17)
-    root = _root(Path(data_dir).expanduser(), layout)
+    root = official_root(data_folder(Path(data_dir).expanduser()), layout.tops)
     counts = dict(layout.counts)
     if name == "msmt17":
         folders = _msmt17_folders(root)
@@ -120,9 +119,10 @@ def read_official(
         photos = {split: _read_lists(lists[split], folders[split]) for split in splits}
     else:
         for split in splits:
-            _require(root, layout.folders[split], layout)
+            require(root / layout.folders[split], layout.tops)
         photos = {split: _read_folder(root / layout.folders[split], layout) for split in splits}
-    _check_counts(name, root, photos, counts)
+    found = {split: (len({photo.identity for photo in rows}), len(rows)) for split, rows in photos.items()}
+    check_counts(name, root, found, counts, "identities")
     return photos
 
 
@@ -130,23 +130,6 @@ def image_files(folder: Path) -> list[Path]:
     """Visible files of a folder that are images by their names, in order."""
     names = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in names if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _root(data_dir: Path, layout: Layout) -> Path:
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"the folder {data_dir} does not exist; check data_dir")
-    tops = [data_dir / top for top in layout.tops if (data_dir / top).is_dir()]
-    if len(tops) > 1:
-        raise ValueError(f"{data_dir} holds both {' and '.join(layout.tops)}; set data_dir to the one to load")
-    return tops[0] if tops else data_dir
-
-
-def _require(root: Path, entry: str, layout: Layout) -> None:
-    if not (root / entry).exists():
-        raise FileNotFoundError(
-            f"{root / entry} does not exist; data_dir must be the official folder {' or '.join(layout.tops)}, or the "
-            "one above it"
-        )
 
 
 def _read_folder(folder: Path, layout: Layout) -> list[Photo]:
@@ -181,17 +164,12 @@ def _read_lists(lists: Sequence[Path], folder: Path) -> list[Photo]:
     """Rows `0000/0000_000_01_0303morning_0015_0.jpg 0` of MSMT17's lists, whose paths lie in `folder`."""
     photos = []
     for path in lists:
-        for entry in (path.name, folder.name):
-            _require(path.parent, entry, _MSMT17)
+        for entry in (path, folder):
+            require(entry, _MSMT17.tops)
         rows = [_parse_row(row, path, folder) for row in path.read_text(encoding="utf-8").splitlines() if row.strip()]
         if not rows:
             raise ValueError(f"{path} is empty; unpack the archive again")
-        missing = [photo.path for photo in rows if not isfile(photo.path)]
-        if missing:
-            raise FileNotFoundError(
-                f"{missing[0]}, which {path} lists, does not exist ({len(missing)} such in all); unpack the archive "
-                "again"
-            )
+        check_listed([photo.path for photo in rows], path)
         photos += rows
     return sorted(photos)
 
@@ -202,19 +180,6 @@ def _parse_row(row: str, source: Path, folder: Path) -> Photo:
         raise ValueError(f"the row {row!r} of {source} is not of the form '0000/{_MSMT17.example} 0'")
     camera = _parse(Path(match["path"]).name, _MSMT17, source)["camera"]
     return Photo(str(folder / match["path"]), int(match["identity"]), int(camera))
-
-
-def _check_counts(
-    name: str, root: Path, photos: Mapping[str, list[Photo]], official: Mapping[str, tuple[int, int]]
-) -> None:
-    differences = []
-    for split, rows in photos.items():
-        found = (len({photo.identity for photo in rows}), len(rows))
-        if found != official[split]:
-            sizes = "{:,} identities and {:,} images, officially {:,} and {:,}".format(*found, *official[split])
-            differences.append(f"{split} has {sizes}")
-    if differences:
-        logger.warning("%s is not the published %s: %s", root, name, "; ".join(differences))
 
 
 __all__ = ["OFFICIAL_REID", "REID_SPLITS", "Photo", "image_files", "read_official"]

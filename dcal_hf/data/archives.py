@@ -1,0 +1,139 @@
+"""Data sets that still are archives: unpacked once, into the cache of `datasets`."""
+
+import gzip
+import hashlib
+import logging
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import datasets
+from huggingface_hub.utils import WeakFileLock
+
+from .splits import SPLITS
+
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+_PARTS = {alias for aliases in SPLITS.values() for alias in aliases} | {"query", "gallery"}
+# What tarfile and zipfile have been seen to raise on damaged, encrypted and exotic archives: they share no base class.
+_UNREADABLE = (
+    tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError
+)
+
+
+def data_folder(path: Path, cache_dir: str | Path | None = None) -> Path:
+    """A folder as it is, or what an archive holds.
+
+    An archive is unpacked the first time that it is met, into the folder `extracted` of the cache, and again when its
+    size or its time of change is another. It appears there once it is complete. If all of it lies in a single folder,
+    that folder is given, unless it is named like a split.
+
+    Args:
+        path (`Path`): An existing folder, or a file that ends in .tar, .tar.gz, .tgz or .zip.
+        cache_dir (`str` or `Path`, *optional*): The cache, by default that of `datasets` (`HF_DATASETS_CACHE`).
+
+    Returns:
+        `Path`: a folder.
+
+    Raises:
+        FileNotFoundError: if there is nothing of that name.
+        ValueError: if a file is no such archive, is damaged, or holds something that would come to lie, or would
+            point, outside of its folder; nothing is kept of it then.
+    """
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"the folder {path} does not exist; check data_dir")
+    if not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise ValueError(
+            f"{path} is neither a folder nor an archive that can be unpacked ({', '.join(ARCHIVE_SUFFIXES)}); give "
+            "the folder or such an archive"
+        )
+    folder = _unpacked(path.resolve(), cache_dir)
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    nested = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in _PARTS
+    return entries[0] if nested else folder
+
+
+def _unpacked(archive: Path, cache_dir: str | Path | None) -> Path:
+    """The folder of an archive in the cache, made if it is not there.
+
+    The extraction of `datasets` itself is not used: it knows archives by their path alone, takes what a killed process
+    left for complete, and skips unsafe members instead of refusing the archive.
+    """
+    cache = datasets.config.EXTRACTED_DATASETS_PATH
+    if cache_dir is not None:
+        cache = Path(cache_dir).expanduser() / datasets.config.EXTRACTED_DATASETS_DIR
+    status = archive.stat()
+    digest = hashlib.sha256(f"{archive}\n{status.st_size}\n{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = Path(cache, f"{archive.name.split('.')[0]}-{digest}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            logger.info("Unpacking %s into %s", archive, folder)
+            incomplete = Path(f"{folder}.incomplete")
+            shutil.rmtree(incomplete, ignore_errors=True)
+            incomplete.mkdir()
+            try:
+                _unpack(archive, incomplete)
+                os.rename(incomplete, folder)
+            finally:
+                shutil.rmtree(incomplete, ignore_errors=True)
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    unpack = _unpack_zip if archive.suffix.lower() == ".zip" else _unpack_tar
+    try:
+        outside = unpack(archive, folder)
+    except _UNREADABLE as error:
+        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise ValueError(
+            f"the archive {archive} cannot be unpacked ({reason}): it is damaged, encrypted or of another kind than "
+            "its name says; get it again, or unpack it by other means and give the folder"
+        ) from error
+    if outside is not None:
+        raise ValueError(
+            f"the archive {archive} holds {outside!r}, which would lie or point outside of the folder it is unpacked "
+            "to; get the archive from a source that you trust"
+        )
+
+
+def _unpack_tar(archive: Path, folder: Path) -> str | None:
+    """Unpacks it; stops at a member that does not stay inside, and gives its name."""
+    with tarfile.open(archive) as file:
+        try:
+            file.extractall(folder, filter=_inside)
+        except tarfile.FilterError as error:
+            return error.tarinfo.name
+        # tarfile stops before the checksum at the end of a .gz, which is verified only by reading on.
+        while file.fileobj.read(1 << 20):
+            pass
+    return None
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    if PurePosixPath(member.name).is_absolute():
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, folder)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> str | None:
+    """Unpacks it if all members stay inside, or gives the name of one that does not. Links become plain files."""
+    with zipfile.ZipFile(archive) as file:
+        # The Finder adds a tree of that name with the files' attributes.
+        names = [name for name in file.namelist() if not name.startswith("__MACOSX/")]
+        for name in names:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                return name
+        file.extractall(folder, names)
+    return None
+
+
+__all__ = ["ARCHIVE_SUFFIXES", "data_folder"]

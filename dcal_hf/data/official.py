@@ -1,0 +1,81 @@
+"""What published sets have in common: the folder that they unpack to, and whether all of it is there."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from os.path import isfile
+from pathlib import Path
+
+
+logger = logging.getLogger(__name__)
+
+
+def official_root(data_dir: Path, tops: Sequence[str]) -> Path:
+    """The official folder, of which `data_dir` is either that one or the one above it.
+
+    Args:
+        data_dir (`Path`): An existing folder.
+        tops (sequence of `str`): Names of the folder that the archive unpacks to.
+
+    Raises:
+        ValueError: if several of them are there.
+    """
+    present = [data_dir / top for top in tops if (data_dir / top).is_dir()]
+    if len(present) > 1:
+        raise ValueError(f"{data_dir} holds both {' and '.join(tops)}; set data_dir to the one to load")
+    return present[0] if present else data_dir
+
+
+def require(path: Path, tops: Sequence[str]) -> Path:
+    """A file or folder of a published set, if it is there.
+
+    Raises:
+        FileNotFoundError: if it is not; the message names it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; data_dir must be the official folder {' or '.join(tops)}, or the one above it, "
+            "or its archive"
+        )
+    return path
+
+
+def check_listed(paths: Sequence[str], source: Path) -> None:
+    """Checks that the images that a list names are there.
+
+    Raises:
+        FileNotFoundError: if not; the message names the first that is missing.
+    """
+    missing = [path for path in paths if not isfile(path)]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}, which {source} lists, does not exist ({len(missing)} such in all); unpack the archive "
+            "again"
+        )
+
+
+def check_counts(
+    name: str,
+    where: str | Path,
+    found: Mapping[str, tuple[int, int]],
+    official: Mapping[str, tuple[int, int]],
+    classes: str,
+) -> None:
+    """One warning that says where a set differs in size from the published one.
+
+    Args:
+        name (`str`): The set.
+        where (`str` or `Path`): Where it was found.
+        found (mapping from `str` to `tuple[int, int]`): Classes and images of each split.
+        official (mapping from `str` to `tuple[int, int]`): What they should be, of these splits at least.
+        classes (`str`): What its classes are called, in the plural.
+    """
+    differences = []
+    for split, sizes in found.items():
+        if sizes != official[split]:
+            numbers = "{:,} {} and {:,} images, officially {:,} and {:,}"
+            differences.append(f"{split} has {numbers.format(sizes[0], classes, sizes[1], *official[split])}")
+    if differences:
+        logger.warning("%s is not the published %s: %s", where, name, "; ".join(differences))
+
+
+__all__ = ["check_counts", "check_listed", "official_root", "require"]
