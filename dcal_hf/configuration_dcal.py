@@ -4,10 +4,20 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .timm_dcal import complete_timm_config
+
 
 BRANCHES = ("sa", "glca", "pwca")
 INFERENCE_BRANCHES = ("sa", "glca")
-SUPPORTED_BACKBONES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model")
+SUPPORTED_BACKBONES = (
+    "vit",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "clip_vision_model",
+    "timm_wrapper",
+)
 
 
 def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
@@ -79,6 +89,8 @@ class DCALConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.backbone_config.model_type == "timm_wrapper":
+            complete_timm_config(self.backbone_config)
         self.branches = tuple(self.branches)
         if self.inference_branches is None:
             has_head = {"sa": {"sa", "pwca"} & set(self.branches), "glca": {"glca"} & set(self.branches)}

@@ -1,4 +1,4 @@
-"""The seam between DCAL and a transformers ViT: one small interface over encoders that name their parts differently.
+"""The seam between DCAL and a plain ViT: one small interface over encoders that name their parts differently.
 
 A DCAL model never calls the backbone's own `forward`. It embeds the image, runs the blocks one by one (so that the
 PWCA branch can join at any of them) and applies the final norm, all with the backbone's own modules and weights.
@@ -16,6 +16,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention_dcal import ATTENTION_NAME
+from .configuration_dcal import as_pair
+from .timm_dcal import build_timm, embed_timm, timm_keys_values
 
 
 def embed_vit(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
@@ -50,6 +52,13 @@ def embed_clip(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return backbone.pre_layrnorm(tokens + embeddings.position_embedding.weight)
 
 
+def split_keys_values(attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values by a projection each: (B, N, D) -> twice (B, H, N, d)."""
+    shape = (*normed.shape[:2], -1, attention.head_dim)
+    key, value = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
+    return key, value
+
+
 @dataclass(frozen=True)
 class Seam:
     """Where one family of encoders keeps the parts that DCAL needs.
@@ -60,6 +69,7 @@ class Seam:
         num_prefix_tokens: Tokens before the patches, from the backbone's configuration.
         embed: Image to the first block's input.
         antialias: Whether this family smooths position embeddings when it shrinks them.
+        project: A block's attention and its normed input to keys and values.
     """
 
     blocks: str
@@ -70,6 +80,7 @@ class Seam:
     num_prefix_tokens: Callable[[PreTrainedConfig], int]
     embed: Callable[[PreTrainedModel, Tensor], Tensor]
     antialias: bool = False
+    project: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]] = split_keys_values
 
     def get_blocks(self, backbone: PreTrainedModel) -> nn.ModuleList:
         return attrgetter(self.blocks)(backbone)
@@ -92,9 +103,7 @@ class Seam:
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens for a block whose queries are only a few: (B, N, D) -> twice (B, H, N, d)."""
         attention = self.get_attention(block)
-        normed = getattr(block, self.first_norm)(hidden_states)
-        shape = (*normed.shape[:2], -1, attention.head_dim)
-        key, value = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
+        key, value = self.project(attention, getattr(block, self.first_norm)(hidden_states))
         if rotary is not None:
             key, _ = module_of(attention).apply_rotary_pos_emb(key, key, *rotary)
         return key, value
@@ -133,6 +142,17 @@ SEAMS = {
         num_prefix_tokens=lambda config: 1,
         embed=embed_clip,
     ),
+    "timm_wrapper": Seam(
+        blocks="timm_model.blocks",
+        final_norm="timm_model.norm",
+        positions="timm_model.pos_embed",
+        attention="attn",
+        first_norm="norm1",
+        num_prefix_tokens=lambda config: config.num_prefix_tokens,
+        embed=embed_timm,
+        antialias=True,
+        project=timm_keys_values,
+    ),
 }
 
 
@@ -141,23 +161,34 @@ def module_of(instance: nn.Module):
     return sys.modules[type(instance).__module__]
 
 
-def build_backbone(config: PreTrainedConfig, grid: tuple[int, int]) -> PreTrainedModel:
-    """The plain encoder, without a pooler, attending through DCAL, with positions for `grid` patches."""
+def build_backbone(
+    config: PreTrainedConfig, image_size: tuple[int, int], drop_path_rate: float = 0.0
+) -> PreTrainedModel:
+    """The plain encoder, without a pooler, attending through DCAL, with positions and stochastic depth."""
+    if config.model_type == "timm_wrapper":
+        return build_timm(config, image_size, drop_path_rate)
     pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
     # A copy: the attention implementation is a field of the configuration, and this one is the backbone's alone.
     backbone = AutoModel.from_config(copy.deepcopy(config), attn_implementation=ATTENTION_NAME, **pooler)
     if config.model_type == "clip_vision_model":
-        embeddings = backbone.embeddings
-        embeddings.num_positions = 1 + grid[0] * grid[1]
-        embeddings.position_embedding = nn.Embedding(embeddings.num_positions, config.hidden_size)
-        embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
-        backbone.init_weights()
+        resize_clip(backbone, image_size)
+    add_stochastic_depth(backbone, SEAMS[config.model_type], drop_path_rate)
     mask_token = getattr(backbone.embeddings, "mask_token", None)
     if mask_token is not None:
         # No loss ever reaches it: as a parameter it would make DistributedDataParallel wait for its gradient.
         del backbone.embeddings.mask_token
         backbone.embeddings.register_buffer("mask_token", mask_token.detach())
     return backbone
+
+
+def resize_clip(backbone: PreTrainedModel, image_size: tuple[int, int]) -> None:
+    """Fresh position embeddings for any rectangle: CLIP's configuration knows square images only."""
+    embeddings = backbone.embeddings
+    rows, columns = (size // patch for size, patch in zip(image_size, as_pair(embeddings.patch_size)))
+    embeddings.num_positions = 1 + rows * columns
+    embeddings.position_embedding = nn.Embedding(embeddings.num_positions, backbone.config.hidden_size)
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+    backbone.init_weights()
 
 
 def run_block(block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None, **kwargs) -> Tensor:
@@ -221,12 +252,13 @@ class StochasticDepth:
         return x * keep / (1 - self.rate)
 
 
-def add_stochastic_depth(blocks: nn.ModuleList, seam: Seam, rates: list[float]) -> None:
-    """Drops both residual branches of block i at `rates[i]`."""
-    for block, rate in zip(blocks, rates):
-        if rate > 0:
+def add_stochastic_depth(backbone: PreTrainedModel, seam: Seam, rate: float) -> None:
+    """Drops both residual branches, at a rate that rises linearly from 0 at the first block to `rate` at the last."""
+    blocks = seam.get_blocks(backbone)
+    for depth, block in enumerate(blocks):
+        if rate > 0 and depth > 0:
             for branch in (seam.get_attention(block), block.mlp):
-                branch.register_forward_hook(StochasticDepth(rate))
+                branch.register_forward_hook(StochasticDepth(rate * depth / (len(blocks) - 1)))
 
 
 __all__ = ["SEAMS", "Seam", "build_backbone", "resize_positions", "run_block"]

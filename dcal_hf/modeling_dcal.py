@@ -16,7 +16,6 @@ from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, top_patc
 from .configuration_dcal import DCALConfig, as_pair
 from .encoder_dcal import (
     SEAMS,
-    add_stochastic_depth,
     attention_function,
     build_backbone,
     resize_positions,
@@ -25,6 +24,7 @@ from .encoder_dcal import (
 from .glca_dcal import GLCA
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
+from .timm_dcal import complete_timm_config, init_timm_weights
 
 
 @dataclass
@@ -73,6 +73,8 @@ class DCALPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # GLCA's blocks are the backbone's own: let it initialise what only it knows (layer scale, say).
         self.base_model.backbone._init_weights(module)
+        if self.config.backbone_config.model_type == "timm_wrapper":
+            init_timm_weights(module)
         if isinstance(module, UncertaintyWeights):
             init.constant_(module.log_vars, module.initial_log_var)
 
@@ -121,7 +123,9 @@ class DCALPreTrainedModel(PreTrainedModel):
         if not {"num_labels", "id2label"} & set(config_kwargs):
             config_kwargs.update(id2label=source_config.id2label, label2id=source_config.label2id)
         # The image encoder of a two-tower checkpoint (CLIP).
-        source_config = getattr(source_config, "vision_config", source_config)
+        source_config = copy.deepcopy(getattr(source_config, "vision_config", source_config))
+        if source_config.model_type == "timm_wrapper":
+            complete_timm_config(source_config)
         config = DCALConfig(
             backbone_config=resized_config(source_config, image_size), image_size=image_size, **config_kwargs
         )
@@ -153,18 +157,11 @@ class DCALModel(DCALPreTrainedModel):
         super().__init__(config)
         self.seam = SEAMS[config.backbone_config.model_type]
         self.num_prefix_tokens = self.seam.num_prefix_tokens(config.backbone_config)
-        self.backbone = build_backbone(config.backbone_config, config.grid)
+        self.backbone = build_backbone(config.backbone_config, config.image_size, config.drop_path_rate)
+        # Copies of the last block, with its stochastic depth.
         self.glca = GLCA(config, self.seam, self.backbone) if "glca" in config.branches else None
         self.necks = make_necks(config) if config.neck else None
-        self.add_stochastic_depth(config.drop_path_rate)
         self.post_init()
-
-    def add_stochastic_depth(self, rate: float) -> None:
-        """Linear in depth, 0 at the first block, `rate` at the last and in GLCA, which starts from the last."""
-        blocks = self.seam.get_blocks(self.backbone)
-        add_stochastic_depth(blocks, self.seam, [rate * i / max(len(blocks) - 1, 1) for i in range(len(blocks))])
-        if self.glca is not None:
-            add_stochastic_depth(self.glca.blocks, self.seam, [rate] * len(self.glca.blocks))
 
     @torch.no_grad()
     def start_from(self, source: PreTrainedModel | None, source_config: PreTrainedConfig) -> None:

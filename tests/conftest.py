@@ -13,6 +13,7 @@ from transformers import (  # noqa: E402
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
     PreTrainedConfig,
+    TimmWrapperConfig,
     ViTConfig,
 )
 
@@ -20,6 +21,13 @@ import dcal_hf  # noqa: E402, F401
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+TIMM_SIZES = {"embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2, "img_size": 32, "patch_size": 8}
+
+
+def timm_config(architecture: str, **model_args) -> TimmWrapperConfig:
+    return TimmWrapperConfig(architecture=architecture, model_args={**TIMM_SIZES, **model_args})
+
+
 BACKBONES = {
     "vit": ViTConfig(intermediate_size=64, **SIZES),
     "deit": DeiTConfig(intermediate_size=64, **SIZES),
@@ -27,6 +35,10 @@ BACKBONES = {
     "dinov2_with_registers": Dinov2WithRegistersConfig(mlp_ratio=2, num_register_tokens=4, **SIZES),
     "dinov3_vit": DINOv3ViTConfig(intermediate_size=64, num_register_tokens=2, **SIZES),
     "clip_vision_model": CLIPVisionConfig(intermediate_size=64, **SIZES),
+    "timm_deit": timm_config("deit_tiny_patch16_224", qk_norm=True, scale_attn_norm=True),
+    "timm_deit_distilled": timm_config("deit_tiny_distilled_patch16_224"),
+    "timm_dinov2_registers": timm_config("vit_small_patch14_reg4_dinov2"),
+    "timm_clip": timm_config("vit_base_patch16_clip_224"),
 }
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 from transformers import AutoModel
 
@@ -53,7 +54,10 @@ def test_rates_rise_linearly_from_zero_on_every_encoder(backbone_config, rate):
     from dcal_hf import DCALModel
 
     model = DCALModel.from_backbone(backbone_config, drop_path_rate=rate)
-    blocks = model.seam.get_blocks(model.backbone)
-    hooks = [[hook.rate for hook in part._forward_hooks.values()] for block in blocks for part in block.modules()]
-    rates = [rate for part in hooks for rate in part]
-    assert rates == ([] if rate == 0 else [0.25, 0.25, 0.5, 0.5])
+    blocks = [*model.seam.get_blocks(model.backbone), *model.glca.blocks]
+    if backbone_config.model_type == "timm_wrapper":
+        rates = [part.drop_prob for block in blocks for part in block.modules() if isinstance(part, DropPath)]
+    else:
+        hooks = [part._forward_hooks.values() for block in blocks for part in block.modules()]
+        rates = [hook.rate for part in hooks for hook in part]
+    assert rates == ([] if rate == 0 else [0.25, 0.25, 0.5, 0.5, 0.5, 0.5])

@@ -1,5 +1,6 @@
 """Saved models as strangers load them: Auto classes, pipelines, and processes without dcal_hf."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -113,7 +114,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit"])
+@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "timm_deit"])
 def test_a_process_without_the_package_gets_identical_logits(tmp_path, monkeypatch, backbone_configs, name):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     model = saved_model(tmp_path / "model", backbone_configs[name])
@@ -140,7 +141,18 @@ def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_c
     assert DCALForImageClassification.from_backbone(tmp_path, num_labels=7).config.num_labels == 7
 
 
-def test_resized_positions_equal_those_transformers_interpolates(tmp_path, backbone_config):
+def resized_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
+    """A plain encoder's tokens for another input size, its positions resampled by its own library."""
+    if plain.config.model_type == "timm_wrapper":
+        resized = copy.deepcopy(plain)
+        resized.timm_model.set_input_size(tuple(pixel_values.shape[-2:]))
+        return resized(pixel_values).last_hidden_state
+    kwargs = {} if "dinov" in plain.config.model_type else {"interpolate_pos_encoding": True}
+    tokens = plain(pixel_values, **kwargs).last_hidden_state
+    return plain.post_layernorm(tokens) if plain.config.model_type == "clip_vision_model" else tokens
+
+
+def test_resized_positions_equal_those_of_the_encoders_library(tmp_path, backbone_config):
     plain = AutoModel.from_config(backbone_config).eval()
     with torch.no_grad():
         for parameter in plain.parameters():
@@ -149,10 +161,7 @@ def test_resized_positions_equal_those_transformers_interpolates(tmp_path, backb
     for image_size in ((48, 64), (16, 24)):
         model = DCALModel.from_backbone(tmp_path, image_size=image_size).eval()
         pixel_values = torch.randn(2, 3, *image_size)
-        automatic = "dinov" in backbone_config.model_type
-        expected = plain(pixel_values, **({} if automatic else {"interpolate_pos_encoding": True})).last_hidden_state
-        if backbone_config.model_type == "clip_vision_model":
-            expected = plain.post_layernorm(expected)
+        expected = resized_tokens(plain, pixel_values)
         torch.testing.assert_close(model(pixel_values).last_hidden_state, expected)
         model.save_pretrained(tmp_path / "dcal")
         assert AutoModel.from_pretrained(tmp_path / "dcal").config.grid == (image_size[0] // 8, image_size[1] // 8)
@@ -197,7 +206,7 @@ def test_a_dcal_checkpoint_is_no_backbone(tmp_path, vit_config):
         DCALForImageClassification.from_backbone(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip_vision_model"])
+@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip_vision_model", "timm_deit"])
 def test_compiled_and_exported_models_agree(backbone_configs, name):
     model = DCALForImageClassification.from_backbone(backbone_configs[name], num_labels=3).eval()
     pixel_values = torch.randn(2, 3, 32, 32)

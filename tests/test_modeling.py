@@ -34,6 +34,19 @@ def plain_encoder(model: DCALForImageClassification, implementation: str):
     return plain
 
 
+def plain_maps(model: DCALForImageClassification, pixel_values: Tensor) -> list[Tensor]:
+    """Head means of a plain encoder's attention maps; timm, which returns none, is overheard."""
+    plain = plain_encoder(model, "eager")
+    if model.config.backbone_config.model_type != "timm_wrapper":
+        return [attention.mean(1) for attention in plain(pixel_values, output_attentions=True).attentions]
+    maps = []
+    for block in plain.timm_model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_pre_hook(lambda module, args: maps.append(args[0].mean(1)))
+    plain(pixel_values)
+    return maps
+
+
 def plain_tokens(plain, pixel_values: Tensor, **kwargs) -> Tensor:
     """Normalised tokens of a plain encoder; CLIP leaves its final norm to the pooler."""
     tokens = plain(pixel_values, **kwargs).last_hidden_state
@@ -45,7 +58,11 @@ def test_self_attention_is_bit_for_bit_the_plain_encoder(backbone_config, implem
     model = classifier(backbone_config, attn_implementation=implementation)
     pixel_values = images()
     expected = plain_tokens(plain_encoder(model, implementation), pixel_values)
-    assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
+    if (implementation, backbone_config.model_type) == ("eager", "timm_wrapper"):
+        # timm has one implementation, whatever transformers is told.
+        torch.testing.assert_close(model.dcal(pixel_values).last_hidden_state, expected)
+    else:
+        assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
 
 
 def test_paired_with_itself_is_self_attention_and_with_another_is_not(backbone_config):
@@ -53,7 +70,7 @@ def test_paired_with_itself_is_self_attention_and_with_another_is_not(backbone_c
     itself = model(pixel_values, pair_index=torch.arange(4))
     torch.testing.assert_close(itself.pwca_logits, itself.sa_logits)
     other = model(pixel_values, pair_index=PAIRS)
-    assert (other.pwca_logits - other.sa_logits).abs().min() > 1e-3
+    assert (other.pwca_logits - other.sa_logits).abs().amax(dim=1).min() > 1e-2
     torch.testing.assert_close(other.sa_logits, model(pixel_values).sa_logits)
     torch.testing.assert_close(other.glca_logits, model(pixel_values).glca_logits)
 
@@ -73,8 +90,7 @@ def test_the_distractor_is_the_image_that_the_index_names(backbone_config):
 
 def test_rollout_is_the_matrix_product_of_the_plain_maps(backbone_config):
     model, pixel_values = classifier(backbone_config), images()
-    plain = plain_encoder(model, "eager")
-    maps = [attention.double().mean(1) for attention in plain(pixel_values, output_attentions=True).attentions]
+    maps = [attention.double() for attention in plain_maps(model, pixel_values)]
     identity = torch.eye(maps[0].size(-1), dtype=torch.float64)
     rollout = identity
     for attention in maps:
@@ -88,7 +104,7 @@ def test_rollout_is_the_matrix_product_of_the_plain_maps(backbone_config):
 
 def test_last_layer_selection_is_the_top_of_the_last_map(backbone_config):
     model, pixel_values = classifier(backbone_config, local_query_selection="last_layer"), images()
-    last = plain_encoder(model, "eager")(pixel_values, output_attentions=True).attentions[-1].mean(1)
+    last = plain_maps(model, pixel_values)[-1]
     output = model(pixel_values)
     assert torch.equal(output.local_query_indices, last[:, 0, -16:].topk(4).indices)
     assert output.rollout is None
@@ -117,7 +133,7 @@ def test_the_selection_changes_the_prediction_where_it_is_meant_to(backbone_conf
     logits = model(pixel_values).glca_logits
     model.config.local_query_ratio = 0.7
     difference = (model(pixel_values).glca_logits - logits).abs()
-    assert difference.min() > 1e-4 if changes else difference.max() == 0
+    assert difference.amax(dim=1).min() > 1e-4 if changes else difference.max() == 0
 
 
 def test_cls_readout_skips_the_rollout_unless_asked(vit_config):

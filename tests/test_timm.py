@@ -1,0 +1,68 @@
+"""timm's encoders as its users meet them: checkpoints in timm's own format, the R50 hybrid, refusals."""
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from transformers import AutoModelForImageClassification, TimmWrapperConfig
+
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALModel
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Initial weights barely attend: spread them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def test_a_checkpoint_in_timms_own_format(tmp_path):
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    plain = shaken(timm.create_model("deit_tiny_patch16_224", num_classes=3, **args))
+    names = {"label_names": ["wren", "robin", "finch"]}
+    save_for_hf(plain, tmp_path, model_config=names, model_args=args, safe_serialization=True)
+    model = DCALForImageClassification.from_backbone(tmp_path).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.dcal(pixel_values).last_hidden_state, plain.forward_features(pixel_values))
+    assert model.config.id2label == {0: "wren", 1: "robin", 2: "finch"}
+
+
+def test_the_r50_hybrid_of_the_paper(tmp_path):
+    """The convolutional stem runs once for both branches; the grid is that of its feature map."""
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    config = TimmWrapperConfig(architecture="vit_base_r50_s16_224", model_args=args)
+    model = DCALForImageClassification.from_backbone(config, image_size=(96, 64), num_labels=3)
+    assert model.config.grid == (6, 4)
+    stem_runs = []
+    model.dcal.backbone.timm_model.patch_embed.register_forward_hook(lambda *_: stem_runs.append(1))
+    pixel_values = torch.randn(2, 3, 96, 64)
+    output = model(pixel_values, labels=torch.tensor([0, 1]), pair_index=torch.tensor([1, 0]))
+    output.loss.backward()
+    assert len(stem_runs) == 1
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
+
+
+def test_the_configuration_says_what_timm_knows_by_name_alone():
+    config = DCALConfig(backbone_config=TimmWrapperConfig(architecture="vit_base_patch16_224"))
+    assert (config.backbone_config.hidden_size, config.num_layers, config.grid) == (768, 12, (14, 14))
+    again = DCALConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("swin_tiny_patch4_window7_224", "not built from timm's standard Block and Attention"),
+        ("cait_xs24_384", "not built from timm's standard Block and Attention"),
+        ("vit_base_patch16_dinov3", "not built from timm's standard Block and Attention"),
+        ("vit_base_patch16_rpn_224", "not built from timm's standard Block and Attention"),
+        ("vit_base_patch16_siglip_224", "reads a CLS token"),
+    ],
+)
+def test_a_model_that_pairs_cannot_reach_is_refused_by_name(architecture, reason):
+    with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*{reason}"):
+        DCALModel.from_backbone(TimmWrapperConfig(architecture=architecture))
