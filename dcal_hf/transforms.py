@@ -79,9 +79,7 @@ class TrainTransform:
             v2.RandomCrop(crop),
             v2.RandomHorizontalFlip(),
         ]
-        if self.auto_augment is not None:
-            mean = tuple(round(255 * value) for value in processor.image_mean)
-            steps.append(rand_augment_transform(self.auto_augment, {"img_mean": mean}))
+        steps += _rand_augment(processor, self.auto_augment)
         if self.color_jitter > 0:
             steps.append(v2.ColorJitter(*[self.color_jitter] * 3))
         self.pipeline = v2.Compose(steps + _tensor_steps(processor, self.random_erasing))
@@ -102,18 +100,23 @@ class ReIDTrainTransform:
         processor: From [`reid_processor`]: size, interpolation, mean and standard deviation.
         padding (`int`): Pixels of padding on each side.
         random_erasing (`float`): Probability of erasing a rectangle.
+        horizontal_flip (`float`): Probability of a mirror image; 0 where left and right tell individuals apart.
+        auto_augment (`str`, *optional*): timm's RandAugment in its notation, e.g. `"rand-m9-mstd0.5-inc1"`.
     """
 
     processor: BaseImageProcessor
     padding: int = 10
     random_erasing: float = 0.5
+    horizontal_flip: float = 0.5
+    auto_augment: str | None = None
 
     def __post_init__(self):
         size = (self.processor.size["height"], self.processor.size["width"])
         steps = [
             v2.Resize(size, interpolation=self.processor.resample),
-            v2.RandomHorizontalFlip(),
+            v2.RandomHorizontalFlip(self.horizontal_flip),
             v2.RandomCrop(size, padding=self.padding),
+            *_rand_augment(self.processor, self.auto_augment),
         ]
         self.pipeline = v2.Compose(steps + _tensor_steps(self.processor, self.random_erasing))
 
@@ -132,6 +135,13 @@ class EvalTransform:
         """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, and `label`, if any, as `labels`."""
         images = [open_image(image) for image in batch["image"]]
         return _model_inputs(list(self.processor(images, return_tensors="pt")["pixel_values"]), batch)
+
+
+def _rand_augment(processor: BaseImageProcessor, policy: str | None) -> list[Callable]:
+    """timm's RandAugment, which fills what it uncovers with the mean colour; nothing without a policy."""
+    if policy is None:
+        return []
+    return [rand_augment_transform(policy, {"img_mean": tuple(round(255 * value) for value in processor.image_mean)})]
 
 
 def _tensor_steps(processor: BaseImageProcessor, random_erasing: float) -> list[Callable]:

@@ -116,3 +116,20 @@ def test_labels_only_where_there_is_a_label_column(processor):
     batch = train.with_transform(ReIDTrainTransform(processor))[:2]
     assert set(batch) == {"pixel_values", "labels"}
     assert batch["labels"] == [1, 0]
+
+
+def test_individuals_that_left_and_right_tell_apart_are_not_mirrored(processor):
+    transform = ReIDTrainTransform(processor, padding=0, random_erasing=0, horizontal_flip=0)
+    resized = as_tensor(noise().resize(SIZE[::-1], Image.Resampling.BICUBIC))
+    outputs = transform({"image": [noise()] * 20, "label": [0] * 20})["pixel_values"]
+    assert all(torch.allclose(output, resized, atol=1e-6) for output in outputs)
+
+
+def test_rand_augment_uncovers_corners_in_the_mean_colour(processor):
+    """Some of its operations turn, shear or shift a white image; its corner is then grey."""
+    options = {"padding": 0, "random_erasing": 0, "auto_augment": "rand-m10-n2-inc1"}
+    white = Image.new("RGB", SIZE[::-1], "white")
+    outputs = ReIDTrainTransform(processor, **options)({"image": [white] * 60, "label": [0] * 60})["pixel_values"]
+    corners = torch.stack([output[:, 0, 0] for output in outputs])
+    grey = torch.isclose(corners, torch.zeros(3), atol=0.02).all(dim=1)
+    assert grey.any() and not grey.all()
