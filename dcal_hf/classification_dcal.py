@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_dcal import DCALConfig
-from .loss_dcal import UncertaintyWeights
+from .loss_dcal import counted_branches, make_loss_weights, total_loss
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
@@ -46,9 +46,7 @@ class DCALForImageClassification(DCALPreTrainedModel):
         has_sa_head = config.branches != ("glca",)
         self.sa_classifier = nn.Linear(width, config.num_labels) if has_sa_head else None
         self.glca_classifier = nn.Linear(width, config.num_labels) if "glca" in config.branches else None
-        self.loss_weights = None
-        if len(config.branches) > 1:
-            self.loss_weights = UncertaintyWeights(config.branches, config.initial_log_var)
+        self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
         self.post_init()
 
     @can_return_tuple
@@ -89,12 +87,12 @@ class DCALForImageClassification(DCALPreTrainedModel):
         )
 
     def compute_loss(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of each trained branch that ran (paper, section 3.4), and their weighted total."""
-        trained = [name for name in logits if name in self.config.branches]
-        losses = {name: nn.functional.cross_entropy(logits[name].float(), labels) for name in trained or logits}
-        # A lone branch needs no weight, nor has SA one where it only reads what PWCA trained.
-        total = self.loss_weights(losses) if trained and self.loss_weights is not None else sum(losses.values())
-        return total, losses
+        """The weighted total over the branches, and the cross-entropy of each (paper, section 3.4)."""
+        losses = {
+            name: nn.functional.cross_entropy(logits[name].float(), labels)
+            for name in counted_branches(logits, self.config.branches)
+        }
+        return total_loss(losses, self.loss_weights), losses
 
 
 def mean_probability_logits(logits: list[Tensor]) -> Tensor:

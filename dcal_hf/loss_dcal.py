@@ -1,5 +1,7 @@
 """Losses of DCAL. Paper: section 3.4 (https://huggingface.co/papers/2205.02151)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,25 @@ class UncertaintyWeights(nn.Module):
         return 0.5 * (torch.exp(-log_vars) * values + log_vars).sum()
 
 
+def counted_branches(ran: Iterable[str], trained: tuple[str, ...]) -> list[str]:
+    """The branches whose losses count: those of the trained ones that ran; if none did, as where SA reads what PWCA
+    has trained, all that ran."""
+    ran = list(ran)
+    return [name for name in ran if name in trained] or ran
+
+
+def total_loss(losses: dict[str, Tensor], weights: UncertaintyWeights | None) -> Tensor:
+    """The weighted total; the plain one if there are no weights, as for a lone branch, or none for these branches."""
+    if weights is None or not set(losses) <= set(weights.branches):
+        return sum(losses.values())
+    return weights(losses)
+
+
+def make_loss_weights(branches: tuple[str, ...], initial_log_var: float) -> UncertaintyWeights | None:
+    """The weights of the trained branches; a lone one needs none."""
+    return UncertaintyWeights(branches, initial_log_var) if len(branches) > 1 else None
+
+
 def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
     """Batch-hard triplet loss with a soft margin: `mean_a log(1 + exp(max_p d(a, p) - min_n d(a, n)))`.
 
@@ -53,4 +74,4 @@ def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
     return (nn.functional.softplus(margin) * is_anchor).sum() / is_anchor.sum().clamp(min=1)
 
 
-__all__ = ["UncertaintyWeights", "batch_hard_triplet"]
+__all__ = ["UncertaintyWeights", "batch_hard_triplet", "counted_branches", "make_loss_weights", "total_loss"]

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_dcal import DCALConfig
-from .loss_dcal import UncertaintyWeights, batch_hard_triplet
+from .configuration_dcal import BRANCHES, DCALConfig
+from .loss_dcal import batch_hard_triplet, counted_branches, make_loss_weights, total_loss
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
@@ -52,9 +52,7 @@ class DCALForReID(DCALPreTrainedModel):
         self.classifiers = nn.ModuleDict(
             {name: nn.Linear(width, config.num_labels, bias=False) for name in self.dcal.necks}
         )
-        self.loss_weights = None
-        if len(config.branches) > 1:
-            self.loss_weights = UncertaintyWeights(config.branches, config.initial_log_var)
+        self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
         self.post_init()
 
     @torch.no_grad()
@@ -78,17 +76,18 @@ class DCALForReID(DCALPreTrainedModel):
             labels (`Tensor` of shape `(B,)`, int64, *optional*): Training identities, from 0.
         """
         outputs = self.dcal(pixel_values, pair_index, pair_noise, output_rollout, return_dict=True)
-        features = {name: getattr(outputs, f"{name}_embedding") for name in ("sa", "glca", "pwca")}
-        trained = {name: features[name] for name in self.config.branches if features[name] is not None}
+        features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}
+        ran = [name for name, feature in features.items() if feature is not None]
         loss, losses, logits = None, None, {}
         if labels is not None:
-            logits = {name: self.identity_logits(name, feature) for name, feature in trained.items()}
+            counted = counted_branches(ran, self.config.branches)
+            logits = {name: self.identity_logits(name, features[name]) for name in counted}
             losses = {
                 name: nn.functional.cross_entropy(logits[name].float(), labels)
-                + batch_hard_triplet(feature, labels)
-                for name, feature in trained.items()
+                + batch_hard_triplet(features[name], labels)
+                for name in counted
             }
-            loss = sum(losses.values()) if self.loss_weights is None else self.loss_weights(losses)
+            loss = total_loss(losses, self.loss_weights)
         return DCALReIDOutput(
             loss=loss,
             losses=losses,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dcal_hf.loss_dcal import UncertaintyWeights
+from dcal_hf.loss_dcal import UncertaintyWeights, counted_branches, make_loss_weights, total_loss
 
 
 def test_total_is_the_papers_formula():
@@ -30,3 +30,16 @@ def test_log_variance_settles_at_the_log_of_its_loss():
         weights({"sa": torch.tensor(3.0)}).backward()
         optimizer.step()
     assert weights.log_vars.item() == pytest.approx(math.log(3), abs=1e-4)
+
+
+def test_a_lone_branch_is_not_weighted():
+    assert make_loss_weights(("glca",), 0.0) is None
+    assert total_loss({"glca": torch.tensor(3.0)}, None).item() == 3
+    assert total_loss({"glca": torch.tensor(3.0)}, make_loss_weights(("sa", "glca"), 0.0)).item() == 1.5
+
+
+def test_a_branch_that_only_reads_counts_where_no_trained_one_ran_and_unweighted():
+    trained = ("glca", "pwca")
+    assert counted_branches(["sa", "glca", "pwca"], trained) == ["glca", "pwca"]
+    assert counted_branches(["sa"], trained) == ["sa"]
+    assert total_loss({"sa": torch.tensor(3.0)}, make_loss_weights(trained, 1.0)).item() == 3

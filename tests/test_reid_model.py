@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor, pipeline
 
 from dcal_hf import DCALConfig, DCALForReID
 from dcal_hf.loss_dcal import batch_hard_triplet
 from dcal_hf.transforms import EvalTransform, reid_processor
+
+from helpers import noise_picture
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -123,7 +124,7 @@ def test_every_way_of_loading_gives_the_evaluated_vector(tmp_path, vit_config):
     model = reid_model(vit_config, neck_feature="after")
     model.save_pretrained(tmp_path)
     reid_processor(ViTImageProcessor(), (32, 32)).save_pretrained(tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 30, 3), dtype=np.uint8))
+    picture = noise_picture()
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     pixel_values = torch.stack(EvalTransform(processor)({"image": [picture]})["pixel_values"])
     expected = model(pixel_values).embeddings
