@@ -21,9 +21,10 @@ INSTALL_REQUIRES = [
 ]
 EXTRAS = {
     "pictures": ["matplotlib>=3.8,<4"],
+    "peft": ["peft>=0.20,<1"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
-EXTRAS["test"] = EXTRAS["pictures"] + ["pytest>=8,<10"]
+EXTRAS["test"] = EXTRAS["pictures"] + EXTRAS["peft"] + ["pytest>=8,<10"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
 version = {}

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -72,15 +73,18 @@ def embed_images(
     model.to(accelerator.device).eval()
     parts = []
     for batch in tqdm(loader, desc="Embedding", unit="batch", disable=not accelerator.is_main_process):
-        embeddings = _embed(model, batch["pixel_values"].to(model.dtype), batch_size)
+        embeddings = embed_batch(model, batch["pixel_values"].to(model.dtype), batch_size)
         embeddings[~batch["readable"]] = torch.nan
         parts.append(accelerator.gather_for_metrics(embeddings).cpu())
     return torch.cat(parts).numpy()
 
 
 @torch.no_grad()
-def _embed(model: PreTrainedModel, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Embeddings (n, D), float32, of `n` images that go through the model in a batch of `batch_size`."""
+def embed_batch(model: nn.Module, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Embeddings (n, D), float32, of images (n, 3, height, width) that go through the model as `batch_size` images.
+
+    The last batch of a data set is filled up with copies, so that its size does not change a digit.
+    """
     missing = batch_size - len(pixel_values)
     full = torch.cat([pixel_values, pixel_values[-1:].expand(missing, -1, -1, -1)])
     return model(full).embeddings[:len(pixel_values)].float()
@@ -129,4 +133,4 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return f"{model.config.model_type}-{digest.hexdigest()[:16]}"
 
 
-__all__ = ["embed_images", "model_fingerprint"]
+__all__ = ["embed_batch", "embed_images", "model_fingerprint"]

@@ -11,13 +11,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .files import write_atomically
+from .version import __version__
 
 
 BRANCHES = MappingProxyType({"SA": "sa_", "GLCA": "glca_", "SA + GLCA": ""})
 CLASSIFICATION_COLUMNS = MappingProxyType(
     {"Top-1": "accuracy", "Top-5": "top5_accuracy", "Class mean": "class_mean_accuracy"}
 )
-PACKAGES = ("dcal_hf", "torch", "transformers", "datasets", "accelerate", "timm")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "timm")
 
 DESCRIPTION = """
 Dual Cross-Attention Learning (DCAL) teaches a vision transformer to tell near-identical objects apart. Beside
@@ -168,8 +169,8 @@ def write_model_card(
 
 
 def framework_versions() -> dict[str, str]:
-    """Returns the installed version of each package that training rests on, or `"not installed"`."""
-    return {package: _installed_version(package) for package in PACKAGES}
+    """Returns this package's version, and that of each that training rests on, or `"not installed"`."""
+    return {"dcal_hf": __version__} | {package: _installed_version(package) for package in PACKAGES}
 
 
 def _installed_version(package: str) -> str:

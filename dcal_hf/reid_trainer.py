@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import speed_metrics
 
+from .embedding import embed_batch
 from .metrics.retrieval import distance_metrics, retrieval_metrics
+from .parameter_groups import parameter_groups
 from .query_expansion import expand_queries
 from .reid_training_args import DCALReIDTrainingArguments
 from .reranking import rerank
@@ -78,12 +80,16 @@ class DCALReIDTrainer(DCALTrainer):
             return super().create_optimizer(model)
         if self.optimizer is None:
             model = self.model if model is None else model
-            trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-            biases = [weight for name, weight in trained.items() if name.endswith("bias")]
-            others = [weight for name, weight in trained.items() if not name.endswith("bias")]
+            biases = [name for name, _ in model.named_parameters() if name.endswith("bias")]
             rate = self.args.learning_rate
             self.optimizer = torch.optim.SGD(
-                [{"params": others}, {"params": biases, "lr": BIAS_FACTOR * rate}],
+                [
+                    {
+                        "params": group.parameters,
+                        "lr": group.scale * rate * (BIAS_FACTOR if group.is_special else 1),
+                    }
+                    for group in parameter_groups(model, biases, self.args.layer_decay)
+                ],
                 lr=rate,
                 momentum=MOMENTUM,
                 weight_decay=self.args.weight_decay,
@@ -105,15 +111,13 @@ class DCALReIDTrainer(DCALTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, Tensor, None]:
-        """Embeddings (B, dim), float32; the last batch is filled up, so that its size does not change a digit."""
-        pixel_values = self._prepare_inputs(inputs)["pixel_values"]
-        missing = self.args.eval_batch_size - len(pixel_values)
-        full = torch.cat([pixel_values, pixel_values[-1:].expand(missing, -1, -1, -1)])
-        with torch.no_grad(), self.compute_loss_context_manager():
-            embeddings = model(full).embeddings.float()
+        """Embeddings (B, dim), float32."""
+        pixel_values, batch_size = self._prepare_inputs(inputs)["pixel_values"], self.args.eval_batch_size
+        with self.compute_loss_context_manager():
+            embeddings = embed_batch(model, pixel_values, batch_size)
             if self.args.flip_tta:
-                embeddings = self.normalized((embeddings + model(full.flip(-1)).embeddings.float()) / 2)
-        return None, embeddings[:len(pixel_values)], None
+                embeddings = self.normalized((embeddings + embed_batch(model, pixel_values.flip(-1), batch_size)) / 2)
+        return None, embeddings, None
 
     def evaluate(
         self,

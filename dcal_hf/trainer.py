@@ -1,5 +1,6 @@
 """Trainer of DCAL: pairs for PWCA, per-branch losses in the log, checkpoints that come back bit for bit."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
+from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
+from .parameter_groups import parameter_groups, weight_matrix_names
 from .samplers import sample_pairs
 from .training_args import DCALTrainingArguments
 from .transforms import SeededDataset
-
-
-# Parameters that are no weight matrices, by the last part of their name; biases and norms are known to transformers.
-NO_DECAY = (
-    "cls_token",
-    "class_embedding",
-    "distillation_token",
-    "register_tokens",
-    "position_embeddings",
-    "position_embedding.weight",
-    "lambda1",
-    "log_vars",
-    "necks.sa.weight",
-    "necks.glca.weight",
-)
 
 
 class EpochCallback(TrainerCallback):
@@ -50,6 +39,9 @@ class EpochCallback(TrainerCallback):
 
 class DCALTrainer(Trainer):
     """`Trainer` for DCAL models.
+
+    With `lora_rank`, the backbone has adapters while `train` runs, and is a plain one with them merged into its
+    weights when it returns; so it is in every checkpoint.
 
     Args:
         model (`DCALForImageClassification`)
@@ -76,10 +68,31 @@ class DCALTrainer(Trainer):
         if train_dataset is not None:
             data_seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = self.epoch_callback.listeners["dataset"] = SeededDataset(train_dataset, data_seed)
+        if args.freeze_backbone:
+            model.base_model.backbone.requires_grad_(False)
+        self.has_adapters = False
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         self.add_callback(self.epoch_callback)
         self.branch_losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self.num_branch_losses = 0
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `transformers.Trainer`.
+
+        Raises:
+            ValueError: With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights alone.
+        """
+        if self.args.lora_rank == 0:
+            return super().train(*args, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
+        lora = add_lora(self.model, self.args.lora_rank)
+        self.has_adapters = True
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            lora.merge_and_unload()
+            self.has_adapters = False
 
     def compute_loss(
         self,
@@ -90,6 +103,9 @@ class DCALTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Adds the pairs and the label smoothing to a training batch; the model computes its loss itself."""
         if model.training:
+            if self.args.freeze_backbone:
+                # Features that cannot adapt to stochastic depth and dropout have nothing to gain from them.
+                self.model.base_model.backbone.eval()
             inputs = {**inputs, **self.pairs(inputs["labels"])}
             inputs["labels"] = self.smooth(inputs["labels"])
         outputs = model(**inputs)
@@ -127,7 +143,34 @@ class DCALTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """No decay on biases, norms, CLS and other tokens, positions, layer scales and log-variances."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(NO_DECAY)]
+        return weight_matrix_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `transformers.Trainer`, with learning rates by depth if there is a `layer_decay`."""
+        if self.optimizer is None and self.args.layer_decay < 1:
+            model = self.model if model is None else model
+            decayed = self.get_decay_parameter_names(model)
+            undecayed = {name for name, _ in model.named_parameters()} - set(decayed)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": group.parameters,
+                        "lr": group.scale * self.args.learning_rate,
+                        "weight_decay": 0.0 if group.is_special else self.args.weight_decay,
+                    }
+                    for group in parameter_groups(model, undecayed, self.args.layer_decay)
+                ],
+                **kwargs,
+            )
+        return super().create_optimizer(model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.has_adapters:
+            super()._save(output_dir, state_dict)
+            return
+        super()._save(output_dir, merged_state_dict(self.model))
+        save_adapted_layers(self.model, self.args.output_dir if output_dir is None else output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -135,8 +178,10 @@ class DCALTrainer(Trainer):
             return
         # Checkpoints hold the original names of ViT weights; only from_pretrained maps them back (transformers#48805).
         model = self.model if model is None else model
-        loaded = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(loaded.state_dict())
+        state = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
+        if self.has_adapters:
+            state = with_adapted_layers(model, state, resume_from_checkpoint)
+        model.load_state_dict(state)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -146,17 +191,26 @@ class DCALTrainer(Trainer):
 
 
 def last_checkpoint(output_dir: str | Path) -> str:
-    """The newest complete checkpoint of a run: the Trainer writes `trainer_state.json` last.
+    """The newest complete checkpoint of a run: the Trainer writes in place, and `trainer_state.json` last.
 
     Raises:
         FileNotFoundError: If there is none.
     """
-    complete = [path.parent for path in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
+    complete = [path.parent for path in Path(output_dir).glob("checkpoint-*/trainer_state.json") if is_json(path)]
     if not complete:
         raise FileNotFoundError(
             f"No complete checkpoint in {output_dir}: start without --resume_from_checkpoint, or name a checkpoint."
         )
     return str(max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file holds JSON to its end."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 __all__ = ["DCALTrainer", "last_checkpoint"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .lora import check_peft
 from .samplers import PAIR_SAMPLING
 
 
@@ -28,8 +29,25 @@ class DCALTrainingArguments(TrainingArguments):
         learning_rate (`float`, *optional*):
             `base_learning_rate / 512 x batch` over all processes and accumulation steps, if not given.
 
+    > Parameters that control what is trained; GLCA, the necks, the heads and the log-variances always are, in full
+
+    Args:
+        freeze_backbone (`bool`, *optional*, defaults to `False`):
+            Leave the backbone as it is, its final norm included, and run it without stochastic depth and dropout.
+        layer_decay (`float`, *optional*, defaults to 1.0):
+            Layer-wise learning-rate decay: each block of the backbone learns at this share of the next one's rate, see
+            [`~dcal_hf.parameter_groups.parameter_groups`]. 0.65 to 0.75 is usual, 1 is off.
+        lora_rank (`int`, *optional*, defaults to 0):
+            Train adapters of this rank on the linear layers of the backbone's attention instead of the backbone (LoRA,
+            by peft, alpha twice the rank); 8 to 16 is usual, 0 is off. Saved models are plain, adapters merged.
+
     > Changed defaults: `weight_decay` 0.05, cosine schedule with a warm-up over 5 % of the steps, 100 epochs of batch
     > 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50 steps.
+
+    Raises:
+        ValueError: For an unknown `pair_sampling`, a `layer_decay` or `lora_rank` out of range, or a frozen backbone
+            with one of these.
+        ImportError: If `lora_rank` is given, but peft is not installed.
     """
 
     pair_sampling: str = field(
@@ -50,18 +68,36 @@ class DCALTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning-rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or in a share of them below 1."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of losses."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train GLCA and the heads alone."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Each block learns at this share of the next one's rate, e.g. 0.75; 1 is off."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train low-rank adapters of the backbone, e.g. 8; 0 is off. Needs peft."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop data-set columns that the model does not take, before the transforms."}
     )
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_what_is_trained()
         if self.pair_sampling not in PAIR_SAMPLING:
             raise ValueError(
                 f"pair_sampling='{self.pair_sampling}' is unknown; choose one of {', '.join(PAIR_SAMPLING)}."
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512
+
+    def check_what_is_trained(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
+        if self.freeze_backbone and (self.lora_rank > 0 or self.layer_decay < 1):
+            raise ValueError("freeze_backbone leaves nothing in the backbone for lora_rank or layer_decay to train.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} must be at least 1, or 0 for no adapters.")
+        if self.lora_rank > 0:
+            check_peft()
 
     @property
     def total_train_batch_size(self) -> int:

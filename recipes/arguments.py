@@ -83,7 +83,7 @@ class ModelArguments:
 
 
 def parse_arguments(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Parses `[config.yaml | config.json] [--option value ...]`; options win over the file.
+    """Parses `[config.yaml | config.json] [--option value ...]`; options win over the file, and it over its base.
 
     Raises:
         FileNotFoundError: If the configuration file does not exist.
@@ -97,6 +97,17 @@ def parse_arguments(dataclass_types: tuple[type, ...], argv: list[str] | None = 
 
 def options_of(path: Path) -> list[str]:
     """A configuration file as command-line options: lists spelled out, mappings as JSON, nulls left out."""
+    argv = []
+    for name, value in read_configuration(path).items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        argv += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return argv
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """A configuration file, over the one that its key `base` names, if any, as a path from its own folder."""
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
     if not path.is_file():
@@ -105,10 +116,5 @@ def options_of(path: Path) -> list[str]:
     options = yaml.safe_load(path.read_text())
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values.")
-    argv = []
-    for name, value in options.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [value]
-        argv += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return argv
+    base = options.pop("base", None)
+    return options if base is None else read_configuration(path.parent / base) | options

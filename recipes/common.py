@@ -21,14 +21,16 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=DCALPreTrainedModel)
 
 
-def set_up_logging(training_args: DCALTrainingArguments) -> None:
-    """One format for all libraries, at the level that the command line asks for on this process."""
-    level = training_args.get_process_log_level()
+def set_up_logging(level: int) -> None:
+    """One format for all libraries, and one level."""
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
     )
     datasets.utils.logging.set_verbosity(level)
     transformers.utils.logging.set_verbosity(level)
+
+
+def log_process(training_args: DCALTrainingArguments) -> None:
     logger.info(
         "Process %d of %d on %s, bf16 %s, fp16 %s",
         training_args.process_index + 1,
@@ -106,6 +108,7 @@ def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
         "image size": " x ".join(map(str, config.image_size)),
         **{name: getattr(config, name) for name in switches},
         "pair_sampling": args.pair_sampling,
+        **{name: getattr(args, name) for name in ("freeze_backbone", "layer_decay", "lora_rank")},
         "optimiser": args.optim.value,
         "learning rate": args.learning_rate,
         "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",

@@ -17,7 +17,6 @@ minutes and helps only who searches with `ht`):
 
 import json
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from arguments import parse_arguments
+from common import set_up_logging
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
@@ -88,7 +88,8 @@ def main() -> None:
     checkpoint_args, gallery_args = parse_arguments((CheckpointArguments, GalleryArguments))
     # Under torchrun on a machine without GPUs accelerate sees one process alone, unless it is told.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    set_up_logging()
+    set_up_logging(logging.WARNING)
+    logger.setLevel(logging.INFO)
     with accelerator.main_process_first():
         dataset = load_images(gallery_args)
     model, processor = load_checkpoint(checkpoint_args)
@@ -99,11 +100,6 @@ def main() -> None:
         build_gallery(embeddings, dataset, model, checkpoint_args, gallery_args).save(gallery_args.output_dir)
         logger.info("The gallery is in %s", gallery_args.output_dir)
     accelerator.end_training()
-
-
-def set_up_logging() -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
 
 
 def load_images(args: GalleryArguments) -> Dataset:

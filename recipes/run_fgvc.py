@@ -20,7 +20,7 @@ from pathlib import Path
 import datasets
 import torch
 from arguments import ModelArguments, parse_arguments
-from common import hyperparameters, load_model, set_up_logging, train
+from common import hyperparameters, load_model, log_process, set_up_logging, train
 from PIL import Image
 from scipy.special import softmax
 from torchvision.transforms.v2.functional import to_pil_image
@@ -41,11 +41,25 @@ class DataArguments:
     """Which images, and how they are augmented."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub id of a data set, or `drawn` for the built-in one."}
+        default=None,
+        metadata={
+            "help": "`cub200`, `stanford_cars` or `fgvc_aircraft`, from --data_dir or else from the Hub; the Hub id "
+            "of another data set; or `drawn` for the built-in one."
+        },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub data set."})
+    dataset_config_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration of the Hub data set; for `fgvc_aircraft` what its classes are, `variant` (if not "
+            "given), `family` or `manufacturer`."
+        },
+    )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with train/<class>/*, validation/<class>/*, test/<class>/*."}
+        default=None,
+        metadata={
+            "help": "Folder with train/<class>/*, validation/<class>/*, test/<class>/*, or the official folder of "
+            "--dataset_name; or an archive of it (.tar, .tar.gz, .tgz, .zip)."
+        },
     )
     train_dir: str | None = field(default=None, metadata={"help": "Folder with <class>/* to train on."})
     validation_dir: str | None = field(default=None, metadata={"help": "Folder with <class>/* to validate on."})
@@ -93,7 +107,8 @@ def main() -> None:
     model_args, data_args, training_args = parse_arguments((ModelArguments, DataArguments, DCALTrainingArguments))
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
-    set_up_logging(training_args)
+    set_up_logging(training_args.get_process_log_level())
+    log_process(training_args)
     set_seed(training_args.seed)
 
     dataset = load_data(data_args, training_args)

@@ -31,7 +31,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from arguments import ModelArguments, parse_arguments
-from common import hyperparameters, load_model, set_up_logging, train
+from common import hyperparameters, load_model, log_process, set_up_logging, train
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
@@ -101,6 +101,12 @@ class DataArguments:
     split_seed: int = field(default=42, metadata={"help": "Seed of both choices."})
     padding: int = field(default=10, metadata={"help": "Pixels of padding before the random crop."})
     random_erasing: float = field(default=0.5, metadata={"help": "Probability of random erasing."})
+    horizontal_flip: float = field(
+        default=0.5, metadata={"help": "Probability of a mirror image; 0 where left and right tell individuals apart."}
+    )
+    auto_augment: str | None = field(
+        default=None, metadata={"help": "timm's RandAugment in its notation, e.g. rand-m9-mstd0.5-inc1."}
+    )
     ranked_queries: int = field(
         default=8, metadata={"help": "Queries in ranked_lists.png; 0 for no picture, and no need of matplotlib."}
     )
@@ -121,7 +127,8 @@ def main() -> None:
     model_args, data_args, training_args = parse_arguments(types)
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train or --do_eval.")
-    set_up_logging(training_args)
+    set_up_logging(training_args.get_process_log_level())
+    log_process(training_args)
     set_seed(training_args.seed)
 
     dataset = load_data(data_args, training_args)
@@ -129,7 +136,13 @@ def main() -> None:
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
     train_dataset = None
     if training_args.do_train:
-        train_transform = ReIDTrainTransform(processor, data_args.padding, data_args.random_erasing)
+        train_transform = ReIDTrainTransform(
+            processor,
+            data_args.padding,
+            data_args.random_erasing,
+            data_args.horizontal_flip,
+            data_args.auto_augment,
+        )
         train_dataset = dataset["train"].with_transform(train_transform)
     trainer = DCALReIDTrainer(
         model,

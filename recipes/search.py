@@ -12,14 +12,16 @@ In a compressed gallery, look further than it was saved to (slower, finds more):
 """
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from arguments import parse_arguments
+from common import set_up_logging
 from datasets import ClassLabel, Features
-from embed import CheckpointArguments, image_table, load_checkpoint, set_up_logging
+from embed import CheckpointArguments, image_table, load_checkpoint
 
 from dcal_hf.data import open_image
 from dcal_hf.files import save_table
@@ -55,7 +57,7 @@ class Match:
 
 def main() -> None:
     checkpoint_args, search_args = parse_arguments((CheckpointArguments, SearchArguments))
-    set_up_logging()
+    set_up_logging(logging.WARNING)
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
     gallery.set_search_parameters(**json.loads(search_args.search_parameters))

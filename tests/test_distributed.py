@@ -22,7 +22,7 @@ class Random(Dataset):
         generator = torch.Generator().manual_seed(index)
         return {"pixel_values": torch.randn(3, 16, 16, generator=generator), "labels": index % 3}
 
-output_dir, branches = sys.argv[1], sys.argv[2].split("+")
+output_dir, branches, options = sys.argv[1], sys.argv[2].split("+"), json.loads(sys.argv[3])
 torch.manual_seed(0)
 sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 config = ViTConfig(image_size=16, patch_size=8, **sizes)
@@ -30,7 +30,7 @@ model = DCALForImageClassification.from_backbone(config, num_labels=3, local_que
 before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 arguments = DCALTrainingArguments(
     output_dir, per_device_train_batch_size=4, num_train_epochs=2, learning_rate=1e-2, logging_steps=1,
-    save_strategy="no", use_cpu=True, disable_tqdm=True, ddp_find_unused_parameters=False,
+    save_strategy="no", use_cpu=True, disable_tqdm=True, ddp_find_unused_parameters=False, **options,
 )
 trainer = DCALTrainer(model, arguments, train_dataset=Random(), eval_dataset=Random())
 trainer.train()
@@ -55,18 +55,33 @@ if trainer.is_world_process_zero():
 """
 
 
-@pytest.mark.parametrize("branches", ["sa+glca+pwca", "glca"])
-def test_two_processes_keep_equal_weights(tmp_path, branches):
+def is_trained(name: str, options: dict) -> bool:
+    if ".backbone." not in name or not options:
+        return True
+    return "lora_rank" in options and ".attention." in name and name.endswith("weight")
+
+
+@pytest.mark.parametrize(
+    ("branches", "options"),
+    [
+        ("sa+glca+pwca", {}),
+        ("glca", {}),
+        ("sa+glca+pwca", {"freeze_backbone": True}),
+        ("sa+glca+pwca", {"lora_rank": 2}),
+    ],
+)
+def test_two_processes_keep_equal_weights(tmp_path, branches, options):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run([*launcher, str(script), str(tmp_path / "out"), branches], capture_output=True, text=True)
+    arguments = [str(script), str(tmp_path / "out"), branches, json.dumps(options)]
+    run = subprocess.run([*launcher, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (line,) = [line for line in run.stdout.splitlines() if line.startswith('{"world_size"')]
     answer = json.loads(line)
     assert (answer["world_size"], answer["steps"]) == (2, 6)
     assert answer["equal"]
-    assert answer["moved"] == answer["names"]
+    assert answer["moved"] == [name for name in answer["names"] if is_trained(name, options)]
     assert answer["prediction_error"] < 1e-5
     parts = [value for name, value in answer["log"].items() if name.startswith("loss_")]
     assert len(parts) == len(branches.split("+"))

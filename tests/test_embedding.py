@@ -11,6 +11,8 @@ from transformers import AutoModel, ViTImageProcessor
 from dcal_hf import DCALForImageClassification
 from dcal_hf.retrieval import embed_images, model_fingerprint
 
+from helpers import noise_picture
+
 
 @pytest.fixture
 def model(vit_config):
@@ -24,10 +26,9 @@ def processor():
 
 @pytest.fixture
 def photographs(tmp_path):
-    numbers = np.random.default_rng(0)
     paths = [tmp_path / f"{i}.png" for i in range(7)]
-    for path in paths:
-        Image.fromarray(numbers.integers(0, 256, (20, 26, 3), dtype=np.uint8)).save(path)
+    for seed, path in enumerate(paths):
+        noise_picture(seed).save(path)
     return [str(path) for path in paths]
 
 

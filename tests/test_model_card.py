@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+import dcal_hf
 from dcal_hf import model_card
 from dcal_hf.model_card import framework_versions, write_model_card
 
@@ -118,7 +119,12 @@ def test_versions(tmp_path):
 
 def test_missing_package_is_told(monkeypatch):
     monkeypatch.setattr(model_card, "PACKAGES", ("torch", "no-such-package"))
-    assert framework_versions() == {"torch": importlib.metadata.version("torch"), "no-such-package": "not installed"}
+    versions = framework_versions()
+    assert versions == {
+        "dcal_hf": dcal_hf.__version__,
+        "torch": importlib.metadata.version("torch"),
+        "no-such-package": "not installed",
+    }
 
 
 def test_usage_is_a_program_of_five_lines(tmp_path):

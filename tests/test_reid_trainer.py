@@ -1,11 +1,10 @@
-import copy
 import logging
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import TrainerCallback, ViTConfig, ViTImageProcessor
+from transformers import ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForReID
 from dcal_hf.data import drawn_reid
@@ -17,18 +16,12 @@ from dcal_hf.reranking import rerank
 from dcal_hf.trainer import last_checkpoint
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
+from helpers import TINY_SIZES, RememberSaved, assert_same_weights, train_until_killed
+
 
 SIDE = 16
 PROCESSOR = reid_processor(ViTImageProcessor(), (SIDE, SIDE))
-CONFIG = ViTConfig(
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=16,
-    image_size=SIDE,
-    patch_size=8,
-    initializer_range=0.3,
-)
+CONFIG = ViTConfig(image_size=SIDE, initializer_range=0.3, **TINY_SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +52,6 @@ def make_trainer(output_dir, dataset, callbacks=(), model_kwargs=None, **kwargs)
         processing_class=PROCESSOR,
         callbacks=list(callbacks),
     )
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 class Batches:
@@ -183,17 +163,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, dataset, kwargs):
     whole.train()
 
     killed_at = 8 if kwargs else 14
-    killed = make_trainer(tmp_path / "killed", dataset, [KillAt(killed_at)], model_kwargs, **kwargs)
-    with pytest.raises(Killed):
-        killed.train()
+    killed = make_trainer(tmp_path / "killed", dataset, model_kwargs=model_kwargs, **kwargs)
+    train_until_killed(killed, killed_at)
     resumed = make_trainer(tmp_path / "killed", dataset, model_kwargs=model_kwargs, **kwargs)
     batches = Batches(resumed)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
 
     assert resumed.state.global_step == whole.state.global_step
     assert 0 < len(batches.labels) < 27
-    first, second = whole.model.state_dict(), resumed.model.state_dict()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
 def test_evaluation_equals_metrics_of_embeddings_made_by_hand(tmp_path, dataset, caplog):
@@ -285,14 +263,7 @@ def test_columns_are_read_without_opening_images(dataset):
 
 
 def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, dataset):
-    class Remember(TrainerCallback):
-        def __init__(self):
-            self.weights = {}
-
-        def on_save(self, args, state, control, model, **kwargs):
-            self.weights[state.global_step] = copy.deepcopy(model.state_dict())
-
-    remember = Remember()
+    remember = RememberSaved()
     trainer = make_trainer(
         tmp_path, dataset, [remember], max_steps=6, save_steps=2, eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True,
@@ -300,8 +271,7 @@ def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, dataset):
     trainer.score = lambda sets, maps=iter([0.1, 0.9, 0.5]): {"map": next(maps)}
     trainer.train()
     assert trainer.state.best_metric == 0.9
-    for name, weight in trainer.model.state_dict().items():
-        assert torch.equal(weight, remember.weights[4][name])
+    assert_same_weights(trainer.model.state_dict(), remember.weights[4])
 
 
 def test_workers_that_stay_serve_query_and_gallery(tmp_path, dataset):

@@ -1,26 +1,26 @@
-import copy
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PILImage
-from transformers import TrainerCallback, ViTImageProcessor
+from transformers import ViTImageProcessor
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
 from dcal_hf.metrics import ClassificationMetrics
 from dcal_hf.trainer import last_checkpoint
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
+from helpers import RememberSaved, assert_same_weights, copy_of_weights, noise_picture, train_until_killed
+
 
 PROCESSOR = fine_grained_processor(ViTImageProcessor(), (32, 32))
 
 
 def pictures(count=24, seed=0) -> Dataset:
-    rng = np.random.default_rng(seed)
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
-    images = [PILImage.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(count)]
+    images = [noise_picture([seed, i], 40, 40) for i in range(count)]
     return Dataset.from_dict({"image": images, "label": [i % 3 for i in range(count)]}, features=features)
 
 
@@ -49,28 +49,6 @@ def make_trainer(output_dir, config, callbacks=(), model_kwargs=None, **kwargs) 
     )
 
 
-def weights(trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def assert_same_weights(first, second):
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
-
-
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -87,25 +65,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     whole.train()
 
     killed_at = 9 if "gradient_accumulation_steps" not in kwargs else 5
-    killed = make_trainer(tmp_path / "killed", vit_config, [KillAt(killed_at)], model_kwargs, **kwargs)
-    with pytest.raises(Killed):
-        killed.train()
+    killed = make_trainer(tmp_path / "killed", vit_config, model_kwargs=model_kwargs, **kwargs)
+    train_until_killed(killed, killed_at)
     resumed = make_trainer(tmp_path / "killed", vit_config, model_kwargs=model_kwargs, **kwargs)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
 
     assert resumed.state.global_step == whole.state.global_step
-    assert_same_weights(weights(whole), weights(resumed))
+    assert_same_weights(copy_of_weights(whole.model), copy_of_weights(resumed.model))
 
 
 def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, backbone_config):
-    class Remember(TrainerCallback):
-        def __init__(self):
-            self.weights = {}
-
-        def on_save(self, args, state, control, model, **kwargs):
-            self.weights[state.global_step] = copy.deepcopy(model.state_dict())
-
-    remember = Remember()
+    remember = RememberSaved()
     trainer = make_trainer(
         tmp_path,
         backbone_config,
@@ -121,14 +91,15 @@ def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, backbone_config):
     trainer.compute_metrics = lambda prediction: {"score": next(scores)}
     trainer.train()
     assert not torch.equal(remember.weights[4]["sa_classifier.weight"], remember.weights[8]["sa_classifier.weight"])
-    assert_same_weights(weights(trainer), remember.weights[4])
+    assert_same_weights(copy_of_weights(trainer.model), remember.weights[4])
 
 
-def test_last_checkpoint_skips_an_unfinished_one(tmp_path):
-    for step in (8, 10, 9):
+def test_last_checkpoint_skips_unfinished_ones(tmp_path):
+    state = json.dumps({"epoch": 1.0})
+    for step, written in ((8, state), (11, state[:5]), (10, None), (9, state)):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if step != 10:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        if written is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(written)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
     with pytest.raises(FileNotFoundError, match="No complete checkpoint in"):
         last_checkpoint(tmp_path / "checkpoint-9")
@@ -160,7 +131,7 @@ def test_no_decay_on_what_is_no_weight_matrix(tmp_path, backbone_config):
     matrices = {
         name
         for name, parameter in parameters.items()
-        if parameter.squeeze().dim() > 1 and not any(word in name for word in ("position", "token", "class_emb"))
+        if parameter.squeeze().dim() > 1 and not any(word in name for word in ("pos", "token", "class_emb"))
     }
     assert decayed == matrices
     assert "loss_weights.log_vars" in parameters and "loss_weights.log_vars" not in decayed

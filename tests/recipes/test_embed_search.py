@@ -17,6 +17,8 @@ from transformers import AutoModel, ViTConfig, ViTImageProcessor
 from dcal_hf import DCALForImageClassification
 from dcal_hf.retrieval import GalleryIndex, model_fingerprint
 
+from helpers import TINY_SIZES, noise_picture
+
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -47,8 +49,7 @@ def as_arguments(options: dict[str, object]) -> list[str]:
 
 def save_model(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    config = ViTConfig(image_size=16, patch_size=8, **sizes)
+    config = ViTConfig(image_size=16, **TINY_SIZES)
     DCALForImageClassification.from_backbone(config, num_labels=3, local_query_ratio=0.5).save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
@@ -63,10 +64,10 @@ def model(tmp_path_factory):
 def photographs(tmp_path_factory):
     """Eleven images in nested folders, a text file, a hidden folder with another image, and one of no image format."""
     folder = tmp_path_factory.mktemp("photographs")
-    numbers = np.random.default_rng(0)
-    for name in [f"a/{i}.png" for i in range(4)] + [f"a/b/c/{i}.JPG" for i in range(4)] + ["x.png", "y.png", "z.bmp"]:
+    names = [f"a/{i}.png" for i in range(4)] + [f"a/b/c/{i}.JPG" for i in range(4)] + ["x.png", "y.png", "z.bmp"]
+    for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numbers.integers(0, 256, (20, 26, 3), dtype=np.uint8)).save(folder / name)
+        noise_picture(seed).save(folder / name)
     (folder / "a" / "notes.txt").write_text("no image")
     (folder / ".thumbnails").mkdir()
     (folder / ".thumbnails" / "x.png").write_bytes((folder / "x.png").read_bytes())

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,12 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
+from helpers import TINY_SIZES, TINY_VIT, noise_picture
+
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "model_type": "vit",
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "patch_size": 8,
-}
 OPTIONS = {
-    "backbone_config": TINY,
+    "backbone_config": TINY_VIT,
     "image_size": 16,
     "local_query_ratio": 0.5,
     "num_train_epochs": 1,
@@ -38,11 +33,6 @@ OPTIONS = {
     "use_cpu": True,
     "attention_images": 0,
 }
-
-
-def picture(seed: int, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 30, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
 
 
 def make_folder(root: Path) -> Path:
@@ -55,7 +45,7 @@ def make_folder(root: Path) -> Path:
         folder.mkdir(parents=True)
         for number in range(count):
             mode = modes.get((split, name, number), "RGB")
-            picture(number, mode).save(folder / f"{number}.png")
+            noise_picture(number).convert(mode).save(folder / f"{number}.png")
     (root / "train" / "wren" / "notes.txt").write_text("not an image")
     return root
 
@@ -134,8 +124,7 @@ def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
 def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path):
     folder = make_folder(tmp_path / "birds")
     torch.manual_seed(0)
-    sizes = {name: value for name, value in TINY.items() if name != "model_type"}
-    ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path / "vit")
+    ViTModel(ViTConfig(image_size=32, **TINY_SIZES)).save_pretrained(tmp_path / "vit")
     ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "vit"), "image_size": [24, 16]}
     run = run_recipe(tmp_path, "--do_train", "--do_eval", data_dir=str(folder), **source)
@@ -198,6 +187,19 @@ def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, 
         run_main(tmp_path, *arguments, **options)
 
 
+LESS = [(["--freeze_backbone"], "True"), (["--layer_decay", "0.75"], "0.75"), (["--lora_rank", "2"], "2")]
+
+
+@pytest.mark.parametrize(("arguments", "value"), LESS)
+def test_fine_tuning_with_less_is_a_flag_and_leaves_a_plain_model(tmp_path, run_main, arguments, value):
+    folder = make_folder(tmp_path / "birds")
+    run_main(tmp_path, "--do_train", "--do_eval", *arguments, data_dir=str(folder))
+    name = arguments[0].removeprefix("--")
+    assert f"| {name} | {value} |" in (tmp_path / "out" / "README.md").read_text()
+    _, report = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
 def test_a_broken_image_and_a_missing_test_split_are_named(tmp_path, run_main):
     folder = make_folder(tmp_path / "birds")
     broken = folder / "train" / "robin" / "1.png"
@@ -208,16 +210,31 @@ def test_a_broken_image_and_a_missing_test_split_are_named(tmp_path, run_main):
         run_main(tmp_path, "--do_predict", train_dir=str(folder / "train"))
 
 
+def test_a_configuration_goes_over_its_base(tmp_path, parse_arguments):
+    @dataclass
+    class Options:
+        first: int = 0
+        second: int = 0
+        third: list[int] = field(default_factory=list)
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "all.json").write_text('{"first": 1, "second": 1, "third": [1, 2]}')
+    config = tmp_path / "own.yaml"
+    config.write_text("base: base/all.json\nsecond: 2\nthird: null\n")
+    assert parse_arguments((Options,), [str(config), "--first", "3"]) == (Options(3, 2, []),)
+    config.write_text("base: missing.yaml")
+    with pytest.raises(FileNotFoundError, match="The configuration file .*missing.yaml does not exist."):
+        parse_arguments((Options,), [str(config)])
+
+
 def test_a_missing_configuration_file_is_named(parse_arguments):
     with pytest.raises(FileNotFoundError, match="The configuration file missing.yaml does not exist."):
         parse_arguments((), ["missing.yaml"])
 
 
-PRESETS = [path for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")) if "reid" not in path.stem]
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
-def test_every_configuration_parses(tmp_path, recipe, parse_arguments, preset):
+@pytest.mark.parametrize("preset", ["quickstart", "from_scratch"])
+def test_a_configuration_from_scratch_parses(tmp_path, recipe, parse_arguments, preset):
+    preset = ROOT / "recipes" / "configs" / f"{preset}.yaml"
     types = (recipe.ModelArguments, recipe.DataArguments, recipe.DCALTrainingArguments)
     options = ["--data_dir", "birds", "--output_dir", str(tmp_path), "--use_cpu"]
     model_args, _, training_args = parse_arguments(types, [str(preset), *options])

@@ -1,0 +1,74 @@
+"""Which parameters an optimiser moves, and how far: weight decay, learning rates by depth."""
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from .modeling_dcal import DCALPreTrainedModel
+
+
+@dataclass
+class ParameterGroup:
+    """
+    Args:
+        parameters (`list` of `nn.Parameter`): In the model's order.
+        scale (`float`): Share of the learning rate that they get.
+        is_special (`bool`): Whether they are those that the optimiser treats in another way (biases, say).
+    """
+
+    parameters: list[nn.Parameter]
+    scale: float
+    is_special: bool
+
+
+def weight_matrix_names(model: nn.Module) -> list[str]:
+    """Names of the weights of linear layers and convolutions: what weight decay is for.
+
+    By type, so that no family of encoders needs a list of names: biases, norms, necks, tokens, positions, layer scales
+    and log-variances are left, as in DeiT (`no_weight_decay` and timm's rule for parameters of one dimension).
+    """
+    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+
+
+def parameter_depths(model: DCALPreTrainedModel) -> dict[nn.Parameter, int]:
+    """Depth of each parameter: 0 before the blocks, 1 to L in them, L + 1 for the final norm, GLCA, necks and heads.
+
+    The numbering of BEiT and MAE (`get_num_layer_for_vit` of https://github.com/microsoft/unilm/tree/master/beit).
+    """
+    dcal = model.base_model
+    blocks = dcal.seam.get_blocks(dcal.backbone)
+    last = len(blocks) + 1
+    depths = dict.fromkeys(model.parameters(), last)
+    depths |= dict.fromkeys(dcal.backbone.parameters(), 0)
+    depths |= dict.fromkeys(dcal.seam.get_final_norm(dcal.backbone).parameters(), last)
+    for depth, block in enumerate(blocks, start=1):
+        depths |= dict.fromkeys(block.parameters(), depth)
+    return depths
+
+
+def parameter_groups(
+    model: DCALPreTrainedModel, special_names: Collection[str], layer_decay: float
+) -> list[ParameterGroup]:
+    """The trained parameters, apart by depth and by whether they are special.
+
+    The learning rate of depth d is scaled by `layer_decay ** (L + 1 - d)`, as BEiT and MAE fine-tune
+    (https://huggingface.co/papers/2111.06377, appendix A.1); with a layer decay of 1 there is one depth. The full rate
+    comes first, because the Trainer logs that of the first group; of one depth the special parameters come second. The
+    order is always the same, because the states of an optimiser are saved by it.
+
+    Args:
+        special_names (`Collection[str]`): Names of the parameters that the optimiser treats in another way.
+    """
+    special_names, depths = set(special_names), parameter_depths(model)
+    last = max(depths.values())
+    groups = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[layer_decay ** (last - depths[parameter]), name in special_names].append(parameter)
+    keys = sorted(groups, key=lambda key: (-key[0], key[1]))
+    return [ParameterGroup(groups[scale, is_special], scale, is_special) for scale, is_special in keys]
+
+
+__all__ = ["ParameterGroup", "parameter_depths", "parameter_groups", "weight_matrix_names"]

@@ -1,0 +1,66 @@
+"""What several tests need: pictures, a tiny encoder, a run that is killed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Trainer, TrainerCallback
+
+
+# As a JSON configuration, and without its type as arguments of `ViTConfig`.
+TINY_SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 8,
+}
+TINY_VIT = {"model_type": "vit", **TINY_SIZES}
+
+
+def noise_picture(seed: int | list[int] = 0, width: int = 30, height: int = 24) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+class _Killed(Exception):
+    pass
+
+
+class _KillAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise _Killed
+
+
+def train_until_killed(trainer: Trainer, step: int) -> None:
+    """Trains until the end of a step and no further, as if the process were killed there."""
+    trainer.add_callback(_KillAt(step))
+    with pytest.raises(_Killed):
+        trainer.train()
+
+
+class RememberSaved(TrainerCallback):
+    """The model's weights at each checkpoint.
+
+    Attributes:
+        weights (`dict`): State dicts by step.
+    """
+
+    def __init__(self):
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_save(self, args, state, control, model, **kwargs):
+        self.weights[state.global_step] = copy_of_weights(model)
+
+
+def copy_of_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """To the last bit."""
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []

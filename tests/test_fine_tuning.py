@@ -1,0 +1,253 @@
+"""Fine-tuning with less: a frozen backbone, learning rates by depth, low-rank adapters."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageClassification
+
+from dcal_hf import (
+    DCALForImageClassification,
+    DCALForReID,
+    DCALReIDTrainer,
+    DCALReIDTrainingArguments,
+    DCALTrainer,
+    DCALTrainingArguments,
+)
+from dcal_hf.lora import LORA_FILE, add_lora, merged_state_dict
+from dcal_hf.parameter_groups import parameter_depths, parameter_groups
+from dcal_hf.trainer import last_checkpoint
+
+from helpers import RememberSaved, assert_same_weights, copy_of_weights, train_until_killed
+
+
+class Noise(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        pixel_values = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(index))
+        return {"pixel_values": pixel_values, "labels": index % 3}
+
+
+def make_trainer(output_dir, config, model_kwargs=None, **kwargs) -> DCALTrainer:
+    torch.manual_seed(0)
+    model = DCALForImageClassification.from_backbone(config, num_labels=3, **(model_kwargs or {}))
+    arguments = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, "save_strategy": "no"}
+    arguments |= {"max_steps": 3, "use_cpu": True, "disable_tqdm": True, **kwargs}
+    arguments = DCALTrainingArguments(str(output_dir), **arguments)
+    return DCALTrainer(model, arguments, train_dataset=Noise(), eval_dataset=Noise())
+
+
+def moved_by_training(trainer) -> set[str]:
+    before = copy_of_weights(trainer.model)
+    trainer.train()
+    return {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def in_backbone(names) -> set[str]:
+    return {name for name in names if ".backbone." in name}
+
+
+def adapted_weights(model) -> set[str]:
+    """What LoRA is meant to move in the backbone, found by another way than names."""
+    dcal = model.dcal
+    attentions = [dcal.seam.get_attention(block) for block in dcal.seam.get_blocks(dcal.backbone)]
+    weights = [m.weight for attention in attentions for m in attention.modules() if isinstance(m, nn.Linear)]
+    return {name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)}
+
+
+def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, backbone_config):
+    trainer = make_trainer(tmp_path, backbone_config, freeze_backbone=True)
+    names = [name for name, _ in trainer.model.named_parameters()]
+    moved = moved_by_training(trainer)
+    assert in_backbone(moved) == set()
+    assert moved == set(names) - in_backbone(names)
+    assert {"loss_weights.log_vars", "sa_classifier.weight"} < moved
+
+
+def test_a_frozen_backbone_runs_without_stochastic_depth_and_still_selects(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config, {"drop_path_rate": 0.9}, freeze_backbone=True)
+    batch, labels = (torch.stack([torch.as_tensor(Noise()[i][key]) for i in range(4)]) for key in Noise()[0])
+    with torch.no_grad():
+        _, trained = trainer.compute_loss(trainer.model.train(), {"pixel_values": batch, "labels": labels}, True)
+        evaluated = trainer.model.eval()(batch)
+    torch.testing.assert_close(trained.sa_logits, evaluated.sa_logits)
+    assert torch.equal(trained.local_query_indices, evaluated.local_query_indices)
+    assert not torch.allclose(trained.glca_logits, evaluated.glca_logits)
+
+
+def test_depths_are_those_of_the_blocks(backbone_config):
+    model = DCALForReID.from_backbone(backbone_config, num_labels=3)
+    depths = {name: depth for (name, _), depth in zip(model.named_parameters(), parameter_depths(model).values())}
+    assert list(parameter_depths(model)) == list(model.parameters())
+    dcal = model.dcal
+    blocks = dcal.seam.get_blocks(dcal.backbone)
+    for number, block in enumerate(blocks):
+        own = [name for name, parameter in model.named_parameters() if any(parameter is p for p in block.parameters())]
+        assert own and {depths[name] for name in own} == {number + 1}
+    assert {depth for name, depth in depths.items() if "embed" in name or "token" in name} == {0}
+    assert {depth for name, depth in depths.items() if not in_backbone([name])} == {4}
+    final_norm = dcal.seam.get_final_norm(dcal.backbone).weight
+    assert parameter_depths(model)[final_norm] == 4
+
+
+def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, backbone_config):
+    trainer = make_trainer(tmp_path, backbone_config, layer_decay=0.5, learning_rate=1.0, weight_decay=0.3)
+    groups = trainer.create_optimizer().param_groups
+    assert groups[0]["lr"] == 1.0 and groups[0]["weight_decay"] == 0.3
+    options = {parameter: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    depths, decayed = parameter_depths(trainer.model), trainer.get_decay_parameter_names(trainer.model)
+    assert set(options) == set(trainer.model.parameters())
+    for name, parameter in trainer.model.named_parameters():
+        assert options[parameter] == (0.5 ** (4 - depths[parameter]), 0.3 if name in decayed else 0.0)
+
+
+def test_without_layer_decay_the_groups_are_transformers_own(vit_config):
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    names = [name for name, _ in model.named_parameters() if name.endswith("bias")]
+    plain, special = parameter_groups(model, names, 1.0)
+    assert (plain.scale, special.scale, plain.is_special, special.is_special) == (1, 1, False, True)
+    assert [id(p) for p in special.parameters] == [id(p) for n, p in model.named_parameters() if n in names]
+
+
+def test_layer_decay_moves_deep_blocks_more(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config, layer_decay=0.1, weight_decay=0.0, max_steps=1)
+    before = copy_of_weights(trainer.model)
+    trainer.train()
+    steps = [
+        (trainer.model.state_dict()[name] - before[name]).abs().amax().item()
+        for name in (f"dcal.backbone.layers.{block}.mlp.fc1.weight" for block in range(3))
+    ]
+    # The first step of AdamW is the learning rate itself.
+    assert steps == pytest.approx([1e-5, 1e-4, 1e-3], rel=0.02)
+
+
+def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_config):
+    model = DCALForReID.from_backbone(vit_config, num_labels=3)
+    arguments = DCALReIDTrainingArguments(str(tmp_path), layer_decay=0.5, num_train_epochs=120, use_cpu=True)
+    trainer = DCALReIDTrainer(model, arguments)
+    trainer.create_optimizer_and_scheduler(num_training_steps=120)
+    groups = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+    depths = parameter_depths(model)
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        factor = 2 if name.endswith("bias") else 1
+        # 1.664e-3 is TransReID's first epoch.
+        assert rates[parameter] == pytest.approx(1.664e-3 * factor * 0.5 ** (4 - depths[parameter]))
+
+
+def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, backbone_config):
+    trainer = make_trainer(tmp_path, backbone_config, lora_rank=2, activation_checkpointing=True)
+    expected = adapted_weights(trainer.model)
+    # Of each of the three blocks: query, key, value and output, the first three in one layer with timm.
+    assert len(expected) == (6 if backbone_config.model_type == "timm_wrapper" else 12)
+    names = {name for name, _ in trainer.model.named_parameters()}
+    moved = moved_by_training(trainer)
+    assert in_backbone(moved) == expected
+    assert moved - expected == names - in_backbone(names)
+
+
+def test_an_update_has_the_adapters_rank(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
+    before = copy_of_weights(trainer.model)
+    trainer.train()
+    for name in adapted_weights(trainer.model):
+        update = trainer.model.state_dict()[name] - before[name]
+        singular = torch.linalg.svdvals(update)
+        assert singular[1] > 1e-4 > 1e-6 > singular[2]
+
+
+@pytest.mark.parametrize("family", ["vit", "timm_deit"])
+def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(tmp_path, backbone_configs, monkeypatch, family):
+    trainer = make_trainer(tmp_path, backbone_configs[family], lora_rank=2, save_strategy="steps", save_steps=3)
+    trainer.train()
+    logits = trainer.predict(Noise()).predictions[0]
+    trainer.save_model()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    batch = torch.stack([Noise()[i]["pixel_values"] for i in range(16)])
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert_same_weights(model.state_dict(), trainer.model.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(batch).logits, torch.tensor(logits))
+    assert (tmp_path / "checkpoint-3" / LORA_FILE).exists() and not (tmp_path / LORA_FILE).exists()
+
+
+def test_the_merge_is_pefts_own(backbone_config):
+    model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3)
+    names = list(model.state_dict())
+    lora = add_lora(model, 2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    merged = merged_state_dict(model)
+    lora.merge_and_unload()
+    assert set(merged) == set(names) and list(model.state_dict()) == names
+    assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kwargs", [{"freeze_backbone": True}, {"layer_decay": 0.7}, {"lora_rank": 2}])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
+    kwargs |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    model_kwargs = {"drop_path_rate": 0.3}
+    whole = make_trainer(tmp_path / "whole", vit_config, model_kwargs, **kwargs)
+    whole.train()
+    train_until_killed(make_trainer(tmp_path / "killed", vit_config, model_kwargs, **kwargs), 5)
+    # Whatever the backbone was: the checkpoint has all of it.
+    resumed = make_trainer(tmp_path / "killed", vit_config, model_kwargs, **kwargs)
+    with torch.no_grad():
+        for parameter in resumed.model.parameters():
+            parameter.add_(1.0)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
+    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, vit_config):
+    class RememberMerged(RememberSaved):
+        def on_save(self, args, state, control, model, **kwargs):
+            self.weights[state.global_step] = {name: value.clone() for name, value in merged_state_dict(model).items()}
+
+    remember = RememberMerged()
+    trainer = make_trainer(
+        tmp_path, vit_config, lora_rank=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="score",
+    )
+    trainer.add_callback(remember)
+    trainer.compute_metrics = lambda prediction, scores=iter([0.1, 0.9, 0.5]): {"score": next(scores)}
+    trainer.train()
+    name = "dcal.backbone.layers.2.attention.q_proj.weight"
+    assert not torch.equal(remember.weights[2][name], remember.weights[3][name])
+    assert_same_weights(trainer.model.state_dict(), remember.weights[2])
+
+
+def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, vit_config):
+    make_trainer(tmp_path, vit_config, save_strategy="steps", save_steps=3).train()
+    with pytest.raises(FileNotFoundError, match="was trained without LoRA"):
+        make_trainer(tmp_path, vit_config, lora_rank=2).train(resume_from_checkpoint=last_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "sentence"),
+    [
+        ({"layer_decay": 0.0}, "layer_decay=0.0 must be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay=1.5 must be above 0 and at most 1"),
+        ({"lora_rank": -1}, "lora_rank=-1 must be at least 1, or 0"),
+        ({"freeze_backbone": True, "lora_rank": 8}, "freeze_backbone leaves nothing in the backbone"),
+        ({"freeze_backbone": True, "layer_decay": 0.5}, "freeze_backbone leaves nothing in the backbone"),
+    ],
+)
+def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DCALTrainingArguments(str(tmp_path), use_cpu=True, **kwargs)
+
+
+def test_without_peft_only_the_flag_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcal_hf.lora.is_peft_available", lambda: False)
+    DCALTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ImportError, match=r'LoRA needs peft: pip install "dcal_hf\[peft\]"'):
+        DCALTrainingArguments(str(tmp_path), lora_rank=8, use_cpu=True)
