@@ -1,0 +1,116 @@
+"""Every preset: one optimiser step of its model, with random weights, on two fake images at its true size."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from transformers import PreTrainedConfig, TimmWrapperConfig, ViTConfig
+
+from dcal_hf import DCALForImageClassification, DCALForReID, DCALReIDTrainer, DCALTrainer
+
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+PRESETS = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if "base" in yaml.safe_load(path.read_text())}
+NUM_CLASSES = {
+    "cub200": 200,
+    "stanford_cars": 196,
+    "fgvc_aircraft": 100,
+    "veri776": 576,
+    "msmt17": 1041,
+    "market1501": 751,
+    "dukemtmc": 702,
+}
+REID = ("veri776", "msmt17", "market1501", "dukemtmc")
+# One of each input size is enough for every day.
+FAST = ("cub200_deit_tiny", "market1501_deit_small", "veri776_deit_tiny")
+STEPS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+# Warm-up would start from a learning rate of 0.
+ONE_STEP = ("--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 2 --dataloader_num_workers 0 "
+            "--save_strategy no --disable_tqdm true").split()
+
+
+def architecture(checkpoint: str) -> PreTrainedConfig:
+    """What the checkpoint's own config.json says, without a download."""
+    widths = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
+    if checkpoint.startswith("timm/"):
+        name = checkpoint.removeprefix("timm/").partition(".")[0]
+        return TimmWrapperConfig(architecture=name, model_args={"img_size": 224})
+    width, heads = next(sizes for name, sizes in widths.items() if f"-{name}-" in checkpoint)
+    return ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """The recipe's own reading of a preset, with what a test adds: model, data and training arguments."""
+    monkeypatch.syspath_prepend(str(CONFIGS.parent))
+
+    def read(name: str, *options: str) -> tuple:
+        options = ["--data_dir", "images", "--output_dir", str(tmp_path), "--use_cpu", *options]
+        if name.startswith(REID):
+            recipe = importlib.import_module("run_reid")
+            types = (recipe.ReIDModelArguments, recipe.DataArguments, recipe.DCALReIDTrainingArguments)
+        else:
+            recipe = importlib.import_module("run_fgvc")
+            types = (recipe.ModelArguments, recipe.DataArguments, recipe.DCALTrainingArguments)
+        return recipe.parse_arguments(types, [str(PRESETS[name]), *options])
+
+    return read
+
+
+def test_there_is_a_preset_for_each_of_the_papers_results():
+    backbones = ("deit_tiny", "deit_small", "deit_base", "vit_base", "r50_vit_base")
+    expected = {f"{name}_{backbone}" for name in NUM_CLASSES for backbone in backbones}
+    assert set(PRESETS) == expected - {f"{name}_r50_vit_base" for name in REID}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_papers_recipe_and_says_what_to_expect(parse, name):
+    model_args, data_args, training_args = parse(name)
+    text = PRESETS[name].read_text()
+    assert text.startswith("# ") and "The paper: " in text and f"recipes/configs/{name}.yaml --data_dir" in text
+    assert data_args.dataset_name in NUM_CLASSES and name.startswith(data_args.dataset_name)
+    assert yaml.safe_load(text)["output_dir"] == f"out/{name}"
+    assert training_args.do_train and training_args.do_eval and model_args.drop_path_rate == 0.1
+    if name.startswith(REID):
+        size = (256, 256) if name.startswith("veri776") else (256, 128)
+        assert (model_args.input_size, model_args.local_query_ratio) == (size, 0.3)
+        assert (training_args.num_train_epochs, training_args.total_train_batch_size) == (120, 64)
+        assert (training_args.learning_rate, training_args.weight_decay) == (0.008, 1e-4)
+        assert (data_args.padding, data_args.random_erasing) == (10, 0.5)
+    else:
+        assert (model_args.input_size, model_args.local_query_ratio) == (448, 0.1)
+        assert (training_args.num_train_epochs, training_args.total_train_batch_size) == (100, 16)
+        assert training_args.learning_rate == pytest.approx(5e-4 / 512 * 16) and training_args.weight_decay == 0.05
+        assert data_args.eval_split == "test"
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_preset_takes_a_step(parse, name):
+    is_reid = name.startswith(REID)
+    model_args, data_args, training_args = parse(name, *ONE_STEP, *["--instances_per_identity", "1"] * is_reid)
+    model_class = DCALForReID if is_reid else DCALForImageClassification
+    trainer_class = DCALReIDTrainer if is_reid else DCALTrainer
+    model = model_class.from_backbone(
+        architecture(model_args.model_name_or_path),
+        model_args.input_size,
+        num_labels=NUM_CLASSES[data_args.dataset_name],
+        **model_args.dcal_kwargs,
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = trainer_class(model, training_args, train_dataset=fake_images(model.config.image_size))
+    result = trainer.train()
+    assert result.global_step == 1 and 0 < result.training_loss < 100
+    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []
+
+
+def fake_images(size: tuple[int, int]) -> Dataset:
+    """Two images of two classes."""
+
+    def noise(batch: dict[str, list]) -> dict[str, list]:
+        return {"pixel_values": [torch.randn(3, *size) for _ in batch["label"]], "labels": batch["label"]}
+
+    return Dataset.from_dict({"label": [0, 1]}).with_transform(noise)
