@@ -89,6 +89,7 @@ class DCALConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.validate_backbone()
         if self.backbone_config.model_type == "timm_wrapper":
             complete_timm_config(self.backbone_config)
         self.branches = tuple(self.branches)
@@ -99,6 +100,9 @@ class DCALConfig(PreTrainedConfig):
         if self.num_pwca_blocks is None:
             self.num_pwca_blocks = self.num_layers
         self.image_size = as_pair(self.backbone_config.image_size if self.image_size is None else self.image_size)
+        # Before `strict` does: its own exception is no ValueError.
+        for validator in self.__class_validators__:
+            validator(self)
 
     @property
     def num_layers(self) -> int:

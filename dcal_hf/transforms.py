@@ -79,7 +79,9 @@ class TrainTransform:
             v2.RandomCrop(crop),
             v2.RandomHorizontalFlip(),
         ]
-        steps += _rand_augment(processor, self.auto_augment)
+        if self.auto_augment is not None:
+            mean = tuple(round(255 * value) for value in processor.image_mean)
+            steps.append(rand_augment_transform(self.auto_augment, {"img_mean": mean}))
         if self.color_jitter > 0:
             steps.append(v2.ColorJitter(*[self.color_jitter] * 3))
         self.pipeline = v2.Compose(steps + _tensor_steps(processor, self.random_erasing))
@@ -101,22 +103,23 @@ class ReIDTrainTransform:
         padding (`int`): Pixels of padding on each side.
         random_erasing (`float`): Probability of erasing a rectangle.
         horizontal_flip (`float`): Probability of a mirror image; 0 where left and right tell individuals apart.
-        auto_augment (`str`, *optional*): timm's RandAugment in its notation, e.g. `"rand-m9-mstd0.5-inc1"`.
+        affine (`float`): Strength of a random affine map before the crop: rotation and shear by up to so many degrees,
+            shift and scale by up to so many per cent. 0, as in TransReID, is off.
     """
 
     processor: BaseImageProcessor
     padding: int = 10
     random_erasing: float = 0.5
     horizontal_flip: float = 0.5
-    auto_augment: str | None = None
+    affine: float = 0.0
 
     def __post_init__(self):
         size = (self.processor.size["height"], self.processor.size["width"])
         steps = [
             v2.Resize(size, interpolation=self.processor.resample),
             v2.RandomHorizontalFlip(self.horizontal_flip),
+            *_affine(size, self.affine),
             v2.RandomCrop(size, padding=self.padding),
-            *_rand_augment(self.processor, self.auto_augment),
         ]
         self.pipeline = v2.Compose(steps + _tensor_steps(self.processor, self.random_erasing))
 
@@ -137,11 +140,23 @@ class EvalTransform:
         return _model_inputs(list(self.processor(images, return_tensors="pt")["pixel_values"]), batch)
 
 
-def _rand_augment(processor: BaseImageProcessor, policy: str | None) -> list[Callable]:
-    """timm's RandAugment, which fills what it uncovers with the mean colour; nothing without a policy."""
-    if policy is None:
+def _affine(size: tuple[int, int], strength: float) -> list[Callable]:
+    """A random affine map that uncovers the image's own border, continued, instead of a fill."""
+    if strength == 0:
         return []
-    return [rand_augment_transform(policy, {"img_mean": tuple(round(255 * value) for value in processor.image_mean)})]
+    (height, width), padding, share = size, max(size), strength / 100
+    return [
+        v2.Pad(padding, padding_mode="edge"),
+        v2.RandomAffine(
+            strength,
+            # As shares of the padded image.
+            translate=tuple(share * side / (side + 2 * padding) for side in (width, height)),
+            scale=(1 - share, 1 + share),
+            shear=strength,
+            interpolation=v2.InterpolationMode.BILINEAR,
+        ),
+        v2.CenterCrop(size),
+    ]
 
 
 def _tensor_steps(processor: BaseImageProcessor, random_erasing: float) -> list[Callable]:

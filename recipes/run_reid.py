@@ -104,8 +104,9 @@ class DataArguments:
     horizontal_flip: float = field(
         default=0.5, metadata={"help": "Probability of a mirror image; 0 where left and right tell individuals apart."}
     )
-    auto_augment: str | None = field(
-        default=None, metadata={"help": "timm's RandAugment in its notation, e.g. rand-m9-mstd0.5-inc1."}
+    affine: float = field(
+        default=0.0,
+        metadata={"help": "Random rotation and shear up to so many degrees, shift and scale by so many per cent."},
     )
     ranked_queries: int = field(
         default=8, metadata={"help": "Queries in ranked_lists.png; 0 for no picture, and no need of matplotlib."}
@@ -141,7 +142,7 @@ def main() -> None:
             data_args.padding,
             data_args.random_erasing,
             data_args.horizontal_flip,
-            data_args.auto_augment,
+            data_args.affine,
         )
         train_dataset = dataset["train"].with_transform(train_transform)
     trainer = DCALReIDTrainer(

@@ -1,6 +1,6 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import SiglipVisionConfig, SwinConfig, ViTConfig
+from transformers import BertConfig, SiglipVisionConfig, SwinConfig, ViTConfig
 
 from dcal_hf import DCALConfig
 
@@ -69,7 +69,7 @@ def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
     ],
 )
 def test_each_wrong_field_gets_its_sentence(fields, sentence):
-    with pytest.raises(StrictDataclassError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         DCALConfig(**fields)
 
 
@@ -78,9 +78,9 @@ def test_wrong_type_names_the_field():
         DCALConfig(local_query_ratio="a tenth")
 
 
-@pytest.mark.parametrize("backbone_config", [SiglipVisionConfig(), SwinConfig()])
+@pytest.mark.parametrize("backbone_config", [SiglipVisionConfig(), SwinConfig(), BertConfig()])
 def test_other_backbones_are_refused_by_name(backbone_config):
-    with pytest.raises(StrictDataclassError) as error:
+    with pytest.raises(ValueError) as error:
         DCALConfig(backbone_config=backbone_config)
     assert f"'{backbone_config.model_type}'" in str(error.value)
     assert "vit, deit, dinov2, dinov2_with_registers, dinov3_vit, clip_vision_model" in str(error.value)

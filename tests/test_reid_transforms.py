@@ -125,11 +125,17 @@ def test_individuals_that_left_and_right_tell_apart_are_not_mirrored(processor):
     assert all(torch.allclose(output, resized, atol=1e-6) for output in outputs)
 
 
-def test_rand_augment_uncovers_corners_in_the_mean_colour(processor):
-    """Some of its operations turn, shear or shift a white image; its corner is then grey."""
-    options = {"padding": 0, "random_erasing": 0, "auto_augment": "rand-m10-n2-inc1"}
-    white = Image.new("RGB", SIZE[::-1], "white")
-    outputs = ReIDTrainTransform(processor, **options)({"image": [white] * 60, "label": [0] * 60})["pixel_values"]
-    corners = torch.stack([output[:, 0, 0] for output in outputs])
-    grey = torch.isclose(corners, torch.zeros(3), atol=0.02).all(dim=1)
-    assert grey.any() and not grey.all()
+def test_affine_maps_move_what_is_drawn_and_keep_the_paper_white(processor):
+    """A black dot in the middle of a white page goes up to 20 % of its sides away; no corner is filled with black."""
+    page = np.full((32, 16, 3), 255, dtype=np.uint8)
+    page[15:17, 7:9] = 0
+    options = {"padding": 0, "random_erasing": 0, "horizontal_flip": 0, "affine": 20}
+    images = {"image": [Image.fromarray(page)] * 300, "label": [0] * 300}
+    outputs = torch.stack(ReIDTrainTransform(processor, **options)(images)["pixel_values"])
+    ink = (1 - outputs[:, 0]) / 2
+    assert ink[:, [0, 0, -1, -1], [0, -1, 0, -1]].max() < 0.05
+    mass = ink / ink.sum(dim=(1, 2), keepdim=True)
+    rows = (mass.sum(2) * torch.arange(32)).sum(1) - 15.5
+    columns = (mass.sum(1) * torch.arange(16)).sum(1) - 7.5
+    assert 4 < rows.abs().max() < 0.2 * 32 + 1.5
+    assert 2 < columns.abs().max() < 0.2 * 16 + 1.5
