@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, top_patches
+from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, top_patches, with_distractor
 from .configuration_dcal import DCALConfig, as_pair
 from .encoder_dcal import (
     SEAMS,
@@ -200,7 +200,7 @@ class DCALModel(DCALPreTrainedModel):
         """
         self.check_inputs(pixel_values, pair_index is not None or pair_noise)
         branches = self.config.branches if self.training else self.config.inference_branches
-        tokens, pair_tokens, rotary, records = self.encode(
+        tokens, pair_cls, rotary, records = self.encode(
             pixel_values, pair_index, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
         )
         rollout, indices = self.select(tokens, records, "glca" in branches)
@@ -217,7 +217,7 @@ class DCALModel(DCALPreTrainedModel):
             pooler_output=join_embeddings(embeddings, None if self.training else self.necks, self.config),
             sa_embedding=embeddings["sa"],
             glca_embedding=embeddings.get("glca"),
-            pwca_embedding=None if pair_tokens is None else norm(pair_tokens[:, 0]),
+            pwca_embedding=None if pair_cls is None else norm(pair_cls),
             rollout=rollout,
             local_query_indices=indices,
         )
@@ -258,24 +258,40 @@ class DCALModel(DCALPreTrainedModel):
     def encode(
         self, pixel_values: Tensor, pair_index: Tensor | None, pair_noise: bool, recorded: range
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[dict[str, Tensor]]]:
-        """Both branches in one pass over the blocks.
+        """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's CLS (B, D).
 
-        From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor.
+        From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor. The
+        last block runs for each branch by itself, because of PWCA it is CLS alone that is read.
         """
         hidden_states = self.seam.embed(self.backbone, pixel_values)
         rotary = self.seam.rotary(self.backbone, pixel_values)
-        batch_size, attend, records, pair = len(hidden_states), self.attend, [], {}
+        batch_size, attend, pair, pair_cls = len(hidden_states), self.attend, {}, None
         has_pair = pair_index is not None or pair_noise
-        for depth, block in enumerate(self.seam.get_blocks(self.backbone)):
+        records = {depth: {} for depth in recorded}
+        *blocks, last = self.seam.get_blocks(self.backbone)
+        for depth, block in enumerate(blocks):
             if has_pair and depth == self.config.num_layers - self.config.num_pwca_blocks:
                 hidden_states = torch.cat([hidden_states, hidden_states])
                 pair = {"pair_index": pair_index, "pair_noise": pair_noise}
-            record = {} if depth in recorded else None
-            hidden_states = run_block(block, hidden_states, rotary, attend=attend, record=record, **pair)
-            if record is not None:
-                records.append(record)
-        pair_tokens = hidden_states[batch_size:] if has_pair else None
-        return hidden_states[:batch_size], pair_tokens, rotary, records
+            hidden_states = run_block(block, hidden_states, rotary, attend=attend, record=records.get(depth), **pair)
+        if has_pair:
+            pair_cls = self.read_pair(last, hidden_states[-batch_size:], rotary, pair_index, pair_noise)
+        tokens = run_block(last, hidden_states[:batch_size], rotary, attend=attend, record=records.get(len(blocks)))
+        return tokens, pair_cls, rotary, list(records.values())
+
+    def read_pair(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        pair_index: Tensor | None,
+        pair_noise: bool,
+    ) -> Tensor:
+        """PWCA's CLS after the last block, (B, N, D) -> (B, D): its other tokens are keys and values only."""
+        memory = [with_distractor(x, pair_index, pair_noise) for x in self.seam.keys_values(block, tokens, rotary)]
+        # No position turns a prefix token.
+        unturned = rotary and tuple(x[:0] for x in rotary)
+        return run_block(block, tokens[:, :1], unturned, attend=self.attend, memory=memory)[:, 0]
 
     def select(
         self, tokens: Tensor, records: list[dict[str, Tensor]], runs_glca: bool

@@ -63,6 +63,10 @@ class TimmBlock(GradientCheckpointingLayer, Block):
 
 def timm_keys_values(attention: TimmAttention, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values without the queries: (B, N, D) -> twice (B, H, N, d)."""
+    if not isinstance(attention.qkv, nn.Linear):
+        # An adapter stands around all three.
+        _, key, value = attention.split_heads(attention.qkv(normed), 3)
+        return attention.k_norm(key), value
     weight, bias = attention.qkv.weight, attention.qkv.bias
     width = attention.attn_dim
     projected = nn.functional.linear(normed, weight[width:], None if bias is None else bias[width:])

@@ -191,6 +191,22 @@ def test_the_merge_is_pefts_own(backbone_config):
     assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items())
 
 
+def test_all_branches_attend_through_the_adapters(backbone_config):
+    """What is trained is what the merged weights compute, PWCA and its last block included."""
+    model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3).eval()
+    inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "pair_index": torch.tensor([1, 2, 3, 0])}
+    lora = add_lora(model, 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    adapted = model(**inputs)
+    lora.merge_and_unload()
+    merged = model(**inputs)
+    for name in ("sa_logits", "glca_logits", "pwca_logits"):
+        torch.testing.assert_close(adapted[name], merged[name], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kwargs", [{"freeze_backbone": True}, {"layer_decay": 0.7}, {"lora_rank": 2}])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     kwargs |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}

@@ -181,7 +181,7 @@ def test_local_scope_reads_nothing_but_the_selected_tokens(backbone_config):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("num_pwca_blocks", [1, 2])
+@pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
 def test_fewer_pwca_blocks_join_at_the_end(backbone_config, num_pwca_blocks):
     """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
     model, pixel_values = classifier(backbone_config, num_pwca_blocks=num_pwca_blocks), images()
@@ -197,8 +197,8 @@ def test_fewer_pwca_blocks_join_at_the_end(backbone_config, num_pwca_blocks):
         hidden_states = block(
             hidden_states, attention_mask=None, attend=dcal.attend, pair_index=PAIRS, **positions
         )
-    tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
-    torch.testing.assert_close(pair_tokens, hidden_states[4:])
+    tokens, pair_cls, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
+    torch.testing.assert_close(pair_cls, hidden_states[4:, 0])
     torch.testing.assert_close(tokens, whole)
 
 
