@@ -55,8 +55,26 @@ def embed_clip(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 def split_keys_values(attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values by a projection each: (B, N, D) -> twice (B, H, N, d)."""
     shape = (*normed.shape[:2], -1, attention.head_dim)
-    key, value = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
+    projections = (getattr(proj, "of_memory", proj) for proj in (attention.k_proj, attention.v_proj))
+    key, value = (project(normed).view(shape).transpose(1, 2) for project in projections)
     return key, value
+
+
+class MemoryProjection(nn.Linear):
+    """A key or value projection of a block whose keys and values are always another's: its own are not computed."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states.new_zeros(()).expand(*hidden_states.shape[:-1], self.out_features)
+
+    def of_memory(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states)
+
+
+def expect_memory(attention: nn.Module) -> None:
+    """Spares an attention with separate projections its own keys and values; parameters keep their names."""
+    for name in ("k_proj", "v_proj"):
+        if hasattr(attention, name):
+            getattr(attention, name).__class__ = MemoryProjection
 
 
 @dataclass(frozen=True)
@@ -261,4 +279,4 @@ def add_stochastic_depth(backbone: PreTrainedModel, seam: Seam, rate: float) -> 
                 branch.register_forward_hook(StochasticDepth(rate * depth / (len(blocks) - 1)))
 
 
-__all__ = ["SEAMS", "Seam", "build_backbone", "resize_positions", "run_block"]
+__all__ = ["SEAMS", "Seam", "build_backbone", "expect_memory", "resize_positions", "run_block"]

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .attention_dcal import gather_tokens
 from .configuration_dcal import DCALConfig
-from .encoder_dcal import Seam, run_block
+from .encoder_dcal import Seam, expect_memory, run_block
 
 
 class GLCA(nn.Module):
@@ -28,6 +28,9 @@ class GLCA(nn.Module):
         self.blocks = nn.ModuleList(
             copy.deepcopy(seam.get_blocks(backbone)[-1]) for _ in range(config.num_glca_blocks)
         )
+        if self.scope == "global":
+            for block in self.blocks:
+                expect_memory(seam.get_attention(block))
 
     def forward(
         self, tokens: Tensor, num_prefix: int, indices: Tensor | None, rotary: tuple[Tensor, Tensor] | None, **kwargs

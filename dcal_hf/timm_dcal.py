@@ -28,14 +28,25 @@ else:
 class TimmAttention(Attention):
     """timm's self-attention with its middle handed over to `dcal_attention_forward`."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        """(B, N, D) -> (B, N, D); `kwargs` are those of `dcal_attention_forward`."""
-        query, key, value = self.split_heads(self.qkv(hidden_states), 3)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D); `memory` and `kwargs` are those of `dcal_attention_forward`."""
+        if memory is None:
+            query, key, value = self.project(hidden_states, 0, 3)
+            key = self.k_norm(key)
+        else:
+            (query,) = self.project(hidden_states, 0, 1)
+            key, value = memory
         dropout = self.attn_drop.p if self.training else 0.0
         output, _ = dcal_attention_forward(
             self,
             self.q_norm(query),
-            self.k_norm(key),
+            key,
             value,
             attention_mask,
             scaling=self.scale,
@@ -47,9 +58,16 @@ class TimmAttention(Attention):
             output = output * self.gate(hidden_states).sigmoid()
         return self.proj_drop(self.proj(output))
 
-    def split_heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, N, parts * H * d) -> `parts` times (B, H, N, d)."""
-        return projected.unflatten(2, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    def project(self, hidden_states: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Some of queries (0), keys (1) and values (2): (B, N, D) -> each (B, H, N, d)."""
+        if isinstance(self.qkv, nn.Linear):
+            rows = slice(start * self.attn_dim, stop * self.attn_dim)
+            bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+            projected = nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
+        else:
+            # An adapter stands around all three.
+            projected = self.qkv(hidden_states)[..., start * self.attn_dim:stop * self.attn_dim]
+        return projected.unflatten(2, (stop - start, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class TimmBlock(GradientCheckpointingLayer, Block):
@@ -63,14 +81,7 @@ class TimmBlock(GradientCheckpointingLayer, Block):
 
 def timm_keys_values(attention: TimmAttention, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values without the queries: (B, N, D) -> twice (B, H, N, d)."""
-    if not isinstance(attention.qkv, nn.Linear):
-        # An adapter stands around all three.
-        _, key, value = attention.split_heads(attention.qkv(normed), 3)
-        return attention.k_norm(key), value
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    width = attention.attn_dim
-    projected = nn.functional.linear(normed, weight[width:], None if bias is None else bias[width:])
-    key, value = attention.split_heads(projected, 2)
+    key, value = attention.project(normed, 1, 3)
     return attention.k_norm(key), value
 
 

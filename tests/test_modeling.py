@@ -1,5 +1,7 @@
 """What a correct DCAL must satisfy, on every supported encoder."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -148,7 +150,11 @@ def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor
     dcal = model.dcal
     hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
     rotary = dcal.seam.rotary(dcal.backbone, pixel_values)
-    for block in (*dcal.seam.get_blocks(dcal.backbone), *dcal.glca.blocks):
+    blocks = dcal.seam.get_blocks(dcal.backbone)
+    whole = [copy.deepcopy(blocks[-1]) for _ in dcal.glca.blocks]
+    for plain, block in zip(whole, dcal.glca.blocks):
+        plain.load_state_dict(block.state_dict())
+    for block in (*blocks, *whole):
         positions = {} if rotary is None else {"position_embeddings": rotary}
         hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
     return dcal.seam.get_final_norm(dcal.backbone)(hidden_states)
