@@ -71,8 +71,12 @@ AttentionInterface.register(ATTENTION_NAME, dcal_attention_forward)
 
 def with_distractor(x: Tensor, pair_index: Tensor | None, noise: bool) -> Tensor:
     """`[x_1; x_2]` along the tokens, (B, H, N, d) -> (B, H, 2N, d): one softmax will run over both images."""
-    distractor = torch.randn_like(x) if noise else x[pair_index]
-    return torch.cat([x, distractor], dim=2)
+    if noise:
+        return torch.cat([x, torch.randn_like(x)], dim=2)
+    # One gather of whole images, as projections lay them out, (B, N, H, d), instead of a gather and a copy.
+    images = torch.stack([torch.arange(len(x), device=x.device), pair_index], dim=1).flatten()
+    pairs = x.transpose(1, 2).index_select(0, images)
+    return pairs.unflatten(0, (-1, 2)).flatten(1, 2).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -106,13 +110,23 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 def attention_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """`mean_h(v softmax(s Q_h K_h^T))` in float32, a chunk of rows at a time: (B, M), (B, H, M, d) -> (B, N)."""
-    result = torch.zeros(key.size(0), key.size(2), device=key.device)
     with torch.autocast(query.device.type, enabled=False):
-        key = key.float().transpose(2, 3) * scaling
-        for rows, weights in zip(query.float().split(ROLLOUT_CHUNK, dim=2), flow.split(ROLLOUT_CHUNK, dim=1)):
-            attention = (rows @ key).softmax(dim=-1)
-            result += (weights[:, None, None] @ attention).squeeze(2).mean(dim=1)
-    return result
+        # On a CPU an image at a time, so that a chunk stays in the cache; a traced graph must not know the batch.
+        one_by_one = query.device.type == "cpu" and not torch.compiler.is_compiling()
+        images = 1 if one_by_one else len(query)
+        parts = zip(*(x.float().split(images) for x in (flow, query, key)))
+        return torch.cat([batch_flow(part, rows, columns * scaling) for part, rows, columns in parts])
+
+
+def batch_flow(flow: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """`mean_h(v softmax(Q_h K_h^T))`: (B, M), (B, H, M, d), (B, H, N, d) -> (B, N)."""
+    (batch, heads), key = key.shape[:2], key.flatten(0, 1).transpose(1, 2)
+    result = key.new_zeros(batch * heads, 1, key.size(2))
+    weights = flow[:, None].expand(-1, heads, -1).flatten(0, 1)[:, None]
+    chunks = zip(weights.split(ROLLOUT_CHUNK, dim=2), query.flatten(0, 1).split(ROLLOUT_CHUNK, dim=1))
+    for weight, rows in chunks:
+        result = torch.baddbmm(result, weight, torch.bmm(rows, key).softmax(dim=-1))
+    return result.view(batch, heads, -1).mean(dim=1)
 
 
 def top_patches(scores: Tensor, count: int) -> Tensor:

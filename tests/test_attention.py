@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from dcal_hf import attention_dcal
-from dcal_hf.attention_dcal import cls_attention, cls_rollout, dcal_attention_forward, gather_tokens, top_patches
+from dcal_hf.attention_dcal import (
+    attention_flow,
+    batch_flow,
+    cls_attention,
+    cls_rollout,
+    dcal_attention_forward,
+    gather_tokens,
+    top_patches,
+)
 
 
 def full_rollout(queries, keys, scaling):
@@ -100,3 +108,10 @@ def test_record_holds_self_attention_only_and_is_overwritten():
     record = {"query": None}
     attend_pairs(query, key, value, pair_index=torch.tensor([1, 0]), record=record)
     assert torch.equal(record["query"], query[:2]) and torch.equal(record["key"], key[:2])
+
+
+def test_an_image_at_a_time_is_the_whole_batch_at_once():
+    """The CPU's way and that of a compiled graph."""
+    query, key = random_heads(blocks=2, batch=3)
+    flow = torch.rand(3, query.size(2))
+    torch.testing.assert_close(attention_flow(flow, query, key, 0.3), batch_flow(flow, query, key * 0.3))
