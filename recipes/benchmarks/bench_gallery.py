@@ -13,7 +13,6 @@ The index is `PCA128,IVF4096,PQ64np` at a million; `--factory IVF4096,PQ64np` is
 leaves out polysemous training, which takes minutes and helps only who searches with `ht`.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -22,9 +21,8 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from harness import machine, measure, peak_memory
+from harness import Figures, arguments, bullets, machine, markdown_table, measure, peak_memory, write_report
 
-from dcal_hf.files import write_atomically
 from dcal_hf.retrieval import GalleryIndex
 
 
@@ -73,7 +71,7 @@ def training_size(size: int) -> int:
     return min(size, TRAINING_POINTS_PER_LIST * lists(size))
 
 
-def build(size: int, factory: str, folder: Path) -> dict[str, float]:
+def build(size: int, factory: str, folder: Path) -> Figures:
     """Begins the gallery with what it trains on, adds the others, saves it."""
     seconds, gallery, before = 0.0, None, 0
     for start, points in chunks(size, training_size(size)):
@@ -94,7 +92,7 @@ def build(size: int, factory: str, folder: Path) -> dict[str, float]:
     }
 
 
-def exact(size: int, factory: str, folder: Path) -> dict[str, float]:
+def exact(size: int, factory: str, folder: Path) -> Figures:
     """The true neighbours by faiss's own exhaustive search, chunk by chunk."""
     asked, seconds = normalised(queries(size)), 0.0
     scores, rows = np.empty((NUM_QUERIES, 0), np.float32), np.empty((NUM_QUERIES, 0), np.int64)
@@ -114,7 +112,7 @@ def normalised(points: np.ndarray) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def search(size: int, factory: str, folder: Path) -> dict[str, float]:
+def search(size: int, factory: str, folder: Path) -> Figures:
     """Loads the gallery, and searches it with all queries at once, and one at a time."""
     asked, expected = queries(size), np.load(folder / "exact.npy")
     before, begin = peak_memory(), time.perf_counter()
@@ -135,61 +133,79 @@ def search(size: int, factory: str, folder: Path) -> dict[str, float]:
     return figures | {"bytes": peak_memory() - before}
 
 
-CASES: dict[str, Callable[[int, str, Path], dict[str, float]]] = {"build": build, "exact": exact, "search": search}
+CASES: dict[str, Callable[[int, str, Path], Figures]] = {"build": build, "exact": exact, "search": search}
 
 
-def table(results: dict[str, dict[str, float]], size: int, factory: str) -> str:
-    """The report, as Markdown."""
-    building, searching, exhaustive = results["build"], results["search"], results["exact"]["seconds"]
-    rows = [
-        f"| nprobe {probes} | {searching[f'recall_{probes}']:.3f} | "
-        f"{NUM_QUERIES / searching[f'seconds_{probes}']:,.0f} | {1e3 * searching[f'one_{probes}']:.2f} |"
-        for probes in PROBES
-    ]
-    return "\n".join([
-        f"# A gallery of {size:,} embeddings", "",
+def settings(size: int, factory: str) -> str:
+    """What was measured."""
+    return (
         f"`{factory}` over {DIM} float32 numbers each, cosine, trained on {training_size(size):,}. "
         f"The embeddings are random: {max(1, size // POINTS_PER_CLUSTER):,} clusters; centres with standard deviation "
         f"1, points around them with {LATENT_NOISE} in {LATENT_DIM} dimensions, mapped to {DIM} by a random matrix, "
         f"plus noise of {NOISE} in each. They come in chunks of {ROWS_PER_CHUNK:,}, which are thrown away; making "
-        "them is not counted. Memory is the peak above the loaded libraries and the first chunk.", "",
-        f"{machine()}, faiss {faiss.__version__}", "",
-        "| step | seconds | GB of memory |", "|---|---|---|",
-        f"| build: train and add | {building['seconds']:.1f} | {building['bytes'] / 1e9:.2f} |",
-        f"| save, {building['file_bytes'] / 1e9:.3f} GB of files | {building['save_seconds']:.2f} | |",
-        f"| load, checksums included, and search | {searching['load_seconds']:.2f} | {searching['bytes'] / 1e9:.2f} |",
-        "",
-        f"{NUM_QUERIES:,} queries drawn like the embeddings; recall@{K} is the share of the {K} true neighbours among "
-        f"the {K} found.", "",
-        f"| search | recall@{K} | queries per second, all at once | ms for one alone |", "|---|---|---|---|", *rows,
-        f"| exact (`faiss.knn` on the embeddings) | 1 | {NUM_QUERIES / exhaustive:,.0f} | |", "",
-        f"- The embeddings themselves are {4 * DIM * size / 1e9:.2f} GB, what the index is trained on "
+        "them is not counted. Memory is the peak above the loaded libraries and the first chunk."
+    )
+
+
+def step_rows(building: Figures, searching: Figures) -> list[list[str]]:
+    load_memory = f"{searching['bytes'] / 1e9:.2f}"
+    return [
+        ["build: train and add", f"{building['seconds']:.1f}", f"{building['bytes'] / 1e9:.2f}"],
+        [f"save, {building['file_bytes'] / 1e9:.3f} GB of files", f"{building['save_seconds']:.2f}", ""],
+        ["load, checksums included, and search", f"{searching['load_seconds']:.2f}", load_memory],
+    ]
+
+
+def search_rows(searching: Figures, exhaustive: float) -> list[list[str]]:
+    rows = [
+        [
+            f"nprobe {probes}",
+            f"{searching[f'recall_{probes}']:.3f}",
+            f"{NUM_QUERIES / searching[f'seconds_{probes}']:,.0f}",
+            f"{1e3 * searching[f'one_{probes}']:.2f}",
+        ]
+        for probes in PROBES
+    ]
+    return [*rows, ["exact (`faiss.knn` on the embeddings)", "1", f"{NUM_QUERIES / exhaustive:,.0f}", ""]]
+
+
+def notes(size: int, exhaustive: float) -> list[str]:
+    products = 2 * NUM_QUERIES * DIM * size
+    return [
+        f"The embeddings themselves are {4 * DIM * size / 1e9:.2f} GB, what the index is trained on "
         f"{4 * DIM * training_size(size) / 1e9:.2f} GB.",
-        f"- Floor: the exact search is {2 * NUM_QUERIES * DIM * size / 1e12:.2f} TFLOP, here at "
-        f"{2 * NUM_QUERIES * DIM * size / exhaustive / 1e9:.0f} GFLOP/s.", "",
-    ])
+        f"Floor: the exact search is {products / 1e12:.2f} TFLOP, here at {products / exhaustive / 1e9:.0f} GFLOP/s.",
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, Path(__file__).with_name("gallery.md"), CASES, repeats=1)
     parser.add_argument("--size", type=int, default=1_000_000, help="number of embeddings, at least 10,000")
     parser.add_argument("--factory", help="faiss factory string")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("gallery.md"))
-    parser.add_argument("--case", choices=CASES, help="run this case in this process and print its figures")
     parser.add_argument("--folder", type=Path, help="where the cases leave files for one another")
     args = parser.parse_args()
     factory = args.factory or default_factory(args.size)
     if args.case:
         print(json.dumps(CASES[args.case](args.size, factory, args.folder)))
         return
-    results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in CASES:
-            options = {"size": args.size, "factory": factory, "folder": folder}
-            results[name] = measure(__file__, name, options, args.repeats)
-            print(name, results[name], flush=True)
-    write_atomically(args.output, table(results, args.size, factory))
+        options = {"size": args.size, "factory": factory, "folder": folder}
+        results = measure(__file__, dict.fromkeys(CASES, options), args.repeats)
+    exhaustive = results["exact"]["seconds"]
+    write_report(
+        args.output,
+        f"A gallery of {args.size:,} embeddings",
+        settings(args.size, factory),
+        machine(("faiss",)),
+        markdown_table(("step", "seconds", "GB of memory"), step_rows(results["build"], results["search"])),
+        f"{NUM_QUERIES:,} queries drawn like the embeddings; recall@{K} is the share of the {K} true neighbours among "
+        f"the {K} found.",
+        markdown_table(
+            ("search", f"recall@{K}", "queries per second, all at once", "ms for one alone"),
+            search_rows(results["search"], exhaustive),
+        ),
+        bullets(notes(args.size, exhaustive)),
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ centre per identity with noise around it. The dense cases are NumPy over whole m
 as many of the images as `--dense_memory` of the free memory holds.
 """
 
-import argparse
 import json
 import os
 import time
@@ -18,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import machine, measure, peak_memory
+from harness import Figures, arguments, bullets, machine, markdown_table, measure, peak_memory, write_report
 
-from dcal_hf.files import write_atomically
 from dcal_hf.metrics import distance_metrics, retrieval_metrics
 from dcal_hf.reranking import rerank
 
@@ -135,67 +133,51 @@ def reciprocal(order: np.ndarray, i: int, k: int) -> np.ndarray:
     return forward[(order[forward, :k + 1] == i).any(axis=1)]
 
 
-CASES: dict[str, Callable[[Images], None]] = {
-    "bare": bare_distances,
-    "evaluate": evaluate,
-    "rerank": rerank_only,
-    "rerank_evaluate": rerank_and_evaluate,
-    "dense_evaluate": dense_evaluate,
-    "dense_rerank": dense_rerank,
+# What runs, and its name in the report.
+CASES: dict[str, tuple[Callable[[Images], None], str]] = {
+    "bare": (bare_distances, "distances alone, in chunks"),
+    "evaluate": (evaluate, "`retrieval_metrics`"),
+    "rerank": (rerank_only, "`rerank`"),
+    "rerank_evaluate": (rerank_and_evaluate, "`rerank`, then `distance_metrics`"),
+    "dense_evaluate": (dense_evaluate, "dense evaluation"),
+    "dense_rerank": (dense_rerank, "dense re-ranking"),
 }
 
 
-def run_case(name: str, scale: float) -> dict[str, float]:
+def run_case(name: str, scale: float) -> Figures:
     """Runs a case in this process; returns seconds, and bytes above the features and the loaded libraries."""
     images = Images.draw(scale)
     before, start = peak_memory(), time.perf_counter()
-    CASES[name](images)
+    CASES[name][0](images)
     return {"seconds": time.perf_counter() - start, "bytes": peak_memory() - before}
 
 
-def measure_case(name: str, scale: float, repeats: int) -> dict[str, float]:
-    """Runs a case in `repeats` processes; returns medians."""
-    medians = measure(__file__, name, {"scale": scale}, repeats)
-    print(f"{name} at scale {scale:.3f}: {medians['seconds']:.1f} s, {medians['bytes'] / 1e9:.2f} GB", flush=True)
-    return medians | {"scale": scale}
+def row(name: str, figures: Figures, scale: float) -> list[str]:
+    queries, items = (max(1, round(count * scale)) for count in (NUM_QUERIES, NUM_ITEMS))
+    return [CASES[name][1], f"{queries:,} x {items:,}", f"{figures['seconds']:.1f}", f"{figures['bytes'] / 1e9:.2f}"]
 
 
-def table(results: dict[str, dict[str, float]], scale: float, repeats: int) -> str:
-    """The report, as Markdown."""
-    bare, evaluation = results["bare"]["seconds"], results["evaluate"]["seconds"]
-    labels = {
-        "bare": "distances alone, in chunks", "evaluate": "`retrieval_metrics`",
-        "rerank": "`rerank`", "rerank_evaluate": "`rerank`, then `distance_metrics`",
-        "dense_evaluate": "dense evaluation", "dense_rerank": "dense re-ranking",
-    }
-    rows = []
-    for name, result in results.items():
-        queries, items = (max(1, round(count * result["scale"])) for count in (NUM_QUERIES, NUM_ITEMS))
-        rows.append(f"| {labels[name]} | {queries:,} x {items:,} | {result['seconds']:.1f} | "
-                    f"{result['bytes'] / 1e9:.2f} |")
+def notes(results: dict[str, Figures], scale: float) -> list[str]:
+    """Limits, floors, and what the dense way would take."""
+    bare, evaluation, reranking = (results[name] for name in ("bare", "evaluate", "rerank"))
     products = 2 * NUM_QUERIES * NUM_ITEMS * DIM * scale**2
+    speed = products / bare["seconds"]
     images = (NUM_QUERIES + NUM_ITEMS) * scale
     searches = 2 * 2 * images**2 * DIM
-    return "\n".join([
-        "# Retrieval evaluation and re-ranking", "",
-        f"Random features of {DIM} float32 numbers, MSMT17's test set times {scale:g}, medians of {repeats} "
-        "processes. Memory is the peak above the features and the loaded libraries.", "",
-        machine(), "",
-        "| case | queries x gallery | seconds | GB |", "|---|---|---|---|", *rows, "",
-        f"- Evaluation takes {evaluation / bare:.2f} times the bare distances (limit: 2) and "
-        f"{results['evaluate']['bytes'] / 1e9:.2f} GB (limit: 2).",
-        f"- Re-ranking takes {results['rerank']['bytes'] / 1e9:.2f} GB (limit: 8).",
-        f"- Floors: the bare distances are {products / 1e12:.2f} TFLOP, here at "
-        f"{products / bare / 1e9:.0f} GFLOP/s; the two exact searches of re-ranking are {searches / 1e12:.2f} TFLOP, "
-        f"{searches / (products / bare):.0f} s at that speed. Evaluation holds two chunks of rows, "
-        f"{2 * 128 * 4 * NUM_ITEMS * scale / 1e9:.2f} GB, and a hundredth of the negative distances, "
-        f"{4 * NUM_QUERIES * NUM_ITEMS * scale**2 / 100 / 1e9:.2f} GB, up to four times over; re-ranking two copies "
-        f"of the normalised features, {2 * 4 * DIM * images / 1e9:.2f} GB, and faiss's index of as many, "
-        f"{4 * DIM * images / 1e9:.2f} GB.",
-        f"- The dense way would take {DENSE_EVALUATION_BYTES * NUM_QUERIES * NUM_ITEMS * scale**2 / 1e9:.1f} GB to "
+    return [
+        f"Evaluation takes {evaluation['seconds'] / bare['seconds']:.2f} times the bare distances (limit: 2) and "
+        f"{evaluation['bytes'] / 1e9:.2f} GB (limit: 2).",
+        f"Re-ranking takes {reranking['bytes'] / 1e9:.2f} GB (limit: 8).",
+        f"Floors: the bare distances are {products / 1e12:.2f} TFLOP, here at {speed / 1e9:.0f} GFLOP/s; the two "
+        f"exact searches of re-ranking are {searches / 1e12:.2f} TFLOP, {searches / speed:.0f} s at that speed. "
+        f"Evaluation holds two chunks of rows, {2 * 128 * 4 * NUM_ITEMS * scale / 1e9:.2f} GB, and a hundredth of "
+        f"the negative distances, {4 * NUM_QUERIES * NUM_ITEMS * scale**2 / 100 / 1e9:.2f} GB, up to four times "
+        f"over; re-ranking two copies of the normalised features, {2 * 4 * DIM * images / 1e9:.2f} GB, and faiss's "
+        f"index of as many, {4 * DIM * images / 1e9:.2f} GB.",
+        f"The dense way would take {DENSE_EVALUATION_BYTES * NUM_QUERIES * NUM_ITEMS * scale**2 / 1e9:.1f} GB to "
         f"evaluate and {DENSE_RERANKING_BYTES * images**2 / 1e9:.1f} GB to re-rank at the full size; it was run at "
-        "the largest size that fits.", "",
-    ])
+        "the largest size that fits.",
+    ]
 
 
 def dense_scale(scale: float, pairs: float, bytes_per_pair: int, memory: float) -> float:
@@ -204,12 +186,9 @@ def dense_scale(scale: float, pairs: float, bytes_per_pair: int, memory: float) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, Path(__file__).with_name("retrieval.md"), CASES, repeats=3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of MSMT17's images")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dense_memory", type=float, default=0.6, help="share of the free memory for the dense way")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("retrieval.md"))
-    parser.add_argument("--case", choices=CASES, help="run this case in this process and print its figures")
     args = parser.parse_args()
     if args.case:
         print(json.dumps(run_case(args.case, args.scale)))
@@ -219,8 +198,19 @@ def main() -> None:
         "dense_evaluate": dense_scale(args.scale, NUM_QUERIES * NUM_ITEMS, DENSE_EVALUATION_BYTES, free),
         "dense_rerank": dense_scale(args.scale, (NUM_QUERIES + NUM_ITEMS) ** 2, DENSE_RERANKING_BYTES, free),
     }
-    results = {name: measure_case(name, scale, args.repeats) for name, scale in scales.items()}
-    write_atomically(args.output, table(results, args.scale, args.repeats))
+    results = measure(__file__, {name: {"scale": scale} for name, scale in scales.items()}, args.repeats)
+    write_report(
+        args.output,
+        "Retrieval evaluation and re-ranking",
+        f"Random features of {DIM} float32 numbers, MSMT17's test set times {args.scale:g}, medians of "
+        f"{args.repeats} processes. Memory is the peak above the features and the loaded libraries.",
+        machine(("faiss",)),
+        markdown_table(
+            ("case", "queries x gallery", "seconds", "GB"),
+            [row(name, figures, scales[name]) for name, figures in results.items()],
+        ),
+        bullets(notes(results, args.scale)),
+    )
 
 
 if __name__ == "__main__":

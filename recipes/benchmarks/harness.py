@@ -1,5 +1,12 @@
-"""What the benchmarks share: each case in a process of its own, its peak memory, and the machine it ran on."""
+"""What the benchmarks share: each case in a process of its own, its memory, the machine it ran on, the report.
 
+A benchmark has a table `CASES` of what it can run. Called by a person, it runs itself once per case and repetition
+(`measure`) and writes the medians as Markdown (`markdown_table`, `write_report`). Called with `--case`, it runs that
+case alone and prints its figures as JSON.
+"""
+
+import argparse
+import importlib
 import json
 import os
 import platform
@@ -7,10 +14,17 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
+import psutil
 import torch
+
+from dcal_hf.files import write_atomically
+
+
+Figures = dict[str, float]
 
 
 def peak_memory() -> int:
@@ -18,30 +32,96 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(script: str, case: str, options: dict[str, object], repeats: int) -> dict[str, float]:
-    """Runs `script --case case` with the options in `repeats` processes, and returns the medians of what they print.
+def resident_memory() -> int:
+    """The process's resident size now, in bytes."""
+    return psutil.Process().memory_info().rss
+
+
+def arguments(description: str, output: Path | None, cases: Iterable[str], repeats: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has.
 
     Args:
-        script (`str`): Its last line of output is a JSON object of figures.
-        case (`str`): What to run.
-        options (`dict`): More options by their names.
-        repeats (`int`): How many times.
+        description (`str`): The benchmark's docstring.
+        output (`Path`, *optional*): Where its report goes if not told otherwise.
+        cases (names): What it can run.
+        repeats (`int`): How often each case runs if not told otherwise.
     """
-    command = [sys.executable, script, "--case", case]
-    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    outputs = [subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout for _ in range(repeats)]
-    runs = [json.loads(output.splitlines()[-1]) for output in outputs]
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats, help="processes per case")
+    parser.add_argument("--output", type=Path, default=output, help="the report")
+    parser.add_argument("--case", choices=list(cases), help="run this case in this process and print its figures")
+    return parser
+
+
+def measure(script: str, cases: dict[str, dict[str, object]], repeats: int = 1) -> dict[str, Figures]:
+    """Runs each case in a process of its own, all of them in turn, `repeats` times over; returns medians.
+
+    In turn, so that a machine that slows down does so for all of them.
+
+    Args:
+        script (`str`): With `--case`, the last line of its output is a JSON object of figures.
+        cases (`dict`): The options of each case, by their names; a flag is True or False.
+        repeats (`int`): Processes per case.
+    """
+    runs: dict[str, list[Figures]] = {name: [] for name in cases}
+    for repeat in range(repeats):
+        for number, (name, options) in enumerate(cases.items(), start=1):
+            start = time.perf_counter()
+            runs[name].append(run_alone(script, name, options))
+            figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
+            progress = f"{repeat + 1}/{repeats}, {number}/{len(cases)}, {time.perf_counter() - start:.0f} s"
+            print(f"[{progress}] {name}: {figures}", flush=True)
+    return {name: medians(figures) for name, figures in runs.items()}
+
+
+def run_alone(script: str, case: str, options: dict[str, object]) -> Figures:
+    """One case in one process."""
+    command = [sys.executable, script, "--case", case, *as_arguments(options)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def as_arguments(options: dict[str, object]) -> list[str]:
+    """`{"batch": 4, "compile": True, "quick": False}` -> `["--batch", "4", "--compile"]`."""
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    parts = [(f"--{name}",) if value is True else (f"--{name}", str(value)) for name, value in given.items()]
+    return [part for option in parts for part in option]
+
+
+def medians(runs: Sequence[Figures]) -> Figures:
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def machine() -> str:
-    """Processor, memory and versions, in a line."""
+def machine(packages: Sequence[str] = (), device: str = "cpu") -> str:
+    """Processor, memory, perhaps GPU, and versions, in a line.
+
+    Args:
+        packages (names of modules): Whose versions matter, besides those of Python, torch and NumPy.
+        device (`str`): `"cuda"` if the GPU did the work.
+    """
     cpu = platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    gpu = f", {torch.cuda.get_device_name()} (CUDA {torch.version.cuda})" if device == "cuda" else ""
+    versions = "".join(f", {name} {importlib.import_module(name).__version__}" for name in ("numpy", *packages))
     return (
-        f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GB; Python {platform.python_version()}, "
-        f"torch {torch.__version__} ({torch.get_num_threads()} threads), NumPy {np.__version__}"
+        f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GB{gpu}; Python {platform.python_version()}, "
+        f"torch {torch.__version__} ({torch.get_num_threads()} threads){versions}"
     )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first column to the left, figures to the right."""
+    rules = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rules, *rows))
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def write_report(path: Path, title: str, *blocks: str) -> None:
+    """A Markdown file: the title, then paragraphs, lists and tables."""
+    write_atomically(path, "\n\n".join([f"# {title}", *blocks]) + "\n")

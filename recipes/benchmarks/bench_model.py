@@ -1,0 +1,210 @@
+"""Measures time, memory and FLOPs of DCAL beside the plain ViT: training steps, inference, a real Trainer run.
+
+    python recipes/benchmarks/bench_model.py                                     # writes recipes/benchmarks/model.md
+    python recipes/benchmarks/bench_model.py --shapes deit_tiny --batch 2 --steps 1 --output small.md
+    python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16      # writes model_cuda.md, batch 64
+    python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16 --compile --attention flash_attention_2
+
+Each case runs in a process of its own, all in turn, `--repeats` times; in each, one step to warm up, then `--steps`
+that are timed. The table holds medians over steps, then over processes. Weights and images are random.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from flops import inference_flops, training_flops
+from harness import (
+    Figures,
+    arguments,
+    bullets,
+    machine,
+    markdown_table,
+    measure,
+    peak_memory,
+    resident_memory,
+    write_report,
+)
+from steps import (
+    SHAPES,
+    STEPS,
+    Setting,
+    Shape,
+    Step,
+    build,
+    counted_flops,
+    dcal_config,
+    random_batch,
+    training_step,
+)
+from trainer_run import trainer_seconds
+
+
+PLAIN = "transformers"
+MODELS = {
+    PLAIN: "plain ViT, transformers",
+    "timm": "plain ViT, timm",
+    "local-12": "DCAL, readout `local`, T = 12",
+    "local-6": "DCAL, readout `local`, T = 6",
+    "local-0": "DCAL, readout `local`, T = 0",
+    "cls-12": "DCAL, readout `cls`, T = 12",
+    "sa": "DCAL, SA only",
+}
+# Inference has no PWCA, whatever T was; SA alone is a way of inference, not of training.
+WORK = {
+    "train": (PLAIN, "timm", "local-12", "local-6", "local-0", "cls-12"),
+    "infer": (PLAIN, "timm", "local-12", "cls-12", "sa"),
+    "trainer": (PLAIN, "local-12"),
+    "alternate": ("local-12",),
+}
+TITLES = {
+    "train": "Training step",
+    "infer": "Inference",
+    "trainer": "Training step in a `Trainer` run",
+}
+CASES = {f"{shape}/{work}/{model}": (shape, work, model) for shape in SHAPES for work in WORK for model in WORK[work]}
+
+
+def timed(step: Step, setting: Setting) -> float:
+    start = time.perf_counter()
+    step()
+    setting.synchronize()
+    return time.perf_counter() - start
+
+
+def run_case(name: str, batch: int, steps: int, setting: Setting) -> Figures:
+    """Seconds of a step, bytes above the imports, and FLOPs, of one case in this process."""
+    before = resident_memory()
+    torch.manual_seed(0)
+    shape_name, work, model_name = CASES[name]
+    shape = SHAPES[shape_name]
+    if work == "alternate":
+        return alternate(shape, model_name, batch, steps, setting)
+    model = build(shape, model_name, setting)
+    if work == "trainer":
+        seconds = trainer_seconds(model, shape, batch, setting, steps)
+        return {"seconds": statistics.median(seconds), "bytes": memory(before, setting)}
+    inputs = random_batch(shape, batch, setting)
+    step = STEPS[work](model, inputs, setting)
+    seconds = [timed(step, setting) for _ in range(steps + 1)][1:]
+    figures = {"seconds": statistics.median(seconds), "bytes": memory(before, setting)}
+    image = {key: value[:1] for key, value in inputs.items()}
+    return figures | {"flops": batch * counted_flops(work, model, image, setting)}
+
+
+def memory(before: int, setting: Setting) -> int:
+    """Bytes above the imports at the worst moment; on a GPU, of its own memory."""
+    return torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_memory() - before
+
+
+def alternate(shape: Shape, model_name: str, batch: int, steps: int, setting: Setting) -> Figures:
+    """The plain model's step and DCAL's by turns."""
+    inputs = random_batch(shape, batch, setting)
+    plain, dcal = (training_step(build(shape, name, setting), inputs, setting) for name in (PLAIN, model_name))
+    times = [(timed(plain, setting), timed(dcal, setting)) for _ in range(steps + 1)][1:]
+    plain_seconds, seconds = map(statistics.median, zip(*times))
+    return {"seconds": seconds, "plain_seconds": plain_seconds}
+
+
+def needed_flops(shape: Shape, work: str, model: str) -> int:
+    """The floor, of one image."""
+    return (inference_flops if work == "infer" else training_flops)(dcal_config(shape, model))
+
+
+def row(shape: Shape, work: str, model: str, batch: int, figures: Figures, plain: Figures) -> list[str]:
+    """A line of the table: each figure, and its ratio to the plain model's."""
+    needed, plain_needed = (batch * needed_flops(shape, work, name) for name in (model, PLAIN))
+    ratio, floor = figures["seconds"] / plain["seconds"], needed / plain_needed
+    counted = f"{figures['flops'] / 1e9:.1f}" if "flops" in figures else ""
+    memory_ratio = figures["bytes"] / plain["bytes"]
+    return [
+        MODELS[model],
+        f"{figures['seconds']:.4g}",
+        f"**{ratio:.2f}**",
+        f"{floor:.2f}",
+        f"{ratio / floor:.2f}",
+        f"{needed / 1e9:.1f}",
+        counted,
+        f"{figures['bytes'] / 1e6:,.0f}",
+        f"**{memory_ratio:.2f}**",
+    ]
+
+
+HEADER = (
+    "", "seconds", "x plain", "floor, x plain", "time / floor", "GFLOP needed", "GFLOP counted", "MB", "MB, x plain",
+)
+
+
+def section(shape_name: str, results: dict[str, Figures], batch: int) -> list[str]:
+    """One shape's tables."""
+    shape = SHAPES[shape_name]
+    blocks = [f"## {shape.title}, batch {batch}"]
+    for work in ("train", "infer", "trainer"):
+        plain = results[f"{shape_name}/{work}/{PLAIN}"]
+        rows = [
+            row(shape, work, model, batch, results[f"{shape_name}/{work}/{model}"], plain) for model in WORK[work]
+        ]
+        blocks += [f"### {TITLES[work]}", markdown_table(HEADER, rows)]
+    return blocks + [alternation(shape_name, results)]
+
+
+def alternation(shape_name: str, results: dict[str, Figures]) -> str:
+    """What a benchmark in one process would have read."""
+    (model,) = WORK["alternate"]
+    mixed = results[f"{shape_name}/alternate/{model}"]
+    alone = [results[f"{shape_name}/train/{name}"]["seconds"] for name in (model, PLAIN)]
+    return (
+        f"Where training steps of the plain model and of DCAL (`local`, T = 12) alternate in one process, they take "
+        f"{mixed['plain_seconds']:.4g} and {mixed['seconds']:.4g} s, "
+        f"{mixed['seconds'] / mixed['plain_seconds']:.2f}x (each alone: {alone[0] / alone[1]:.2f}x)."
+    )
+
+
+NOTES = (
+    "**x plain**: against transformers' plain ViT with the same attention, under the same heading.",
+    "**floor**: the FLOPs of the matrix products that cannot be left out (`flops.py`: SA, PWCA with twice the keys, "
+    "GLCA, rollout), against the plain model's. **time / floor**: how far the time is above it, where 1.00 is as "
+    "many FLOPs per second as the plain model's.",
+    "**GFLOP counted**: by `FlopCounterMode` on one image, times the batch; a fused attention computes its scores "
+    "once more in backward, which the floor does not.",
+    "**MB**: the peak of a process above its size after the imports; weights, gradients and optimiser are in it. "
+    "On a GPU, the peak of what torch has allocated there.",
+    "A training step is forward, loss, backward and fused AdamW; the loss is of 200 classes. In a `Trainer` run it is "
+    "the time from one step's end to the next one's, with data of random tensors, decoded already, and no workers.",
+)
+
+
+def main() -> None:
+    here = Path(__file__)
+    parser = arguments(__doc__, None, CASES, repeats=1)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, plain models too")
+    parser.add_argument("--attention", default="sdpa", help="attn_implementation, of the plain model too")
+    parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
+    args = parser.parse_args()
+    setting = Setting(args.device, args.dtype, args.compile, args.attention)
+    batches = {name: args.batch or (64 if args.device == "cuda" else SHAPES[name].batch) for name in args.shapes}
+    if args.case:
+        print(json.dumps(run_case(args.case, batches[CASES[args.case][0]], args.steps, setting)))
+        return
+    options = {name: getattr(args, name) for name in ("device", "dtype", "compile", "attention", "batch", "steps")}
+    cases = {name: options for name, (shape, _, _) in CASES.items() if shape in args.shapes}
+    results = measure(__file__, cases, args.repeats)
+    how = f"{args.dtype}, {args.attention}, {'compiled' if args.compile else 'not compiled'}"
+    write_report(
+        args.output or here.with_name("model_cuda.md" if args.device == "cuda" else "model.md"),
+        "DCAL beside the plain ViT",
+        machine(("transformers", "timm"), args.device),
+        f"{how}; medians of {args.steps} steps in each of {args.repeats} processes per case.",
+        *[block for name in args.shapes for block in section(name, results, batches[name])],
+        bullets(NOTES),
+    )
+
+
+if __name__ == "__main__":
+    main()

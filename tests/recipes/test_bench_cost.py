@@ -1,0 +1,49 @@
+"""What DCAL adds, against the paper's published cost."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bench_cost(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
+    return importlib.import_module("bench_cost")
+
+
+def test_the_published_rows_are_there(bench_cost):
+    published = {row.backbone: (row.task.title, row.published) for row in bench_cost.ROWS if row.published}
+    assert published == {
+        "DeiT-Tiny": ("CUB-200-2011", (9, 2)),
+        "DeiT-Base, ViT-Base": ("VeRi-776", (8, 3)),
+    }
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_the_published_parameters_are_met(bench_cost, number):
+    row = bench_cost.ROWS[number]
+    baseline, dcal = (
+        bench_cost.num_parameters(bench_cost.build(row, row.task.inferred, **fields), "loss_weights")
+        for fields in ({"branches": ("sa",)}, {})
+    )
+    assert round(100 * (dcal / baseline - 1)) == row.published[0]
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_the_published_flops_are_met(bench_cost, number):
+    """Without the rollout."""
+    row = bench_cost.ROWS[number]
+    baseline = bench_cost.inference_cost(row, branches=("sa",))
+    dcal = bench_cost.inference_cost(row, local_query_selection="random")
+    assert round(100 * (dcal.flops / baseline.flops - 1)) == row.published[1]
+
+
+def test_a_line_of_the_table(bench_cost, vit_config):
+    row = bench_cost.Row("tiny", lambda: vit_config, bench_cost.MSMT, (32, 16), published=(7, 1))
+    cells = bench_cost.cells(row)
+    assert len(cells) == len(bench_cost.HEADER)
+    assert cells[:2] == ["tiny", "MSMT17, 32 x 16"] and "+7 %, +1 %" in cells

@@ -1,0 +1,125 @@
+"""The FLOP floor against what torch counts, and the model benchmark from end to end on a tiny backbone."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTConfig, ViTForImageClassification
+
+from dcal_hf import DCALForImageClassification
+
+
+ROOT = Path(__file__).parents[2]
+BATCH, CLASSES = 2, 5
+VARIANTS = [
+    {},
+    {"branches": ("sa",)},
+    {"branches": ("sa", "glca")},
+    {"num_pwca_blocks": 0},
+    {"num_pwca_blocks": 2},
+    {"glca_readout": "cls"},
+    {"inference_branches": ("sa",)},
+    {"num_glca_blocks": 2, "local_query_ratio": 0.5},
+]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A module of recipes/benchmarks, by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
+    return importlib.import_module
+
+
+def count(run) -> int:
+    """FLOPs of one image out of a batch."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    flops, remainder = divmod(counter.get_total_flops(), BATCH)
+    assert remainder == 0
+    return flops
+
+
+def make(vit_config: ViTConfig, **fields) -> tuple[DCALForImageClassification, dict[str, torch.Tensor]]:
+    fields = {"num_labels": CLASSES, "attn_implementation": "eager", **fields}
+    model = DCALForImageClassification.from_backbone(vit_config, (32, 16), **fields)
+    return model, {"pixel_values": torch.randn(BATCH, 3, 32, 16), "labels": torch.tensor([0, 1])}
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_training_makes_the_products_of_the_floor_and_no_more(load, vit_config, fields):
+    """But for the keys and values that PWCA's last block, shared with SA, projects of CLS alone: `4 D²`, unread."""
+    model, batch = make(vit_config, **fields)
+    unread = 0
+    if model.config.uses_pwca:
+        batch["pair_index"] = torch.tensor([1, 0])
+        unread = 4 * vit_config.hidden_size**2
+    assert count(lambda: model.train()(**batch).loss.backward()) == load("flops").training_flops(model.config) + unread
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_inference_makes_the_products_of_the_floor_and_no_more(load, vit_config, fields):
+    model, batch = make(vit_config, **fields)
+    with torch.no_grad():
+        assert count(lambda: model.eval()(batch["pixel_values"])) == load("flops").inference_flops(model.config)
+
+
+def test_the_floor_of_sa_alone_is_the_plain_vit(load, vit_config):
+    model, batch = make(vit_config, branches=("sa",))
+    plain = ViTForImageClassification._from_config(
+        ViTConfig(**{**vit_config.to_dict(), "image_size": [32, 16], "num_labels": CLASSES}),
+        attn_implementation="eager",
+    )
+    assert count(lambda: plain(**batch).loss.backward()) == load("flops").training_flops(model.config)
+
+
+def test_fused_attention_computes_scores_once_more_in_backward(load, vit_config):
+    """Why the table's counted FLOPs lie above the needed ones: by `2 N² D` per block of SA."""
+    model, batch = make(vit_config, branches=("sa",), attn_implementation="sdpa")
+    size = load("flops").Sizes.of(model.config)
+    again = size.layers * 2 * size.tokens**2 * size.width
+    assert count(lambda: model(**batch).loss.backward()) == load("flops").training_flops(model.config) + again
+
+
+def test_every_case_gives_its_figures(load, monkeypatch):
+    """Each kind of case within this process, on a tiny backbone."""
+    bench, steps = load("bench_model"), load("steps")
+    shape = steps.Shape("tiny", "vit_tiny_patch16_224", 64, 1, (32, 32), 2, 0.5)
+    monkeypatch.setattr(bench, "SHAPES", {"deit_tiny": shape})
+    names = [name for name, (shape, _, _) in bench.CASES.items() if shape == "deit_tiny"]
+    results = {name: bench.run_case(name, 2, 1, steps.Setting()) for name in names}
+    assert all(figures["seconds"] > 0 for figures in results.values())
+    report = "\n".join(bench.section("deit_tiny", results, 2))
+    for label in bench.MODELS.values():
+        assert label in report
+    assert "| plain ViT, transformers |" in report and "**1.00**" in report
+
+
+def test_a_report_from_the_command_line(load, monkeypatch, tmp_path):
+    """Processes, medians and the report, with the measuring itself replaced by a script that prints figures."""
+    harness = load("harness")
+    script = tmp_path / "case.py"
+    script.write_text("import json, sys\nprint('noise')\nprint(json.dumps({'seconds': len(sys.argv)}))\n")
+    options = {"batch": 4, "compile": True, "quick": False, "size": None}
+    results = harness.measure(str(script), {"a": options, "b": {}}, repeats=2)
+    assert results == {"a": {"seconds": 6}, "b": {"seconds": 3}}
+
+    bench = load("bench_model")
+    fake = {"seconds": 1.0, "bytes": 10, "flops": 20, "plain_seconds": 1.0}
+    monkeypatch.setattr(bench, "measure", lambda script, cases, repeats: dict.fromkeys(cases, fake))
+    monkeypatch.setattr(sys, "argv", ["bench_model.py", "--shapes", "vit_base", "--output", str(tmp_path / "m.md")])
+    bench.main()
+    report = (tmp_path / "m.md").read_text()
+    assert report.startswith("# DCAL beside the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
+    assert "DeiT-Tiny" not in report
+
+
+def test_a_case_prints_json(load, monkeypatch, capsys):
+    bench = load("bench_model")
+    monkeypatch.setattr(bench, "run_case", lambda name, batch, steps, setting: {"seconds": batch})
+    monkeypatch.setattr(sys, "argv", ["bench_model.py", "--case", "vit_base/train/timm"])
+    bench.main()
+    assert json.loads(capsys.readouterr().out) == {"seconds": 8}
