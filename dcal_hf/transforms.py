@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, TimmWrapperImageProcessor, ViTImageProcessor
 
 from .data.images import open_image
 
@@ -34,7 +35,7 @@ def fine_grained_processor(
         resize_ratio (`float`): Both sides are resized to this multiple; as published, the aspect ratio is not kept.
     """
     height, width = image_size
-    processor = copy.deepcopy(image_processor)
+    processor = adjustable(image_processor)
     processor.do_resize = processor.do_center_crop = True
     processor.size = {"height": round(height * resize_ratio), "width": round(width * resize_ratio)}
     processor.crop_size = {"height": height, "width": width}
@@ -48,11 +49,23 @@ def reid_processor(image_processor: BaseImageProcessor, image_size: tuple[int, i
         image_size (`(height, width)`): Input size of the model, in pixels; the aspect ratio is not kept.
     """
     height, width = image_size
-    processor = copy.deepcopy(image_processor)
+    processor = adjustable(image_processor)
     processor.do_resize, processor.do_center_crop = True, False
     processor.size = {"height": height, "width": width}
     processor.resample = Image.Resampling.BICUBIC
     return processor
+
+
+def adjustable(image_processor: BaseImageProcessor) -> BaseImageProcessor:
+    """A copy whose sizes can be set. timm's steps are fixed, and not saved: of them, what pretraining saw is kept."""
+    if not isinstance(image_processor, TimmWrapperImageProcessor):
+        return copy.deepcopy(image_processor)
+    config = image_processor.data_config
+    return ViTImageProcessor(
+        image_mean=list(config["mean"]),
+        image_std=list(config["std"]),
+        resample=str_to_pil_interp(config["interpolation"]),
+    )
 
 
 @dataclass

@@ -3,10 +3,17 @@
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
-from transformers import AutoModelForImageClassification, TimmWrapperConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperImageProcessor,
+)
 
 from dcal_hf import DCALConfig, DCALForImageClassification, DCALModel
+from dcal_hf.transforms import fine_grained_processor, reid_processor
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
@@ -66,3 +73,17 @@ def test_the_configuration_says_what_timm_knows_by_name_alone():
 def test_a_model_that_pairs_cannot_reach_is_refused_by_name(architecture, reason):
     with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*{reason}"):
         DCALModel.from_backbone(TimmWrapperConfig(architecture=architecture))
+
+
+@pytest.mark.parametrize("prepare", [fine_grained_processor, reid_processor])
+def test_timms_image_processor_keeps_what_pretraining_saw(tmp_path, prepare):
+    """Its own steps are those of ImageNet, at its own size, and are not saved."""
+    cfg = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
+    prepare(TimmWrapperImageProcessor(pretrained_cfg=cfg), (64, 32)).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    grey = Image.new("RGB", (50, 70), (128, 128, 128))
+    pixels = processor(grey, return_tensors="pt")["pixel_values"][0]
+    assert pixels.shape == (3, 64, 32)
+    expected = (128 / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.2, 0.3, 0.4])
+    torch.testing.assert_close(pixels.mean(dim=(1, 2)), expected)
+    assert processor.resample == Image.Resampling.BICUBIC

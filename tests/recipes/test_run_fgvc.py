@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
+from timm.models import save_for_hf
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
+
+from dcal_hf import DCALConfig
 
 from helpers import TINY_SIZES, TINY_VIT, noise_picture
 
@@ -120,17 +124,30 @@ def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     assert AutoModelForImageClassification.from_pretrained(out).config.label2id == {"finch": 0, "robin": 1, "wren": 2}
 
 
-def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path):
+def save_vit(folder: Path) -> list[float]:
+    ViTModel(ViTConfig(image_size=32, **TINY_SIZES)).save_pretrained(folder)
+    ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(folder)
+    return [0.4] * 3
+
+
+def save_timm(folder: Path) -> list[float]:
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
+    model = timm.create_model("vit_base_patch16_224", **args)
+    save_for_hf(model, folder, model_args=args, safe_serialization=True)
+    return list(model.pretrained_cfg["mean"])
+
+
+@pytest.mark.parametrize("save_encoder", [save_vit, save_timm])
+def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path, save_encoder):
     folder = make_folder(tmp_path / "birds")
     torch.manual_seed(0)
-    ViTModel(ViTConfig(image_size=32, **TINY_SIZES)).save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
-    source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "vit"), "image_size": [24, 16]}
+    mean = save_encoder(tmp_path / "encoder")
+    source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "encoder"), "image_size": [24, 16]}
     run = run_recipe(tmp_path, "--do_train", "--do_eval", data_dir=str(folder), **source)
     assert run.returncode == 0, run.stderr
     first = read_json(tmp_path / "out" / "eval_results.json")
     processor = read_json(tmp_path / "out" / "preprocessor_config.json")
-    assert processor["crop_size"] == {"height": 24, "width": 16} and processor["image_mean"] == [0.4] * 3
+    assert processor["crop_size"] == {"height": 24, "width": 16} and processor["image_mean"] == mean
 
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "out"), "image_size": None}
     run = run_recipe(
@@ -237,5 +254,6 @@ def test_a_configuration_from_scratch_parses(tmp_path, recipe, parse_arguments, 
     types = (recipe.ModelArguments, recipe.DataArguments, recipe.DCALTrainingArguments)
     options = ["--data_dir", "birds", "--output_dir", str(tmp_path), "--use_cpu"]
     model_args, _, training_args = parse_arguments(types, [str(preset), *options])
-    assert json.loads(model_args.backbone_config)["model_type"] == "vit"
+    backbone_config = AutoConfig.for_model(**json.loads(model_args.backbone_config))
+    assert DCALConfig(backbone_config=backbone_config, image_size=64).grid == (8, 8)
     assert training_args.do_train

@@ -14,9 +14,9 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoModel, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import AutoConfig, AutoModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from dcal_hf import DCALForReID
+from dcal_hf import DCALConfig, DCALForReID
 
 from helpers import TINY_SIZES, TINY_VIT
 
@@ -251,10 +251,12 @@ def test_a_broken_image_is_named(tmp_path, run_main, untrained):
         run_main(tmp_path, "--do_eval", data_dir=str(tmp_path / "market"))
 
 
-def test_the_quick_start_parses(tmp_path, recipe):
-    preset = ROOT / "recipes" / "configs" / "quickstart_reid.yaml"
+@pytest.mark.parametrize("preset", ["quickstart_reid", "from_scratch_reid"])
+def test_a_configuration_from_scratch_parses(tmp_path, recipe, preset):
+    preset = ROOT / "recipes" / "configs" / f"{preset}.yaml"
     types = (recipe.ReIDModelArguments, recipe.DataArguments, recipe.DCALReIDTrainingArguments)
-    options = [str(preset), "--output_dir", str(tmp_path), "--use_cpu"]
+    options = [str(preset), "--data_dir", "turtles", "--output_dir", str(tmp_path), "--use_cpu"]
     model_args, _, training_args = recipe.parse_arguments(types, options)
-    assert json.loads(model_args.backbone_config)["model_type"] == "vit"
+    backbone_config = AutoConfig.for_model(**json.loads(model_args.backbone_config))
+    assert DCALConfig(backbone_config=backbone_config, image_size=64).grid == (8, 8)
     assert training_args.do_train
