@@ -209,22 +209,6 @@ def hub_set(labels, feature, image_column="image", label_column="label", **other
     return DatasetDict(parts)
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Puts a set in the Hub's place and collects the calls."""
-    calls = []
-
-    def serve(dataset):
-        def load_dataset(*args, **kwargs):
-            calls.append((args, kwargs))
-            return dataset
-
-        monkeypatch.setattr("dcal_hf.data.hub.load_dataset", load_dataset)
-        return calls
-
-    return serve
-
-
 class TestHub:
     def test_columns_splits_and_arguments(self, hub):
         labels = {"train": [1, 0, 1], "valid": [0], "test": [1], "extra": [0]}

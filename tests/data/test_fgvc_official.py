@@ -293,22 +293,6 @@ def hub_part(**labels):
     return Dataset.from_dict(columns, features=Features(features))
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Puts a set in the Hub's place and collects the calls."""
-    calls = []
-
-    def serve(dataset):
-        def load_dataset(*args, **kwargs):
-            calls.append((args, kwargs))
-            return dataset
-
-        monkeypatch.setattr("dcal_hf.data.hub.load_dataset", load_dataset)
-        return calls
-
-    return serve
-
-
 class TestHub:
     @pytest.mark.parametrize("name, hub_id", [
         ("cub200", "bentrevett/caltech-ucsd-birds-200-2011"), ("stanford_cars", "tanganke/stanford_cars"),
