@@ -9,8 +9,8 @@ import torch
 DistanceMetric = Literal["euclidean", "cosine"]
 
 # Every product has this many rows: a row's digits then depend neither on its neighbours nor on how many there are.
-ROWS_PER_PRODUCT = 128
-COLUMNS_PER_PRODUCT = 1024
+ROWS_PER_PRODUCT = 512
+COLUMNS_PER_PRODUCT = 4096
 
 
 class Distances(Protocol):

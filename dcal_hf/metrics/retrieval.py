@@ -15,7 +15,7 @@ from .distances import DistanceMetric, Distances, FeatureDistances
 JUNK_IDENTITY = -1
 DEFAULT_RANKS = (1, 5, 10)
 DEFAULT_FPRS = (1e-4, 1e-3, 1e-2)
-QUERIES_PER_CHUNK = 128
+QUERIES_PER_CHUNK = 512
 # Below this many distances, shrinking a selection costs more than it frees.
 SELECTION_SLACK = 1 << 20
 
@@ -74,7 +74,7 @@ def retrieval_metrics(
             The ranks at which the CMC curve is read.
         fprs (`Sequence[float]`, *optional*, defaults to `(1e-4, 1e-3, 1e-2)`):
             The false positive rates, below 1, at which the verification ROC is read.
-        chunk_size (`int`, *optional*, defaults to 128):
+        chunk_size (`int`, *optional*, defaults to 512):
             How many rows of distances a chunk has. It does not change a digit of the result.
 
     Returns:

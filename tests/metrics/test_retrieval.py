@@ -264,7 +264,7 @@ def test_read_only_features_serve():
         (dict(query=np.zeros((0, 2)), query_ids=[]), "at least one query"),
         (dict(gallery=np.array([[0, 0], [0, np.nan], [0, 0]])), "squared length of gallery row 1 is nan"),
         (dict(metric="dot"), "must be \"euclidean\" or \"cosine\", got 'dot'"),
-        (dict(ranks=[0]), r"Ranks and chunk_size must be at least 1, got \[0\] and 128"),
+        (dict(ranks=[0]), r"Ranks and chunk_size must be at least 1, got \[0\] and 512"),
         (dict(chunk_size=0), "at least 1"),
         (dict(fprs=[1.0]), r"at least 0 and below 1, got \[1.0\]"),
     ],
