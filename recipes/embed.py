@@ -69,7 +69,7 @@ class GalleryArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set instead, by the name that the training recipes know it by."}
     )
-    data_dir: str | None = field(default=None, metadata={"help": "The data set's folder."})
+    data_dir: str | None = field(default=None, metadata={"help": "The data set's folder, or its archive."})
     task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Which loader knows that name."})
     split: str = field(default="train", metadata={"help": "Which part of the data set."})
     skip_broken: bool = field(

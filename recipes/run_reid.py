@@ -88,7 +88,7 @@ class DataArguments:
             "(.csv, .parquet) of your own; a folder of identities in data_dir if not given."
         },
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the images."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the images, or its archive."})
     include_val: bool = field(
         default=True, metadata={"help": "MSMT17: train on list_train and list_val, as in papers."}
     )
