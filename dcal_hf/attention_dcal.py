@@ -37,6 +37,9 @@ def dcal_attention_forward(
     Args:
         query, key, value (`Tensor` of shape `(B, H, N, d)`):
             With a pair, B is twice the batch: the SA branch first, the PWCA branch behind it.
+        attention_mask (`Tensor` that broadcasts to `(B, H, N, N)`, *optional*):
+            Added to the logits: a mask, a bias of relative positions. It holds for the distractor's keys as for the
+            image's own.
         attend (`Callable`):
             The implementation the user chose (eager, sdpa, flash attention).
         pair_index (`Tensor` of shape `(B / 2,)`, *optional*):
@@ -58,15 +61,25 @@ def dcal_attention_forward(
     if not paired:
         return attend(module, query, key, value, attention_mask, is_causal=False, **kwargs)
 
+    self_mask, pair_mask = split_mask(attention_mask, single)
     self_attention, _ = attend(
-        module, query[:single], key[:single], value[:single], attention_mask, is_causal=False, **kwargs
+        module, query[:single], key[:single], value[:single], self_mask, is_causal=False, **kwargs
     )
     pair_key, pair_value = (with_distractor(x[single:], pair_index, pair_noise) for x in (key, value))
-    pair_attention, _ = attend(module, query[single:], pair_key, pair_value, attention_mask, is_causal=False, **kwargs)
+    pair_attention, _ = attend(module, query[single:], pair_key, pair_value, pair_mask, is_causal=False, **kwargs)
     return torch.cat([self_attention, pair_attention]), None
 
 
 AttentionInterface.register(ATTENTION_NAME, dcal_attention_forward)
+
+
+def split_mask(attention_mask: Tensor | None, single: int) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of the two branches, (2B or 1, H, N, N) -> (B or 1, H, N, N) and (B or 1, H, N, 2N)."""
+    if attention_mask is None:
+        return None, None
+    is_shared = attention_mask.size(0) == 1
+    self_mask, pair_mask = (attention_mask, attention_mask) if is_shared else attention_mask.split(single)
+    return self_mask, torch.cat([pair_mask, pair_mask], dim=-1)
 
 
 def with_distractor(x: Tensor, pair_index: Tensor | None, noise: bool) -> Tensor:
@@ -80,7 +93,12 @@ def with_distractor(x: Tensor, pair_index: Tensor | None, noise: bool) -> Tensor
 
 
 @torch.no_grad()
-def cls_rollout(queries: Sequence[Tensor], keys: Sequence[Tensor], scaling: float) -> Tensor:
+def cls_rollout(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    scaling: float,
+    flows: Sequence[Callable[[Tensor, Tensor, Tensor, float], Tensor]] | None = None,
+) -> Tensor:
     """Row 0 of the attention rollout, without ever forming an N x N product.
 
     With `S_i` the head mean of block i's softmax, the rollout is `Shat = Sbar_L ... Sbar_1`, `Sbar = 0.5 S + 0.5 I`.
@@ -89,6 +107,7 @@ def cls_rollout(queries: Sequence[Tensor], keys: Sequence[Tensor], scaling: floa
     Args:
         queries, keys (one `Tensor` of shape `(B, H, N, d)` per block, first block first)
         scaling (`float`): The factor of the logits, `1 / sqrt(d)`.
+        flows (one `Callable` per block, *optional*): `v, Q_i, K_i, scaling -> v S_i`; `attention_flow` if not given.
 
     Returns:
         `Tensor` of shape `(B, N)` in float32: how much CLS has drawn from each input token; rows sum to one.
@@ -96,8 +115,9 @@ def cls_rollout(queries: Sequence[Tensor], keys: Sequence[Tensor], scaling: floa
     flow = cls_attention(queries[-1], keys[-1], scaling)
     flow[:, 0] += 1.0
     flow *= 0.5
-    for query, key in zip(reversed(queries[:-1]), reversed(keys[:-1])):
-        flow = 0.5 * flow + 0.5 * attention_flow(flow, query, key, scaling)
+    flows = [attention_flow] * len(queries) if flows is None else flows
+    for through, query, key in zip(reversed(flows[:-1]), reversed(queries[:-1]), reversed(keys[:-1])):
+        flow = 0.5 * flow + 0.5 * through(flow, query, key, scaling)
     return flow
 
 

@@ -16,8 +16,11 @@ SUPPORTED_BACKBONES = (
     "dinov2_with_registers",
     "dinov3_vit",
     "clip_vision_model",
+    "swin",
     "timm_wrapper",
 )
+# Encoders in stages, each with a quarter of the patches of the one before; they have no CLS token.
+HIERARCHICAL_BACKBONES = ("swin",)
 
 
 def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
@@ -36,9 +39,10 @@ class DCALConfig(PreTrainedConfig):
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the plain encoder; a default `ViTConfig` if not given.
         image_size (`int` or `(height, width)`, *optional*):
-            Input size in pixels, a multiple of the patch size; the backbone's own if not given.
+            Input size in pixels, a multiple of the patch size, for Swin of its last stage's; the backbone's own if not
+            given.
         branches (`tuple` of `"sa"`, `"glca"`, `"pwca"`):
-            The branches that are trained (all; Table 3 ablates them).
+            The branches that are trained (all; Table 3 ablates them). Swin takes `("sa", "pwca")`.
         inference_branches (`tuple` of `"sa"`, `"glca"`, *optional*):
             The branches that are run in evaluation mode: those of the two that are trained, if not given. PWCA has no
             weights of its own: a model trained with `"pwca"` can be read through `"sa"`.
@@ -88,6 +92,9 @@ class DCALConfig(PreTrainedConfig):
     normalize_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") == "timm_wrapper":
+            # Its reader takes for given what timm's own files have; an encoder has no classes.
+            self.backbone_config = {"num_classes": 2, **self.backbone_config}
         super().__post_init__(**kwargs)
         self.validate_backbone()
         if self.backbone_config.model_type == "timm_wrapper":
@@ -106,12 +113,24 @@ class DCALConfig(PreTrainedConfig):
 
     @property
     def num_layers(self) -> int:
-        """L, the number of self-attention blocks of the backbone."""
-        return self.backbone_config.num_hidden_layers
+        """L, the number of self-attention blocks of the backbone, in all its stages."""
+        return sum(self.backbone_config.depths) if self.is_hierarchical else self.backbone_config.num_hidden_layers
+
+    @property
+    def is_hierarchical(self) -> bool:
+        """Whether the encoder merges patches from stage to stage, and has no CLS token."""
+        return self.backbone_config.model_type in HIERARCHICAL_BACKBONES
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Height and width in pixels of a patch of the last stage."""
+        merging = 2 ** (len(self.backbone_config.depths) - 1) if self.is_hierarchical else 1
+        height, width = as_pair(self.backbone_config.patch_size)
+        return height * merging, width * merging
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of patches, of the first stage if there are several."""
         patch_height, patch_width = as_pair(self.backbone_config.patch_size)
         return self.image_size[0] // patch_height, self.image_size[1] // patch_width
 
@@ -139,15 +158,22 @@ class DCALConfig(PreTrainedConfig):
             )
 
     def validate_image_size(self):
-        patch_size = as_pair(self.backbone_config.patch_size)
-        if any(size < patch or size % patch for size, patch in zip(self.image_size, patch_size)):
+        if any(size < patch or size % patch for size, patch in zip(self.image_size, self.stride)):
+            stage = " in its last stage" if self.is_hierarchical else ""
             raise ValueError(
-                f"image_size={tuple(self.image_size)} must be a multiple of the backbone's patch size {patch_size}."
+                f"image_size={tuple(self.image_size)} must be a multiple of the backbone's patch size {self.stride}"
+                f"{stage}."
             )
 
     def validate_branches(self):
         if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
             raise ValueError(f"branches={self.branches} must name one or more of {BRANCHES}, each once.")
+        if "glca" in self.branches and self.is_hierarchical:
+            raise ValueError(
+                f"branches={self.branches} must leave 'glca' out: a backbone of type "
+                f"'{self.backbone_config.model_type}' has no CLS token from which a rollout could select patches; use "
+                "branches=('sa', 'pwca')."
+            )
         readable = INFERENCE_BRANCHES if "glca" in self.branches else ("sa",)
         if set(self.branches) == {"glca"}:
             readable = ("glca",)

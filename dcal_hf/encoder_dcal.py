@@ -6,7 +6,7 @@ PWCA branch can join at any of them) and applies the final norm, all with the ba
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_dcal import ATTENTION_NAME
+from .attention_dcal import ATTENTION_NAME, attention_flow
+from .cait_dcal import CAIT_FAMILY, cait_blocks, cait_flow, class_keys_values, embed_cait, init_cait_weights
 from .configuration_dcal import as_pair
-from .timm_dcal import build_timm, embed_timm, timm_keys_values
+from .swin_dcal import embed_swin, prepare_swin, swin_blocks, swin_parts
+from .timm_dcal import build_timm, embed_timm, init_timm_weights, timm_keys_values
 
 
 def embed_vit(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
@@ -77,31 +79,72 @@ def expect_memory(attention: nn.Module) -> None:
             getattr(attention, name).__class__ = MemoryProjection
 
 
+def prepare_clip(backbone: PreTrainedModel, image_size: tuple[int, int]) -> None:
+    """Fresh position embeddings for any rectangle: CLIP's configuration knows square images only."""
+    embeddings = backbone.embeddings
+    rows, columns = (size // patch for size, patch in zip(image_size, as_pair(embeddings.patch_size)))
+    embeddings.num_positions = 1 + rows * columns
+    embeddings.position_embedding = nn.Embedding(embeddings.num_positions, backbone.config.hidden_size)
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+    backbone.init_weights()
+
+
+def nothing(*args) -> None:
+    """Where a family needs no more than the others."""
+
+
+def softmax_flow(attention: nn.Module) -> Callable[..., Tensor]:
+    """The rollout passes through a block as through its softmax over all tokens."""
+    return attention_flow
+
+
+def whole(block: nn.Module) -> tuple[nn.Module, ...]:
+    """A block is all there is of it."""
+    return (block,)
+
+
 @dataclass(frozen=True)
 class Seam:
     """Where one family of encoders keeps the parts that DCAL needs.
 
     Args:
-        blocks, final_norm, positions: Attribute paths in the backbone; `positions` is None where they are rotary.
+        blocks: Of the backbone, all its self-attention blocks, first block first.
+        final_norm, positions: Attribute paths in the backbone; `positions` is None where none are added to the tokens.
         attention, first_norm: Attribute paths in a block.
         num_prefix_tokens: Tokens before the patches, from the backbone's configuration.
         embed: Image to the first block's input.
+        has_cls: Whether the answer is read from the first token, CLS, or from the mean of all.
+        has_rotary: Whether positions turn queries and keys of the patches.
         antialias: Whether this family smooths position embeddings when it shrinks them.
         project: A block's attention and its normed input to keys and values.
+        flow: A block's attention to how the rollout passes through it, see `cls_rollout`.
+        residual: Attribute path in a block of what ends its attention's branch, the attention itself if not given.
+        parts: A block and what else, outside it, runs with it.
+        has_pooler: Whether the backbone has one unless its constructor is told.
+        prepare: What else the new backbone needs, for images of a size (height, width).
+        init_weights: Initialises what of a module the backbone's own `_init_weights` leaves as it is.
     """
 
-    blocks: str
+    blocks: Callable[[PreTrainedModel], Iterable[nn.Module]]
     final_norm: str
     positions: str | None
     attention: str
     first_norm: str
     num_prefix_tokens: Callable[[PreTrainedConfig], int]
     embed: Callable[[PreTrainedModel, Tensor], Tensor]
+    has_cls: bool = True
+    has_rotary: bool = False
     antialias: bool = False
     project: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]] = split_keys_values
+    flow: Callable[[nn.Module], Callable[..., Tensor]] = softmax_flow
+    residual: str | None = None
+    parts: Callable[[nn.Module], tuple[nn.Module, ...]] = whole
+    has_pooler: bool = False
+    prepare: Callable[[PreTrainedModel, tuple[int, int]], None] = nothing
+    init_weights: Callable[[nn.Module], None] = nothing
 
-    def get_blocks(self, backbone: PreTrainedModel) -> nn.ModuleList:
-        return attrgetter(self.blocks)(backbone)
+    def get_blocks(self, backbone: PreTrainedModel) -> list[nn.Module]:
+        return list(self.blocks(backbone))
 
     def get_attention(self, block: nn.Module) -> nn.Module:
         return getattr(block, self.attention)
@@ -109,12 +152,13 @@ class Seam:
     def get_final_norm(self, backbone: PreTrainedModel) -> nn.Module:
         return attrgetter(self.final_norm)(backbone)
 
-    def get_positions(self, backbone: PreTrainedModel) -> nn.Parameter | None:
-        return None if self.positions is None else attrgetter(self.positions)(backbone)
+    def readout(self, tokens: Tensor) -> Tensor:
+        """What stands for the image, (B, N, D) -> (B, D)."""
+        return tokens[:, 0] if self.has_cls else tokens.mean(dim=1)
 
     def rotary(self, backbone: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine of the patches' rotary positions, each (patches, d); None where positions are added."""
-        return backbone.rope_embeddings(pixel_values) if self.positions is None else None
+        """Cosine and sine of the patches' rotary positions, each (patches, d); None where nothing is turned."""
+        return backbone.rope_embeddings(pixel_values) if self.has_rotary else None
 
     def keys_values(
         self, block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
@@ -128,16 +172,17 @@ class Seam:
 
 
 VIT = Seam(
-    blocks="layers",
+    blocks=lambda backbone: backbone.layers,
     final_norm="layernorm",
     positions="embeddings.position_embeddings",
     attention="attention",
     first_norm="layernorm_before",
     num_prefix_tokens=lambda config: 1,
     embed=embed_vit,
+    has_pooler=True,
 )
 DINOV2 = Seam(
-    blocks="encoder.layer",
+    blocks=lambda backbone: backbone.encoder.layer,
     final_norm="layernorm",
     positions="embeddings.position_embeddings",
     attention="attention",
@@ -150,18 +195,40 @@ SEAMS = {
     "deit": replace(VIT, num_prefix_tokens=lambda config: 2),
     "dinov2": DINOV2,
     "dinov2_with_registers": replace(DINOV2, antialias=True),
-    "dinov3_vit": replace(DINOV2, blocks="model.layer", final_norm="norm", positions=None, embed=embed_dinov3),
+    "dinov3_vit": replace(
+        DINOV2,
+        blocks=lambda backbone: backbone.model.layer,
+        final_norm="norm",
+        positions=None,
+        embed=embed_dinov3,
+        has_rotary=True,
+    ),
     "clip_vision_model": Seam(
-        blocks="encoder.layers",
+        blocks=lambda backbone: backbone.encoder.layers,
         final_norm="post_layernorm",
         positions="embeddings.position_embedding.weight",
         attention="self_attn",
         first_norm="layer_norm1",
         num_prefix_tokens=lambda config: 1,
         embed=embed_clip,
+        prepare=prepare_clip,
+    ),
+    "swin": Seam(
+        blocks=swin_blocks,
+        final_norm="layernorm",
+        positions="embeddings.position_embeddings",
+        attention="attention",
+        first_norm="layernorm_before",
+        num_prefix_tokens=lambda config: 0,
+        embed=embed_swin,
+        has_cls=False,
+        residual="drop_path",
+        parts=swin_parts,
+        has_pooler=True,
+        prepare=prepare_swin,
     ),
     "timm_wrapper": Seam(
-        blocks="timm_model.blocks",
+        blocks=lambda backbone: backbone.timm_model.blocks,
         final_norm="timm_model.norm",
         positions="timm_model.pos_embed",
         attention="attn",
@@ -170,8 +237,27 @@ SEAMS = {
         embed=embed_timm,
         antialias=True,
         project=timm_keys_values,
+        init_weights=init_timm_weights,
+    ),
+    CAIT_FAMILY: Seam(
+        blocks=cait_blocks,
+        final_norm="timm_model.norm",
+        positions="timm_model.pos_embed",
+        attention="attn",
+        first_norm="norm1",
+        num_prefix_tokens=lambda config: 1,
+        embed=embed_cait,
+        antialias=True,
+        project=class_keys_values,
+        flow=cait_flow,
+        init_weights=init_cait_weights,
     ),
 }
+
+
+def find_seam(config: PreTrainedConfig) -> Seam:
+    """That of the model type; `complete_timm_config` has told timm's families apart."""
+    return SEAMS[getattr(config, "timm_family", config.model_type)]
 
 
 def module_of(instance: nn.Module):
@@ -185,28 +271,18 @@ def build_backbone(
     """The plain encoder, without a pooler, attending through DCAL, with positions and stochastic depth."""
     if config.model_type == "timm_wrapper":
         return build_timm(config, image_size, drop_path_rate)
-    pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
+    seam = find_seam(config)
+    pooler = {"add_pooling_layer": False} if seam.has_pooler else {}
     # A copy: the attention implementation is a field of the configuration, and this one is the backbone's alone.
     backbone = AutoModel.from_config(copy.deepcopy(config), attn_implementation=ATTENTION_NAME, **pooler)
-    if config.model_type == "clip_vision_model":
-        resize_clip(backbone, image_size)
-    add_stochastic_depth(backbone, SEAMS[config.model_type], drop_path_rate)
+    seam.prepare(backbone, image_size)
+    add_stochastic_depth(backbone, seam, drop_path_rate)
     mask_token = getattr(backbone.embeddings, "mask_token", None)
     if mask_token is not None:
         # No loss ever reaches it: as a parameter it would make DistributedDataParallel wait for its gradient.
         del backbone.embeddings.mask_token
         backbone.embeddings.register_buffer("mask_token", mask_token.detach())
     return backbone
-
-
-def resize_clip(backbone: PreTrainedModel, image_size: tuple[int, int]) -> None:
-    """Fresh position embeddings for any rectangle: CLIP's configuration knows square images only."""
-    embeddings = backbone.embeddings
-    rows, columns = (size // patch for size, patch in zip(image_size, as_pair(embeddings.patch_size)))
-    embeddings.num_positions = 1 + rows * columns
-    embeddings.position_embedding = nn.Embedding(embeddings.num_positions, backbone.config.hidden_size)
-    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
-    backbone.init_weights()
 
 
 def run_block(block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None, **kwargs) -> Tensor:
@@ -275,8 +351,8 @@ def add_stochastic_depth(backbone: PreTrainedModel, seam: Seam, rate: float) -> 
     blocks = seam.get_blocks(backbone)
     for depth, block in enumerate(blocks):
         if rate > 0 and depth > 0:
-            for branch in (seam.get_attention(block), block.mlp):
+            for branch in (getattr(block, seam.residual or seam.attention), block.mlp):
                 branch.register_forward_hook(StochasticDepth(rate * depth / (len(blocks) - 1)))
 
 
-__all__ = ["SEAMS", "Seam", "build_backbone", "expect_memory", "resize_positions", "run_block"]
+__all__ = ["SEAMS", "Seam", "build_backbone", "expect_memory", "find_seam", "resize_positions", "run_block"]

@@ -16,8 +16,7 @@ class GLCA(nn.Module):
 
     `softmax(Q^l K^gT / sqrt(d)) V^g`: only the selected tokens pass through the query and output projections and the
     FFN; keys and values come from all tokens of the encoder's output, or, with `glca_scope="local"`, from the selected
-    ones alone, which is a plain block over them. M blocks refine the same queries against the same tokens. The final
-    norm is the encoder's.
+    ones alone. M blocks refine the same queries against the same tokens. The final norm is the encoder's.
     """
 
     def __init__(self, config: DCALConfig, seam: Seam, backbone: PreTrainedModel):
@@ -28,9 +27,8 @@ class GLCA(nn.Module):
         self.blocks = nn.ModuleList(
             copy.deepcopy(seam.get_blocks(backbone)[-1]) for _ in range(config.num_glca_blocks)
         )
-        if self.scope == "global":
-            for block in self.blocks:
-                expect_memory(seam.get_attention(block))
+        for block in self.blocks:
+            expect_memory(seam.get_attention(block))
 
     def forward(
         self, tokens: Tensor, num_prefix: int, indices: Tensor | None, rotary: tuple[Tensor, Tensor] | None, **kwargs
@@ -51,7 +49,7 @@ class GLCA(nn.Module):
         positions = rotary and tuple(x[indices][:, None] if with_patches else x[:0] for x in rotary)
 
         for block in self.blocks:
-            memory = None if is_local_scope else self.seam.keys_values(block, tokens, rotary)
+            memory = self.seam.keys_values(block, *((local, positions) if is_local_scope else (tokens, rotary)))
             local = run_block(block, local, positions, memory=memory, **kwargs)
         return local[:, :1] if self.readout == "cls" else local[:, int(with_cls):]
 

@@ -15,16 +15,16 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, top_patches, with_distractor
 from .configuration_dcal import DCALConfig, as_pair
 from .encoder_dcal import (
-    SEAMS,
     attention_function,
     build_backbone,
+    find_seam,
     resize_positions,
     run_block,
 )
 from .glca_dcal import GLCA
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
-from .timm_dcal import complete_timm_config, init_timm_weights
+from .timm_dcal import complete_timm_config
 
 
 @dataclass
@@ -32,9 +32,9 @@ class DCALModelOutput(ModelOutput):
     """
     Args:
         last_hidden_state (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
-        pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS and GLCA's readout, in the order
-            of `config.inference_branches`; in evaluation mode after the neck, if `config.neck_feature` says so. Also
-            reachable as `embeddings`.
+        pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS (of an encoder that has none the
+            mean of the tokens) and GLCA's readout, in the order of `config.inference_branches`; in evaluation mode
+            after the neck, if `config.neck_feature` says so. Also reachable as `embeddings`.
         sa_embedding, glca_embedding, pwca_embedding (`Tensor` of shape `(B, D)`): Per branch, None if it did not run.
         rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over patches.
         local_query_indices (`Tensor` of shape `(B, R)`): The selected patches, best first.
@@ -73,8 +73,7 @@ class DCALPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # GLCA's blocks are the backbone's own: let it initialise what only it knows (layer scale, say).
         self.base_model.backbone._init_weights(module)
-        if self.config.backbone_config.model_type == "timm_wrapper":
-            init_timm_weights(module)
+        self.base_model.seam.init_weights(module)
         if isinstance(module, UncertaintyWeights):
             init.constant_(module.log_vars, module.initial_log_var)
 
@@ -155,7 +154,7 @@ class DCALModel(DCALPreTrainedModel):
 
     def __init__(self, config: DCALConfig):
         super().__init__(config)
-        self.seam = SEAMS[config.backbone_config.model_type]
+        self.seam = find_seam(config.backbone_config)
         self.num_prefix_tokens = self.seam.num_prefix_tokens(config.backbone_config)
         self.backbone = build_backbone(config.backbone_config, config.image_size, config.drop_path_rate)
         # Copies of the last block, with its stochastic depth.
@@ -168,7 +167,7 @@ class DCALModel(DCALPreTrainedModel):
         """Takes over a plain encoder's weights (resizing its positions), and starts GLCA from the last block."""
         if source is not None:
             state = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
-            if self.seam.positions is not None:
+            if self.seam.positions in state:
                 state[self.seam.positions] = resize_positions(
                     state[self.seam.positions], patch_grid(source_config), self.config.grid, self.seam.antialias
                 )
@@ -198,16 +197,16 @@ class DCALModel(DCALPreTrainedModel):
         Raises:
             ValueError: For images of another size than the model's, for a pair the model has no use for.
         """
-        self.check_inputs(pixel_values, pair_index is not None or pair_noise)
+        self.check_inputs(pixel_values, pair_index is not None or pair_noise, output_rollout)
         branches = self.config.branches if self.training else self.config.inference_branches
-        tokens, pair_cls, rotary, records = self.encode(
+        tokens, pair_tokens, rotary, records = self.encode(
             pixel_values, pair_index, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
         )
         rollout, indices = self.select(tokens, records, "glca" in branches)
 
         norm = self.seam.get_final_norm(self.backbone)
         last_hidden_state = norm(tokens)
-        embeddings = {"sa": last_hidden_state[:, 0]}
+        embeddings = {"sa": self.seam.readout(last_hidden_state)}
         if "glca" in branches:
             local_tokens = self.glca(tokens, self.num_prefix_tokens, indices, rotary, attend=self.attend)
             embeddings["glca"] = norm(local_tokens).mean(dim=1)
@@ -217,7 +216,7 @@ class DCALModel(DCALPreTrainedModel):
             pooler_output=join_embeddings(embeddings, None if self.training else self.necks, self.config),
             sa_embedding=embeddings["sa"],
             glca_embedding=embeddings.get("glca"),
-            pwca_embedding=None if pair_cls is None else norm(pair_cls),
+            pwca_embedding=None if pair_tokens is None else self.seam.readout(norm(pair_tokens)),
             rollout=rollout,
             local_query_indices=indices,
         )
@@ -228,7 +227,7 @@ class DCALModel(DCALPreTrainedModel):
         block = self.seam.get_blocks(self.backbone)[-1]
         return attention_function(self.config._attn_implementation, self.seam.get_attention(block))
 
-    def check_inputs(self, pixel_values: Tensor, has_pair: bool) -> None:
+    def check_inputs(self, pixel_values: Tensor, has_pair: bool, output_rollout: bool) -> None:
         if tuple(pixel_values.shape[-2:]) != tuple(self.config.image_size):
             raise ValueError(
                 f"pixel_values are {tuple(pixel_values.shape[-2:])} pixels, the model takes "
@@ -239,6 +238,8 @@ class DCALModel(DCALPreTrainedModel):
                 f"A pair was given, but the model has no PWCA branch (branches={self.config.branches}, "
                 f"num_pwca_blocks={self.config.num_pwca_blocks})."
             )
+        if output_rollout and not self.seam.has_cls:
+            raise ValueError("The encoder has no CLS token for a rollout to start from: output_rollout must be False.")
         if self.backbone.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(
                 f"The backbone attends through '{self.backbone.config._attn_implementation}', which ignores pairs; "
@@ -258,40 +259,44 @@ class DCALModel(DCALPreTrainedModel):
     def encode(
         self, pixel_values: Tensor, pair_index: Tensor | None, pair_noise: bool, recorded: range
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[dict[str, Tensor]]]:
-        """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's CLS (B, D).
+        """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (B, 1, D) where CLS is read.
 
-        From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor. The
-        last block runs for each branch by itself, because of PWCA it is CLS alone that is read.
+        From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor. Where
+        CLS is read, the last block runs for each branch by itself, because of PWCA nothing else is needed.
         """
         hidden_states = self.seam.embed(self.backbone, pixel_values)
         rotary = self.seam.rotary(self.backbone, pixel_values)
-        batch_size, attend, pair, pair_cls = len(hidden_states), self.attend, {}, None
+        batch_size, attend, pair = len(hidden_states), self.attend, {}
         has_pair = pair_index is not None or pair_noise
         records = {depth: {} for depth in recorded}
-        *blocks, last = self.seam.get_blocks(self.backbone)
-        for depth, block in enumerate(blocks):
+        blocks = self.seam.get_blocks(self.backbone)
+        num_shared = len(blocks) - 1 if self.seam.has_cls else len(blocks)
+        for depth, block in enumerate(blocks[:num_shared]):
             if has_pair and depth == self.config.num_layers - self.config.num_pwca_blocks:
                 hidden_states = torch.cat([hidden_states, hidden_states])
                 pair = {"pair_index": pair_index, "pair_noise": pair_noise}
             hidden_states = run_block(block, hidden_states, rotary, attend=attend, record=records.get(depth), **pair)
-        if has_pair:
-            pair_cls = self.read_pair(last, hidden_states[-batch_size:], rotary, pair_index, pair_noise)
-        tokens = run_block(last, hidden_states[:batch_size], rotary, attend=attend, record=records.get(len(blocks)))
-        return tokens, pair_cls, rotary, list(records.values())
+        tokens, pair_tokens = hidden_states[:batch_size], hidden_states[-batch_size:] if has_pair else None
+        for depth, block in enumerate(blocks[num_shared:], start=num_shared):
+            if has_pair:
+                pair_tokens = self.read_pair(block, pair_tokens, rotary, attend, pair_index, pair_noise)
+            tokens = run_block(block, tokens, rotary, attend=attend, record=records.get(depth))
+        return tokens, pair_tokens, rotary, list(records.values())
 
     def read_pair(
         self,
         block: nn.Module,
         tokens: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
+        attend: Callable[..., tuple[Tensor, Tensor | None]],
         pair_index: Tensor | None,
         pair_noise: bool,
     ) -> Tensor:
-        """PWCA's CLS after the last block, (B, N, D) -> (B, D): its other tokens are keys and values only."""
+        """PWCA's CLS after the last block, (B, N, D) -> (B, 1, D): its other tokens are keys and values only."""
         memory = [with_distractor(x, pair_index, pair_noise) for x in self.seam.keys_values(block, tokens, rotary)]
         # No position turns a prefix token.
         unturned = rotary and tuple(x[:0] for x in rotary)
-        return run_block(block, tokens[:, :1], unturned, attend=self.attend, memory=memory)[:, 0]
+        return run_block(block, tokens[:, :1], unturned, attend=attend, memory=memory)
 
     def select(
         self, tokens: Tensor, records: list[dict[str, Tensor]], runs_glca: bool
@@ -300,7 +305,8 @@ class DCALModel(DCALPreTrainedModel):
         queries, keys = ([record[name] for record in records] for name in ("query", "key"))
         rollout, indices, prefix = None, None, self.num_prefix_tokens
         if len(records) == self.config.num_layers:
-            rollout = cls_rollout(queries, keys, queries[0].size(-1) ** -0.5)[:, prefix:]
+            flows = [self.seam.flow(self.seam.get_attention(block)) for block in self.seam.get_blocks(self.backbone)]
+            rollout = cls_rollout(queries, keys, queries[0].size(-1) ** -0.5, flows)[:, prefix:]
         if runs_glca and self.config.reads_local_queries:
             selection = self.config.local_query_selection
             if selection == "rollout":

@@ -44,7 +44,8 @@ def parameter_depths(model: DCALPreTrainedModel) -> dict[nn.Parameter, int]:
     depths |= dict.fromkeys(dcal.backbone.parameters(), 0)
     depths |= dict.fromkeys(dcal.seam.get_final_norm(dcal.backbone).parameters(), last)
     for depth, block in enumerate(blocks, start=1):
-        depths |= dict.fromkeys(block.parameters(), depth)
+        for part in dcal.seam.parts(block):
+            depths |= dict.fromkeys(part.parameters(), depth)
     return depths
 
 

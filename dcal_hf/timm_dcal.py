@@ -1,7 +1,8 @@
 """timm's Vision Transformers, attending through DCAL: what `encoder_dcal` needs to know of them.
 
 Supported is what timm builds from its standard `Block` and `Attention`: ViT, DeiT, DeiT-3, the R50 hybrid, DINOv2,
-CLIP, also with registers, layer scale and qk-norm. The classes below have timm's parameters under timm's names.
+CLIP, also with registers, layer scale and qk-norm; and CaiT, whose blocks are in `cait_dcal`. The classes below have
+timm's parameters under timm's names.
 """
 
 import copy
@@ -15,10 +16,12 @@ from transformers.models.vit.modeling_vit import eager_attention_forward  # noqa
 from transformers.utils import is_timm_available, requires_backends
 
 from .attention_dcal import ATTENTION_NAME, dcal_attention_forward
+from .cait_dcal import CAIT_CLASSES, CAIT_FAMILY
 
 
 if is_timm_available():
     from timm import create_model
+    from timm.models.cait import Cait
     from timm.models.vision_transformer import Attention, Block, LayerScale, VisionTransformer
 else:
     # A checkpoint whose backbone is one of transformers is read without timm.
@@ -96,12 +99,12 @@ def build_timm(config: PreTrainedConfig, image_size: tuple[int, int], drop_path_
     """The plain encoder with positions for `image_size` and timm's own stochastic depth, attending through DCAL."""
     config = copy.deepcopy(config)
     model_args = config.model_args
+    is_cait = getattr(config, "timm_family", None) == CAIT_FAMILY
     config.model_args = {
         **model_args,
         "img_size": image_size,
         "drop_path_rate": drop_path_rate,
-        "block_fn": TimmBlock,
-        "attn_layer": TimmAttention,
+        **(CAIT_CLASSES if is_cait else {"block_fn": TimmBlock, "attn_layer": TimmAttention}),
     }
     backbone = AutoModel.from_config(config, attn_implementation=ATTENTION_NAME)
     # Classes cannot be written to JSON.
@@ -120,7 +123,8 @@ def complete_timm_config(config: PreTrainedConfig) -> None:
     """Adds the fields of a transformers ViT configuration, which timm knows by the architecture's name alone.
 
     Raises:
-        ValueError: If the architecture is not built from timm's standard blocks, or has no CLS token to read.
+        ValueError: If the architecture is not built from timm's standard blocks or CaiT's, or has no CLS token to
+            read.
     """
     if hasattr(config, "hidden_size"):
         return
@@ -130,32 +134,45 @@ def complete_timm_config(config: PreTrainedConfig) -> None:
     config.update(describe_architecture(config.architecture, **config.model_args))
 
 
-def describe_architecture(architecture: str, **model_args) -> dict[str, int | list[int]]:
+def describe_architecture(architecture: str, **model_args) -> dict[str, int | list[int] | str]:
     """Builds the architecture on the meta device, without memory, and measures it."""
     with torch.device("meta"):
         model = create_model(architecture, num_classes=0, **model_args)
+    if isinstance(model, Cait):
+        num_blocks = len(model.blocks) + len(model.blocks_token_only)
+        family = {"num_hidden_layers": num_blocks, "timm_family": CAIT_FAMILY}
+    else:
+        check_vit(model, architecture)
+        family = {"num_hidden_layers": len(model.blocks), "num_prefix_tokens": model.num_prefix_tokens}
+    rows, columns = model.patch_embed.grid_size
+    height, width = model.patch_embed.img_size
+    return {
+        "hidden_size": model.embed_dim,
+        "num_attention_heads": model.blocks[0].attn.num_heads,
+        "image_size": [height, width],
+        "patch_size": [height // rows, width // columns],
+        **family,
+    }
+
+
+def check_vit(model: nn.Module, architecture: str) -> None:
+    """
+    Raises:
+        ValueError: If a model of timm's is no Vision Transformer of standard blocks whose CLS token is read.
+    """
     is_standard = isinstance(model, VisionTransformer) and all(
         type(block) is Block and type(block.attn) is Attention for block in model.blocks
     )
     if not is_standard:
         raise ValueError(
             f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, "
-            "through which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2 or CLIP of timm."
+            "through which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP or CaiT of "
+            "timm, or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224 say."
         )
     if not model.has_class_token or isinstance(model.norm, nn.Identity):
         raise ValueError(
             f"DCAL cannot use timm's '{architecture}': it pools its patches, and DCAL reads a CLS token."
         )
-    rows, columns = model.patch_embed.grid_size
-    height, width = model.patch_embed.img_size
-    return {
-        "hidden_size": model.embed_dim,
-        "num_hidden_layers": len(model.blocks),
-        "num_attention_heads": model.blocks[0].attn.num_heads,
-        "num_prefix_tokens": model.num_prefix_tokens,
-        "image_size": [height, width],
-        "patch_size": [height // rows, width // columns],
-    }
 
 
 __all__ = ["build_timm", "complete_timm_config", "embed_timm", "init_timm_weights", "timm_keys_values"]

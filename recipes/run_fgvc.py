@@ -210,7 +210,8 @@ def report(
 ) -> None:
     """The model card and `attention.png`, for people."""
     args, config = trainer.args, trainer.model.config
-    if data_args.attention_images > 0:
+    # An encoder in stages has no rollout to draw.
+    if data_args.attention_images > 0 and not config.is_hierarchical:
         save_attention(trainer, dataset[data_args.eval_split], data_args.attention_images)
     if not metrics:
         return

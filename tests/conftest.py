@@ -13,6 +13,7 @@ from transformers import (  # noqa: E402
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
     PreTrainedConfig,
+    SwinConfig,
     TimmWrapperConfig,
     ViTConfig,
 )
@@ -39,17 +40,28 @@ BACKBONES = {
     "timm_deit_distilled": timm_config("deit_tiny_distilled_patch16_224"),
     "timm_dinov2_registers": timm_config("vit_small_patch14_reg4_dinov2"),
     "timm_clip": timm_config("vit_base_patch16_clip_224"),
+    "timm_cait": timm_config("cait_xxs24_224", depth=1, depth_token_only=2),
 }
+SWIN_SIZES = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 4}
+WITHOUT_CLS = {"swin": SwinConfig(image_size=32, mlp_ratio=2, **SWIN_SIZES)}
+ALL_BACKBONES = {**BACKBONES, **WITHOUT_CLS}
 
 
 @pytest.fixture(params=BACKBONES)
 def backbone_config(request) -> PreTrainedConfig:
+    """An encoder that has all branches."""
     return BACKBONES[request.param]
+
+
+@pytest.fixture(params=ALL_BACKBONES)
+def any_backbone_config(request) -> PreTrainedConfig:
+    """Also one without CLS, so without GLCA: see `helpers.branches_for`."""
+    return ALL_BACKBONES[request.param]
 
 
 @pytest.fixture
 def backbone_configs() -> dict[str, PreTrainedConfig]:
-    return BACKBONES
+    return ALL_BACKBONES
 
 
 @pytest.fixture

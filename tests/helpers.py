@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedConfig, Trainer, TrainerCallback
 
 
 # As a JSON configuration, and without its type as arguments of `ViTConfig`.
@@ -16,6 +16,11 @@ TINY_SIZES = {
     "patch_size": 8,
 }
 TINY_VIT = {"model_type": "vit", **TINY_SIZES}
+
+
+def branches_for(backbone_config: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
+    """As a field of `DCALConfig`, all branches that an encoder can have: without CLS there is no GLCA."""
+    return {"branches": ("sa", "pwca")} if backbone_config.model_type == "swin" else {}
 
 
 def noise_picture(seed: int | list[int] = 0, width: int = 30, height: int = 24) -> Image.Image:

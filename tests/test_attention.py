@@ -85,6 +85,25 @@ def test_pairs_share_one_softmax_over_both_images():
         torch.testing.assert_close(output[3 + image], expected.transpose(0, 1))
 
 
+@pytest.mark.parametrize("masks", [1, 6])
+def test_a_mask_holds_for_the_distractors_keys_as_for_the_images_own(masks):
+    query, key, value = random_heads(blocks=3, batch=6)
+    mask, pair_index = torch.randn(masks, 3, 11, 11), [2, 0, 0]
+
+    def attend(module, query, key, value, attention_mask, is_causal):
+        return ((query @ key.transpose(2, 3) + attention_mask).softmax(-1) @ value).transpose(1, 2), None
+
+    output, _ = dcal_attention_forward(
+        None, query, key, value, mask, attend=attend, pair_index=torch.tensor(pair_index)
+    )
+    mask = mask.expand(6, -1, -1, -1)
+    assert torch.equal(output[:3], attend(None, query[:3], key[:3], value[:3], mask[:3], False)[0])
+    for image, other in enumerate(pair_index):
+        logits = [query[3 + image] @ key[3 + i].transpose(1, 2) + mask[3 + image] for i in (image, other)]
+        expected = torch.cat(logits, dim=-1).softmax(-1) @ torch.cat([value[3 + image], value[3 + other]], dim=1)
+        torch.testing.assert_close(output[3 + image], expected.transpose(0, 1))
+
+
 def test_noise_takes_the_place_of_the_distractor():
     query, key, value = random_heads(blocks=3, batch=4)
     torch.manual_seed(3)

@@ -1,6 +1,6 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig, SiglipVisionConfig, SwinConfig, ViTConfig
+from transformers import BertConfig, SiglipVisionConfig, SwinConfig, Swinv2Config, ViTConfig
 
 from dcal_hf import DCALConfig
 
@@ -78,9 +78,19 @@ def test_wrong_type_names_the_field():
         DCALConfig(local_query_ratio="a tenth")
 
 
-@pytest.mark.parametrize("backbone_config", [SiglipVisionConfig(), SwinConfig(), BertConfig()])
+@pytest.mark.parametrize("backbone_config", [SiglipVisionConfig(), Swinv2Config(), BertConfig()])
 def test_other_backbones_are_refused_by_name(backbone_config):
     with pytest.raises(ValueError) as error:
         DCALConfig(backbone_config=backbone_config)
     assert f"'{backbone_config.model_type}'" in str(error.value)
-    assert "vit, deit, dinov2, dinov2_with_registers, dinov3_vit, clip_vision_model" in str(error.value)
+    assert "vit, deit, dinov2, dinov2_with_registers, dinov3_vit, clip_vision_model, swin" in str(error.value)
+
+
+def test_an_encoder_in_stages_has_the_blocks_of_all_and_no_glca():
+    config = DCALConfig(backbone_config=SwinConfig(), image_size=448, branches=("sa", "pwca"))
+    assert (config.num_layers, config.num_pwca_blocks, config.grid) == (12, 12, (112, 112))
+    assert config.inference_branches == ("sa",)
+    with pytest.raises(ValueError, match=r"'swin' has no CLS token.*use branches=\('sa', 'pwca'\)"):
+        DCALConfig(backbone_config=SwinConfig())
+    with pytest.raises(ValueError, match=r"\(224, 240\) must be a multiple of .* size \(32, 32\) in its last stage"):
+        DCALConfig(backbone_config=SwinConfig(), image_size=(224, 240), branches=("sa", "pwca"))

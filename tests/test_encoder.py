@@ -4,12 +4,16 @@ from timm.layers import DropPath
 from torch import nn
 from transformers import AutoModel
 
-from dcal_hf.configuration_dcal import SUPPORTED_BACKBONES
+from dcal_hf.cait_dcal import CAIT_FAMILY
+from dcal_hf.configuration_dcal import HIERARCHICAL_BACKBONES, SUPPORTED_BACKBONES
 from dcal_hf.encoder_dcal import SEAMS, StochasticDepth, resize_positions
+
+from helpers import branches_for
 
 
 def test_every_supported_backbone_has_a_seam():
-    assert tuple(SEAMS) == SUPPORTED_BACKBONES
+    assert tuple(SEAMS) == (*SUPPORTED_BACKBONES, CAIT_FAMILY)
+    assert tuple(name for name, seam in SEAMS.items() if not seam.has_cls) == HIERARCHICAL_BACKBONES
 
 
 def test_resizing_positions_keeps_prefix_and_linear_ramps():
@@ -22,6 +26,12 @@ def test_resizing_positions_keeps_prefix_and_linear_ramps():
     # Away from the border a linear ramp stays one at the new pixel centres (bicubic weights ripple by 0.05).
     torch.testing.assert_close(ramp[4:12, 1, 0], (torch.arange(4, 12) + 0.5) / 2 - 0.5, atol=0.05, rtol=0)
     torch.testing.assert_close(ramp[8, 1:3, 1], torch.tensor([2.5, 4.5]), atol=0.05, rtol=0)
+
+
+def test_resizing_patches_that_have_no_prefix_before_them():
+    table = torch.randn(1, 16, 3)
+    with_prefix = resize_positions(torch.cat([torch.zeros(1, 1, 3), table], dim=1), (4, 4), (2, 6))
+    assert torch.equal(resize_positions(table, (4, 4), (2, 6)), with_prefix[:, 1:])
 
 
 def test_resizing_to_the_same_grid_changes_nothing():
@@ -39,25 +49,29 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert torch.equal(module.eval()(torch.ones(4, 3)), torch.ones(4, 3))
 
 
-def test_mask_tokens_stay_in_the_weights_but_are_not_trained(backbone_config):
-    from dcal_hf.encoder_dcal import build_backbone
+def test_mask_tokens_stay_in_the_weights_but_are_not_trained(any_backbone_config):
+    from dcal_hf import DCALModel
 
-    plain = AutoModel.from_config(backbone_config)
-    backbone = build_backbone(backbone_config, (4, 4))
+    plain = AutoModel.from_config(any_backbone_config)
+    backbone = DCALModel.from_backbone(any_backbone_config, **branches_for(any_backbone_config)).backbone
     expected = {name for name in plain.state_dict() if not name.startswith("pooler.")}
     assert set(backbone.state_dict()) == expected
     assert not [name for name, _ in backbone.named_parameters() if "mask_token" in name]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_rates_rise_linearly_from_zero_on_every_encoder(backbone_config, rate):
+def test_rates_rise_linearly_from_zero_on_every_encoder(any_backbone_config, rate):
     from dcal_hf import DCALModel
 
-    model = DCALModel.from_backbone(backbone_config, drop_path_rate=rate)
-    blocks = [*model.seam.get_blocks(model.backbone), *model.glca.blocks]
-    if backbone_config.model_type == "timm_wrapper":
+    model = DCALModel.from_backbone(any_backbone_config, drop_path_rate=rate, **branches_for(any_backbone_config))
+    blocks = [*model.seam.get_blocks(model.backbone), *([] if model.glca is None else model.glca.blocks)]
+    if any_backbone_config.model_type == "timm_wrapper":
         rates = [part.drop_prob for block in blocks for part in block.modules() if isinstance(part, DropPath)]
     else:
         hooks = [part._forward_hooks.values() for block in blocks for part in block.modules()]
         rates = [hook.rate for part in hooks for hook in part]
-    assert rates == ([] if rate == 0 else [0.25, 0.25, 0.5, 0.5, 0.5, 0.5])
+    expected = [0.25, 0.25, 0.5, 0.5] + ([] if model.glca is None else [0.5, 0.5])
+    if model.seam is SEAMS[CAIT_FAMILY]:
+        # Its own: the same in each block (one module for both branches), none in class attention, so none in GLCA.
+        expected = [0.5]
+    assert rates == ([] if rate == 0 else expected)

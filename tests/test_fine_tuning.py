@@ -20,7 +20,7 @@ from dcal_hf.lora import LORA_FILE, add_lora, merged_state_dict
 from dcal_hf.parameter_groups import parameter_depths, parameter_groups
 from dcal_hf.trainer import last_checkpoint
 
-from helpers import RememberSaved, assert_same_weights, copy_of_weights, train_until_killed
+from helpers import RememberSaved, assert_same_weights, branches_for, copy_of_weights, train_until_killed
 
 
 class Noise(Dataset):
@@ -34,7 +34,8 @@ class Noise(Dataset):
 
 def make_trainer(output_dir, config, model_kwargs=None, **kwargs) -> DCALTrainer:
     torch.manual_seed(0)
-    model = DCALForImageClassification.from_backbone(config, num_labels=3, **(model_kwargs or {}))
+    model_kwargs = {"num_labels": 3, **branches_for(config), **(model_kwargs or {})}
+    model = DCALForImageClassification.from_backbone(config, **model_kwargs)
     arguments = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, "save_strategy": "no"}
     arguments |= {"max_steps": 3, "use_cpu": True, "disable_tqdm": True, **kwargs}
     arguments = DCALTrainingArguments(str(output_dir), **arguments)
@@ -59,8 +60,8 @@ def adapted_weights(model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)}
 
 
-def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, backbone_config):
-    trainer = make_trainer(tmp_path, backbone_config, freeze_backbone=True)
+def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, any_backbone_config):
+    trainer = make_trainer(tmp_path, any_backbone_config, freeze_backbone=True)
     names = [name for name, _ in trainer.model.named_parameters()]
     moved = moved_by_training(trainer)
     assert in_backbone(moved) == set()
@@ -79,8 +80,8 @@ def test_a_frozen_backbone_runs_without_stochastic_depth_and_still_selects(tmp_p
     assert not torch.allclose(trained.glca_logits, evaluated.glca_logits)
 
 
-def test_depths_are_those_of_the_blocks(backbone_config):
-    model = DCALForReID.from_backbone(backbone_config, num_labels=3)
+def test_depths_are_those_of_the_blocks(any_backbone_config):
+    model = DCALForReID.from_backbone(any_backbone_config, num_labels=3, **branches_for(any_backbone_config))
     depths = {name: depth for (name, _), depth in zip(model.named_parameters(), parameter_depths(model).values())}
     assert list(parameter_depths(model)) == list(model.parameters())
     dcal = model.dcal
@@ -88,14 +89,17 @@ def test_depths_are_those_of_the_blocks(backbone_config):
     for number, block in enumerate(blocks):
         own = [name for name, parameter in model.named_parameters() if any(parameter is p for p in block.parameters())]
         assert own and {depths[name] for name in own} == {number + 1}
-    assert {depth for name, depth in depths.items() if "embed" in name or "token" in name} == {0}
+    first = {name for name in depths if "embed" in name or ("token" in name and "token_only" not in name)}
+    assert {depths[name] for name in first} == {0}
+    # What merges the patches of a stage goes with the last block before it.
+    assert {depth for name, depth in depths.items() if "downsample" in name} <= {1}
     assert {depth for name, depth in depths.items() if not in_backbone([name])} == {4}
     final_norm = dcal.seam.get_final_norm(dcal.backbone).weight
     assert parameter_depths(model)[final_norm] == 4
 
 
-def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, backbone_config):
-    trainer = make_trainer(tmp_path, backbone_config, layer_decay=0.5, learning_rate=1.0, weight_decay=0.3)
+def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, any_backbone_config):
+    trainer = make_trainer(tmp_path, any_backbone_config, layer_decay=0.5, learning_rate=1.0, weight_decay=0.3)
     groups = trainer.create_optimizer().param_groups
     assert groups[0]["lr"] == 1.0 and groups[0]["weight_decay"] == 0.3
     options = {parameter: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
@@ -140,11 +144,13 @@ def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_
         assert rates[parameter] == pytest.approx(1.664e-3 * factor * 0.5 ** (4 - depths[parameter]))
 
 
-def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, backbone_config):
-    trainer = make_trainer(tmp_path, backbone_config, lora_rank=2, activation_checkpointing=True)
+def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, any_backbone_config):
+    trainer = make_trainer(tmp_path, any_backbone_config, lora_rank=2, activation_checkpointing=True)
     expected = adapted_weights(trainer.model)
-    # Of each of the three blocks: query, key, value and output, the first three in one layer with timm.
-    assert len(expected) == (6 if backbone_config.model_type == "timm_wrapper" else 12)
+    # Of each of the three blocks: query, key, value and output, the first three in one layer with timm, but that CaiT
+    # has all four in class attention, and beside the two a layer over the heads before and behind its softmax.
+    in_one = any_backbone_config.model_type == "timm_wrapper" and "cait" not in any_backbone_config.architecture
+    assert len(expected) == (6 if in_one else 12)
     names = {name for name, _ in trainer.model.named_parameters()}
     moved = moved_by_training(trainer)
     assert in_backbone(moved) == expected
@@ -178,8 +184,9 @@ def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(tmp_path, backbon
     assert (tmp_path / "checkpoint-3" / LORA_FILE).exists() and not (tmp_path / LORA_FILE).exists()
 
 
-def test_the_merge_is_pefts_own(backbone_config):
-    model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3)
+def test_the_merge_is_pefts_own(any_backbone_config):
+    branches = branches_for(any_backbone_config)
+    model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches)
     names = list(model.state_dict())
     lora = add_lora(model, 2)
     for name, parameter in model.named_parameters():
@@ -191,9 +198,10 @@ def test_the_merge_is_pefts_own(backbone_config):
     assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items())
 
 
-def test_all_branches_attend_through_the_adapters(backbone_config):
+def test_all_branches_attend_through_the_adapters(any_backbone_config):
     """What is trained is what the merged weights compute, PWCA and its last block included."""
-    model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3).eval()
+    branches = branches_for(any_backbone_config)
+    model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "pair_index": torch.tensor([1, 2, 3, 0])}
     lora = add_lora(model, 2)
     with torch.no_grad():
@@ -203,8 +211,8 @@ def test_all_branches_attend_through_the_adapters(backbone_config):
     adapted = model(**inputs)
     lora.merge_and_unload()
     merged = model(**inputs)
-    for name in ("sa_logits", "glca_logits", "pwca_logits"):
-        torch.testing.assert_close(adapted[name], merged[name], atol=1e-4, rtol=1e-4)
+    for name in model.config.branches:
+        torch.testing.assert_close(adapted[f"{name}_logits"], merged[f"{name}_logits"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kwargs", [{"freeze_backbone": True}, {"layer_decay": 0.7}, {"lora_rank": 2}])

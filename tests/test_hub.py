@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -25,13 +26,15 @@ from transformers import (
 )
 
 from dcal_hf import DCALForImageClassification, DCALModel
-from dcal_hf.encoder_dcal import SEAMS
 from dcal_hf.transforms import EvalTransform, fine_grained_processor
+
+from helpers import branches_for
 
 
 def saved_model(folder: Path, config, **kwargs) -> DCALForImageClassification:
     labels = {"id2label": {0: "wren", 1: "robin", 2: "finch"}, "label2id": {"wren": 0, "robin": 1, "finch": 2}}
-    model = DCALForImageClassification.from_backbone(config, local_query_ratio=0.3, **labels, **kwargs).eval()
+    kwargs = {"local_query_ratio": 0.3, **labels, **branches_for(config), **kwargs}
+    model = DCALForImageClassification.from_backbone(config, **kwargs).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -44,8 +47,8 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 
 
-def test_saved_and_loaded_is_the_same_model(tmp_path, backbone_config):
-    model = saved_model(tmp_path, backbone_config, num_glca_blocks=2)
+def test_saved_and_loaded_is_the_same_model(tmp_path, any_backbone_config):
+    model = saved_model(tmp_path, any_backbone_config, num_glca_blocks=2)
     loaded, report = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is DCALForImageClassification
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -96,38 +99,44 @@ import sys, json
 sys.modules["dcal_hf"] = None   # any import of the package fails
 import torch
 from transformers import AutoModel, AutoModelForImageClassification
-folder, copy = sys.argv[1:]
-try:
-    AutoModelForImageClassification.from_pretrained(folder)
-except ValueError as error:
-    refusal = str(error)
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
-torch.manual_seed(7)
-pixel_values = torch.randn(2, 3, 32, 32)
-embeddings = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()(pixel_values).embeddings
-model.save_pretrained(copy)
-again = AutoModelForImageClassification.from_pretrained(copy, trust_remote_code=True).eval()
-print(json.dumps({
-    "refusal": refusal, "module": type(model).__module__, "logits": model(pixel_values).logits.tolist(),
-    "embeddings": embeddings.tolist(), "again": again(pixel_values).logits.tolist(),
-}))
+answers = {}
+for folder in sys.argv[1:]:
+    try:
+        AutoModelForImageClassification.from_pretrained(folder)
+    except ValueError as error:
+        refusal = str(error)
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    torch.manual_seed(7)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    embeddings = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()(pixel_values).embeddings
+    model.save_pretrained(folder + "_copy")
+    again = AutoModelForImageClassification.from_pretrained(folder + "_copy", trust_remote_code=True).eval()
+    answers[folder] = {
+        "refusal": refusal, "module": type(model).__module__, "logits": model(pixel_values).logits.tolist(),
+        "embeddings": embeddings.tolist(), "again": again(pixel_values).logits.tolist(),
+    }
+print(json.dumps(answers))
 """
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "timm_deit"])
-def test_a_process_without_the_package_gets_identical_logits(tmp_path, monkeypatch, backbone_configs, name):
+@pytest.mark.parametrize("names", [["vit", "dinov3_vit", "swin"], ["timm_deit", "timm_cait"]])
+def test_a_process_without_the_package_gets_identical_logits(tmp_path, monkeypatch, backbone_configs, names):
+    """And without timm, unless the encoder is timm's."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    model = saved_model(tmp_path / "model", backbone_configs[name])
-    arguments = [sys.executable, "-c", STRANGER, str(tmp_path / "model"), str(tmp_path / "copy")]
+    models = {str(tmp_path / name): saved_model(tmp_path / name, backbone_configs[name]) for name in names}
+    without_timm = "" if "timm_deit" in names else "import sys; sys.modules['timm'] = None"
+    arguments = [sys.executable, "-c", without_timm + STRANGER, *models]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert run.returncode == 0, run.stderr
-    answer = json.loads(run.stdout[run.stdout.index("{"):])
-    torch.manual_seed(7)
-    output = model(torch.randn(2, 3, 32, 32))
-    assert "trust_remote_code" in answer["refusal"] or "custom code" in answer["refusal"]
-    assert answer["module"].startswith("transformers_modules")
-    assert answer["logits"] == answer["again"] == output.logits.tolist()
-    assert answer["embeddings"] == output.embeddings.tolist()
+    answers = json.loads(run.stdout[run.stdout.index("{"):])
+    for folder, model in models.items():
+        answer = answers[folder]
+        torch.manual_seed(7)
+        output = model(torch.randn(2, 3, 32, 32))
+        assert "trust_remote_code" in answer["refusal"] or "custom code" in answer["refusal"]
+        assert answer["module"].startswith("transformers_modules")
+        assert answer["logits"] == answer["again"] == output.logits.tolist()
+        assert answer["embeddings"] == output.embeddings.tolist()
 
 
 def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_config):
@@ -143,6 +152,8 @@ def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_c
 
 def resized_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
     """A plain encoder's tokens for another input size, its positions resampled by its own library."""
+    if hasattr(plain.config, "architecture") and "cait" in plain.config.architecture:
+        return resized_cait_tokens(plain, pixel_values)
     if plain.config.model_type == "timm_wrapper":
         resized = copy.deepcopy(plain)
         resized.timm_model.set_input_size(tuple(pixel_values.shape[-2:]))
@@ -152,19 +163,32 @@ def resized_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
     return plain.post_layernorm(tokens) if plain.config.model_type == "clip_vision_model" else tokens
 
 
-def test_resized_positions_equal_those_of_the_encoders_library(tmp_path, backbone_config):
-    plain = AutoModel.from_config(backbone_config).eval()
+def resized_cait_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
+    """CaiT has no way to another input size of its own; timm's resampling has."""
+    size = list(pixel_values.shape[-2:])
+    config = copy.deepcopy(plain.config)
+    config.model_args["img_size"] = size
+    state = plain.state_dict()
+    name = "timm_model.pos_embed"
+    state[name] = resample_abs_pos_embed(state[name], [side // 8 for side in size], (4, 4), num_prefix_tokens=0)
+    resized = AutoModel.from_config(config).eval()
+    resized.load_state_dict(state)
+    return resized(pixel_values).last_hidden_state
+
+
+def test_resized_positions_equal_those_of_the_encoders_library(tmp_path, any_backbone_config):
+    plain = AutoModel.from_config(any_backbone_config).eval()
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     plain.save_pretrained(tmp_path)
     for image_size in ((48, 64), (16, 24)):
-        model = DCALModel.from_backbone(tmp_path, image_size=image_size).eval()
+        model = DCALModel.from_backbone(tmp_path, image_size=image_size, **branches_for(any_backbone_config)).eval()
         pixel_values = torch.randn(2, 3, *image_size)
         expected = resized_tokens(plain, pixel_values)
         torch.testing.assert_close(model(pixel_values).last_hidden_state, expected)
         model.save_pretrained(tmp_path / "dcal")
-        assert AutoModel.from_pretrained(tmp_path / "dcal").config.grid == (image_size[0] // 8, image_size[1] // 8)
+        assert AutoModel.from_pretrained(tmp_path / "dcal").config.image_size == image_size
 
 
 def test_the_image_tower_of_a_clip_checkpoint(tmp_path):
@@ -180,7 +204,7 @@ def test_the_image_tower_of_a_clip_checkpoint(tmp_path):
 
 def test_glca_starts_from_the_last_block(backbone_config):
     model = DCALModel.from_backbone(backbone_config, num_glca_blocks=2)
-    last = SEAMS[backbone_config.model_type].get_blocks(model.backbone)[-1].state_dict()
+    last = model.seam.get_blocks(model.backbone)[-1].state_dict()
     for block in model.glca.blocks:
         assert all(torch.equal(value, last[name]) for name, value in block.state_dict().items())
 
@@ -198,6 +222,8 @@ def test_weights_missing_from_a_checkpoint_are_initialised_not_garbage(tmp_path,
         assert parameter.isfinite().all() and parameter.abs().max() < 2, name
         if name.endswith("lambda1"):
             assert torch.equal(parameter, torch.full_like(parameter, backbone_config.layerscale_value))
+        if "gamma_" in name:
+            assert torch.equal(parameter, torch.full_like(parameter, 1e-5))
 
 
 def test_a_dcal_checkpoint_is_no_backbone(tmp_path, vit_config):
@@ -206,9 +232,10 @@ def test_a_dcal_checkpoint_is_no_backbone(tmp_path, vit_config):
         DCALForImageClassification.from_backbone(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip_vision_model", "timm_deit"])
+@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip_vision_model", "swin", "timm_deit", "timm_cait"])
 def test_compiled_and_exported_models_agree(backbone_configs, name):
-    model = DCALForImageClassification.from_backbone(backbone_configs[name], num_labels=3).eval()
+    config = backbone_configs[name]
+    model = DCALForImageClassification.from_backbone(config, num_labels=3, **branches_for(config)).eval()
     pixel_values = torch.randn(2, 3, 32, 32)
     expected = model(pixel_values).logits
     exported = torch.export.export(model, (), {"pixel_values": pixel_values}).module()
@@ -218,15 +245,17 @@ def test_compiled_and_exported_models_agree(backbone_configs, name):
 
 
 @pytest.mark.slow
-def test_inductor_compiles_the_whole_graph(backbone_config):
-    model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3).eval()
+def test_inductor_compiles_the_whole_graph(any_backbone_config):
+    branches = branches_for(any_backbone_config)
+    model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval()
     pixel_values = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(pixel_values=pixel_values).logits, model(pixel_values).logits)
 
 
-def test_checkpointing_and_autocast_change_nothing_but_precision(backbone_config):
-    model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3, drop_path_rate=0.2).train()
+def test_checkpointing_and_autocast_change_nothing_but_precision(any_backbone_config):
+    fields = {"num_labels": 3, "drop_path_rate": 0.2, **branches_for(any_backbone_config)}
+    model = DCALForImageClassification.from_backbone(any_backbone_config, **fields).train()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}
     inputs["pair_index"] = torch.tensor([3, 2, 1, 0])
 

@@ -8,14 +8,17 @@ from torch import Tensor
 from transformers import AutoModel, ViTConfig
 
 from dcal_hf import DCALForImageClassification, DCALModel
+from dcal_hf.cait_dcal import ClassBlock
 from dcal_hf.classification_dcal import mean_probability_logits
+
+from helpers import branches_for
 
 
 PAIRS = torch.tensor([1, 2, 3, 0])
 
 
 def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
-    kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **kwargs}
+    kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **branches_for(backbone_config), **kwargs}
     model = DCALForImageClassification.from_backbone(backbone_config, **kwargs).eval()
     with torch.no_grad():
         # Initial weights barely attend: spread them, so that a wrong pair or position shows.
@@ -30,7 +33,7 @@ def images(height: int = 32, width: int = 32) -> Tensor:
 
 def plain_encoder(model: DCALForImageClassification, implementation: str):
     config = model.config.backbone_config
-    pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit") else {}
+    pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit", "swin") else {}
     plain = AutoModel.from_config(config, attn_implementation=implementation, **pooler).eval()
     plain.load_state_dict(model.dcal.backbone.state_dict())
     return plain
@@ -41,10 +44,34 @@ def plain_maps(model: DCALForImageClassification, pixel_values: Tensor) -> list[
     plain = plain_encoder(model, "eager")
     if model.config.backbone_config.model_type != "timm_wrapper":
         return [attention.mean(1) for attention in plain(pixel_values, output_attentions=True).attentions]
+    if hasattr(plain.timm_model, "blocks_token_only"):
+        return cait_maps(plain, pixel_values)
     maps = []
     for block in plain.timm_model.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_pre_hook(lambda module, args: maps.append(args[0].mean(1)))
+    plain(pixel_values)
+    return maps
+
+
+def cait_maps(plain, pixel_values: Tensor) -> list[Tensor]:
+    """Maps over [CLS, patches]: of talking heads the softmax over the patches, of class attention CLS's row."""
+    maps = []
+
+    def add_map(rows: slice, columns: slice, weights: Tensor) -> None:
+        tokens = 1 + plain.timm_model.pos_embed.size(1)
+        whole = torch.eye(tokens).repeat(len(weights), 1, 1)
+        whole[:, rows, columns] = weights.mean(1)
+        maps.append(whole)
+
+    patches, cls, both = slice(1, None), slice(0, 1), slice(None)
+    for block in plain.timm_model.blocks:
+        block.attn.proj_l.register_forward_hook(
+            lambda module, args, logits: add_map(patches, patches, logits.permute(0, 3, 1, 2).softmax(-1))
+        )
+    for block in plain.timm_model.blocks_token_only:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_pre_hook(lambda module, args: add_map(cls, both, args[0]))
     plain(pixel_values)
     return maps
 
@@ -56,35 +83,36 @@ def plain_tokens(plain, pixel_values: Tensor, **kwargs) -> Tensor:
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_self_attention_is_bit_for_bit_the_plain_encoder(backbone_config, implementation):
-    model = classifier(backbone_config, attn_implementation=implementation)
+def test_self_attention_is_bit_for_bit_the_plain_encoder(any_backbone_config, implementation):
+    model = classifier(any_backbone_config, attn_implementation=implementation)
     pixel_values = images()
     expected = plain_tokens(plain_encoder(model, implementation), pixel_values)
-    if (implementation, backbone_config.model_type) == ("eager", "timm_wrapper"):
+    if (implementation, any_backbone_config.model_type) == ("eager", "timm_wrapper"):
         # timm has one implementation, whatever transformers is told.
         torch.testing.assert_close(model.dcal(pixel_values).last_hidden_state, expected)
     else:
         assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
 
 
-def test_paired_with_itself_is_self_attention_and_with_another_is_not(backbone_config):
-    model, pixel_values = classifier(backbone_config), images()
+def test_paired_with_itself_is_self_attention_and_with_another_is_not(any_backbone_config):
+    model, pixel_values = classifier(any_backbone_config), images()
     itself = model(pixel_values, pair_index=torch.arange(4))
     torch.testing.assert_close(itself.pwca_logits, itself.sa_logits)
     other = model(pixel_values, pair_index=PAIRS)
     assert (other.pwca_logits - other.sa_logits).abs().amax(dim=1).min() > 1e-2
-    torch.testing.assert_close(other.sa_logits, model(pixel_values).sa_logits)
-    torch.testing.assert_close(other.glca_logits, model(pixel_values).glca_logits)
+    alone = model(pixel_values)
+    for name in model.config.inference_branches:
+        torch.testing.assert_close(other[f"{name}_logits"], alone[f"{name}_logits"])
 
 
-def test_the_distractor_is_the_image_that_the_index_names(backbone_config):
+def test_the_distractor_is_the_image_that_the_index_names(any_backbone_config):
     """Changing image 3 changes the PWCA output of the images it distracts (and its own), and no other."""
-    model, pixel_values = classifier(backbone_config), images()
+    model, pixel_values = classifier(any_backbone_config), images()
     changed = torch.cat([pixel_values[:3], images()[:1]])
     pair_index = torch.tensor([3, 0, 3, 1])
     before, after = (model(x, pair_index=pair_index).pwca_logits for x in (pixel_values, changed))
     # Image 1 is distracted by image 0, which image 3 distracts: through two blocks it feels the change as well.
-    shallow = classifier(backbone_config, num_pwca_blocks=1)
+    shallow = classifier(any_backbone_config, num_pwca_blocks=1)
     before, after = (shallow(x, pair_index=pair_index).pwca_logits for x in (pixel_values, changed))
     moved = (before - after).abs().amax(dim=1) > 1e-4
     assert moved.tolist() == [True, False, True, True]
@@ -154,10 +182,21 @@ def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor
     whole = [copy.deepcopy(blocks[-1]) for _ in dcal.glca.blocks]
     for plain, block in zip(whole, dcal.glca.blocks):
         plain.load_state_dict(block.state_dict())
-    for block in (*blocks, *whole):
-        positions = {} if rotary is None else {"position_embeddings": rotary}
-        hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
+    arguments = {"attention_mask": None, "attend": dcal.attend}
+    arguments |= {} if rotary is None else {"position_embeddings": rotary}
+    for block in blocks:
+        hidden_states = block(hidden_states, **arguments)
+    for block in whole:
+        hidden_states = every_row(block, hidden_states, **arguments)
     return dcal.seam.get_final_norm(dcal.backbone)(hidden_states)
+
+
+def every_row(block: torch.nn.Module, tokens: Tensor, **arguments) -> Tensor:
+    """Of class attention, which has CLS's row alone, with each token in the place of CLS in turn."""
+    if not isinstance(block, ClassBlock):
+        return block(tokens, **arguments)
+    turns = [tokens.roll(-place, dims=1) for place in range(tokens.size(1))]
+    return torch.cat([block(turn, **arguments)[:, :1] for turn in turns], dim=1)
 
 
 def test_glca_rows_are_those_of_a_whole_block(backbone_config):
@@ -188,9 +227,9 @@ def test_local_scope_reads_nothing_but_the_selected_tokens(backbone_config):
 
 
 @pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
-def test_fewer_pwca_blocks_join_at_the_end(backbone_config, num_pwca_blocks):
+def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks):
     """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
-    model, pixel_values = classifier(backbone_config, num_pwca_blocks=num_pwca_blocks), images()
+    model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
     whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
     dcal = model.dcal
     hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
@@ -203,8 +242,9 @@ def test_fewer_pwca_blocks_join_at_the_end(backbone_config, num_pwca_blocks):
         hidden_states = block(
             hidden_states, attention_mask=None, attend=dcal.attend, pair_index=PAIRS, **positions
         )
-    tokens, pair_cls, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
-    torch.testing.assert_close(pair_cls, hidden_states[4:, 0])
+    tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
+    torch.testing.assert_close(pair_tokens, hidden_states[4:, :pair_tokens.size(1)])
+    assert pair_tokens.size(1) == (1 if dcal.seam.has_cls else hidden_states.size(1))
     torch.testing.assert_close(tokens, whole)
 
 
@@ -262,9 +302,9 @@ def test_every_parameter_of_every_subset_gets_a_gradient(vit_config, branches):
     assert model.eval()(images(), labels=torch.arange(4)).loss.isfinite()
 
 
-def test_every_parameter_of_every_encoder_gets_a_gradient(backbone_config):
+def test_every_parameter_of_every_encoder_gets_a_gradient(any_backbone_config):
     for readout in ("local", "cls"):
-        model = classifier(backbone_config, glca_readout=readout).train()
+        model = classifier(any_backbone_config, glca_readout=readout).train()
         model(images(), labels=torch.arange(4), pair_index=PAIRS).loss.backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 

@@ -58,13 +58,20 @@ def test_the_configuration_says_what_timm_knows_by_name_alone():
     assert (config.backbone_config.hidden_size, config.num_layers, config.grid) == (768, 12, (14, 14))
     again = DCALConfig.from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
+    by_name = DCALConfig(backbone_config={"model_type": "timm_wrapper", "architecture": "vit_base_patch16_224"})
+    assert by_name.to_dict() == config.to_dict()
+
+
+def test_cait_has_both_kinds_of_blocks():
+    config = DCALConfig(backbone_config=TimmWrapperConfig(architecture="cait_xs24_384"))
+    assert (config.backbone_config.hidden_size, config.num_layers, config.grid) == (288, 26, (24, 24))
 
 
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "not built from timm's standard Block and Attention"),
-        ("cait_xs24_384", "not built from timm's standard Block and Attention"),
+        ("swin_tiny_patch4_window7_224", "or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224"),
+        ("xcit_nano_12_p16_224", "not built from timm's standard Block and Attention"),
         ("vit_base_patch16_dinov3", "not built from timm's standard Block and Attention"),
         ("vit_base_patch16_rpn_224", "not built from timm's standard Block and Attention"),
         ("vit_base_patch16_siglip_224", "reads a CLS token"),

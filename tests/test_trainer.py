@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from dcal_hf.metrics import ClassificationMetrics
 from dcal_hf.trainer import last_checkpoint
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
-from helpers import RememberSaved, assert_same_weights, copy_of_weights, noise_picture, train_until_killed
+from helpers import (
+    RememberSaved,
+    assert_same_weights,
+    branches_for,
+    copy_of_weights,
+    noise_picture,
+    train_until_killed,
+)
 
 
 PROCESSOR = fine_grained_processor(ViTImageProcessor(), (32, 32))
@@ -26,7 +34,8 @@ def pictures(count=24, seed=0) -> Dataset:
 
 def make_trainer(output_dir, config, callbacks=(), model_kwargs=None, **kwargs) -> DCALTrainer:
     torch.manual_seed(0)
-    model = DCALForImageClassification.from_backbone(config, num_labels=3, **(model_kwargs or {}))
+    model_kwargs = {"num_labels": 3, **branches_for(config), **(model_kwargs or {})}
+    model = DCALForImageClassification.from_backbone(config, **model_kwargs)
     arguments = {
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4,
@@ -74,11 +83,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     assert_same_weights(copy_of_weights(whole.model), copy_of_weights(resumed.model))
 
 
-def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, backbone_config):
+def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, any_backbone_config):
     remember = RememberSaved()
     trainer = make_trainer(
         tmp_path,
-        backbone_config,
+        any_backbone_config,
         [remember],
         max_steps=8,
         save_steps=2,
@@ -124,14 +133,14 @@ def test_logged_means_cover_gradient_accumulation(tmp_path, vit_config):
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
-def test_no_decay_on_what_is_no_weight_matrix(tmp_path, backbone_config):
-    trainer = make_trainer(tmp_path, backbone_config)
+def test_no_decay_on_what_is_no_weight_matrix(tmp_path, any_backbone_config):
+    trainer = make_trainer(tmp_path, any_backbone_config)
     parameters = dict(trainer.model.named_parameters())
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
     matrices = {
         name
         for name, parameter in parameters.items()
-        if parameter.squeeze().dim() > 1 and not any(word in name for word in ("pos", "token", "class_emb"))
+        if parameter.squeeze().dim() > 1 and not re.search("pos|token(?!_only)|class_emb", name)
     }
     assert decayed == matrices
     assert "loss_weights.log_vars" in parameters and "loss_weights.log_vars" not in decayed

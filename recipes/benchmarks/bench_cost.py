@@ -7,7 +7,7 @@ Nothing is computed: with fake tensors torch counts the matrix products without 
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from harness import bullets, markdown_table, write_report
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedConfig, ViTConfig
+from transformers import PreTrainedConfig, SwinConfig, TimmWrapperConfig, ViTConfig
 from transformers.initialization import no_init_weights
 
 from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
@@ -29,6 +29,8 @@ def vit(width: int, heads: int) -> ViTConfig:
 
 
 TINY, SMALL, BASE = partial(vit, 192, 3), partial(vit, 384, 6), partial(vit, 768, 12)
+CAIT_XS24 = partial(TimmWrapperConfig, architecture="cait_xs24_384")
+PWCA_ALONE = {"branches": ("sa", "pwca")}
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,34 @@ MSMT = Task("MSMT17", 1041, DCALForReID, DCALModel, REID)
 
 @dataclass(frozen=True)
 class Row:
-    """One backbone on one task; `published` is the paper's parameters and FLOPs, in per cent more."""
+    """One backbone on one task.
+
+    Args:
+        published: The paper's parameters and FLOPs, in per cent more.
+        fields: Of `DCALConfig`, what the backbone wants.
+    """
 
     backbone: str
     config: Callable[[], PreTrainedConfig]
     task: Task
     image_size: tuple[int, int]
     published: tuple[int, int] | None = None
+    fields: dict[str, object] = field(default_factory=dict)
 
 
 ROWS = (
     Row("DeiT-Tiny", TINY, CUB, (448, 448), published=(9, 2)),
     Row("DeiT-Small", SMALL, CUB, (448, 448)),
     Row("DeiT-Base, ViT-Base", BASE, CUB, (448, 448)),
+    Row("CaiT-XS24", CAIT_XS24, CUB, (448, 448)),
+    Row("Swin-T, PWCA alone", SwinConfig, CUB, (448, 448), fields=PWCA_ALONE),
     Row("DeiT-Tiny", TINY, VERI, (256, 256)),
     Row("DeiT-Small", SMALL, VERI, (256, 256)),
     Row("DeiT-Base, ViT-Base", BASE, VERI, (256, 256), published=(8, 3)),
     Row("DeiT-Tiny", TINY, MSMT, (256, 128)),
     Row("DeiT-Small", SMALL, MSMT, (256, 128)),
     Row("DeiT-Base, ViT-Base", BASE, MSMT, (256, 128)),
+    Row("Swin-T, PWCA alone", SwinConfig, MSMT, (256, 128), fields=PWCA_ALONE),
 )
 
 
@@ -112,9 +123,9 @@ class Costs:
 
 def build(row: Row, model_class: type[DCALPreTrainedModel], **fields: object) -> DCALPreTrainedModel:
     # Eager attention is what the paper's formulas say; a fused one computes its scores twice in backward.
-    fields = {**row.task.fields, "num_labels": row.task.num_labels, "attn_implementation": "eager", **fields}
+    fields = {**row.task.fields, "attn_implementation": "eager", **row.fields, **fields}
     with no_init_weights():
-        return model_class.from_backbone(row.config(), row.image_size, **fields)
+        return model_class.from_backbone(row.config(), row.image_size, num_labels=row.task.num_labels, **fields)
 
 
 def fake_tensors() -> FakeTensorMode:
@@ -188,7 +199,7 @@ NOTES = (
     "The paper's figures are met without the rollout, so it does not count it. With the streaming rollout, the "
     "queries and keys of all blocks but the last are multiplied once more; `glca_readout=\"cls\"` and "
     "`inference_branches=(\"sa\",)` need none.",
-    "Training is all three branches, PWCA in all blocks, the rollout included; the paper reports 1.81 times the "
+    "Training is all branches, PWCA in all blocks, the rollout included; the paper reports 1.81 times the "
     "baseline's hours for DeiT-Tiny on CUB-200-2011.",
 )
 

@@ -88,6 +88,15 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def test_an_encoder_without_a_rollout_leaves_no_picture_of_one(tmp_path, run_main):
+    swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+    options = {"data_dir": str(make_folder(tmp_path / "birds")), "attention_images": 2, "disable_tqdm": True}
+    options |= {"backbone_config": {**swin, "patch_size": 4}, "branches": ["sa", "pwca"]}
+    run_main(tmp_path, "--do_train", "--do_eval", **options)
+    assert "eval_accuracy" in read_json(tmp_path / "out" / "all_results.json")
+    assert (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out" / "attention.png").exists()
+
+
 def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     folder = make_folder(tmp_path / "birds")
     run = run_recipe(

@@ -1,0 +1,200 @@
+"""timm's CaiT, attending through DCAL: what `encoder_dcal` and `timm_dcal` need to know of it.
+
+Paper: Going deeper with Image Transformers, ICCV 2021 (https://huggingface.co/papers/2103.17239). Blocks of
+talking-heads attention see the patches alone; then a few blocks of class attention see CLS as the only query, against
+the keys and values of all tokens. Here all of them take and give [CLS, patches], of which they leave their part as it
+is: so both kinds are the last, the first and the paired blocks of DCAL like any other. GLCA, a copy of the last block,
+is class attention with other queries. The classes below have timm's parameters under timm's names.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.vit.modeling_vit import eager_attention_forward  # noqa: F401  ClassAttention's own, by module
+from transformers.utils import is_timm_available
+
+from .attention_dcal import attention_flow, dcal_attention_forward
+
+
+if is_timm_available():
+    from timm.models.cait import ClassAttn, LayerScaleBlock, LayerScaleBlockClassAttn, TalkingHeadAttn
+else:
+    # A checkpoint whose backbone is one of transformers is read without timm.
+    ClassAttn = LayerScaleBlock = LayerScaleBlockClassAttn = TalkingHeadAttn = nn.Module
+
+# Among timm's architectures, which all have one model type in transformers.
+CAIT_FAMILY = "timm_cait"
+
+
+def mix_heads(mixing: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer over the heads, (B, H, M, N) -> (B, H, M, N)."""
+    return mixing(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def attend_talking(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """`W softmax(L s Q K^T) V`, L and W mixing the heads (https://huggingface.co/papers/2003.02436), as timm does it.
+
+    The bias of W falls on every key: over the keys of two images at half its size, `W P + b / 2 = (W 2P + b) / 2`, or
+    an image paired with itself would not be self-attention.
+
+    Returns:
+        Output (B, N, H, d) and weights (B, H, N, N or 2N), as an attention function of transformers.
+    """
+    images = key.size(2) // query.size(2)
+    logits = mix_heads(module.proj_l, (query * scaling) @ key.transpose(2, 3))
+    weights = module.attn_drop(mix_heads(module.proj_w, images * logits.softmax(dim=-1)))
+    return (weights @ (value / images)).transpose(1, 2), weights
+
+
+def to_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, D) -> (B, H, N, d)."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+class TalkingHeadsAttention(TalkingHeadAttn):
+    """timm's talking-heads self-attention of the patches; no fused implementation can mix heads in its middle."""
+
+    def forward(
+        self, patches: Tensor, attention_mask: None = None, attend: Callable | None = None, **kwargs
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D); `attend` is the user's, of which only class attention can make use."""
+        query, key, value = (to_heads(x, self.num_heads) for x in self.qkv(patches).chunk(3, dim=2))
+        output, _ = dcal_attention_forward(
+            self, query, key, value, attend=attend_talking, scaling=self.scale, **kwargs
+        )
+        return self.proj_drop(self.proj(output.flatten(2)))
+
+
+class TalkingHeadsBlock(GradientCheckpointingLayer, LayerScaleBlock):
+    """timm's block of talking-heads attention, past which CLS is carried."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: None = None, **kwargs) -> Tensor:
+        """[CLS, patches] -> [CLS, patches], (B, 1 + N, D)."""
+        cls, patches = hidden_states[:, :1], hidden_states[:, 1:]
+        patches = patches + self.drop_path(self.gamma_1 * self.attn(self.norm1(patches), **kwargs))
+        patches = patches + self.drop_path(self.gamma_2 * self.mlp(self.norm2(patches)))
+        return torch.cat([cls, patches], dim=1)
+
+
+class ClassAttention(ClassAttn):
+    """timm's class attention with its middle handed over to `dcal_attention_forward`."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """CLS's row, (B, 1 + N, D) -> (B, 1, D); with keys and values given all rows, (B, R, D) -> (B, R, D)."""
+        queries = hidden_states[:, :1] if memory is None else hidden_states
+        key, value = class_keys_values(self, hidden_states) if memory is None else memory
+        output, _ = dcal_attention_forward(
+            self,
+            to_heads(self.q(queries), self.num_heads),
+            key,
+            value,
+            scaling=self.scale,
+            dropout=self.attn_drop.p if self.training else 0.0,
+            **kwargs,
+        )
+        return self.proj_drop(self.proj(output.flatten(2)))
+
+
+class ClassBlock(GradientCheckpointingLayer, LayerScaleBlockClassAttn):
+    """timm's block of class attention, past which the patches are carried."""
+
+    def __init__(self, *args, init_values: float, **kwargs):
+        super().__init__(*args, init_values=init_values, **kwargs)
+        self.init_values = init_values
+
+    def forward(self, hidden_states: Tensor, attention_mask: None = None, **kwargs) -> Tensor:
+        """[CLS, patches] -> [CLS, patches], (B, 1 + N, D); with keys and values given all tokens are transformed."""
+        attention = self.attn(self.norm1(hidden_states), **kwargs)
+        queries, others = hidden_states[:, :attention.size(1)], hidden_states[:, attention.size(1):]
+        queries = queries + self.drop_path(self.gamma_1 * attention)
+        queries = queries + self.drop_path(self.gamma_2 * self.mlp(self.norm2(queries)))
+        return torch.cat([queries, others], dim=1)
+
+
+CAIT_CLASSES = {
+    "block_layers": TalkingHeadsBlock,
+    "attn_block": TalkingHeadsAttention,
+    "block_layers_token": ClassBlock,
+    "attn_block_token_only": ClassAttention,
+}
+
+
+def class_keys_values(attention: ClassAttention, normed: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of all tokens: (B, 1 + N, D) -> twice (B, H, 1 + N, d)."""
+    return to_heads(attention.k(normed), attention.num_heads), to_heads(attention.v(normed), attention.num_heads)
+
+
+def talking_flow(
+    attention: TalkingHeadsAttention, flow: Tensor, query: Tensor, key: Tensor, scaling: float
+) -> Tensor:
+    """`v S` where S leaves CLS to itself and is the head mean of the patches' softmax, (B, 1 + N) -> (B, 1 + N).
+
+    Of the softmax itself, before the second mixing: its rows sum to one and are not negative, as a rollout needs.
+    """
+    with torch.autocast(flow.device.type, enabled=False):
+        logits = (query.float() * scaling) @ key.float().transpose(2, 3)
+        weights = mix_heads(attention.proj_l, logits.to(attention.proj_l.weight.dtype)).float().softmax(dim=-1)
+        patches = (flow[:, None, None, 1:] @ weights).mean(dim=1)[:, 0]
+    return torch.cat([flow[:, :1], patches], dim=1)
+
+
+def class_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """`v S` where S has CLS's row and leaves the patches to themselves, (B, 1 + N) -> (B, 1 + N)."""
+    drawn = attention_flow(flow[:, :1], query, key, scaling)
+    return drawn + torch.cat([torch.zeros_like(flow[:, :1]), flow[:, 1:]], dim=1)
+
+
+def cait_flow(attention: TalkingHeadsAttention | ClassAttention) -> Callable[..., Tensor]:
+    """How the rollout passes through a block."""
+    return partial(talking_flow, attention) if isinstance(attention, TalkingHeadsAttention) else class_flow
+
+
+def cait_blocks(backbone: PreTrainedModel) -> Iterator[nn.Module]:
+    """The blocks of talking-heads attention, then those of class attention."""
+    yield from backbone.timm_model.blocks
+    yield from backbone.timm_model.blocks_token_only
+
+
+def embed_cait(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """[CLS, patches]; positions are those of the patches alone."""
+    cait = backbone.timm_model
+    patches = cait.pos_drop(cait.patch_embed(pixel_values.to(cait.cls_token.dtype)) + cait.pos_embed)
+    return torch.cat([cait.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+
+
+@torch.no_grad()
+def init_cait_weights(module: nn.Module) -> None:
+    """The layer scale of a GLCA block that a checkpoint lacks."""
+    if isinstance(module, ClassBlock):
+        init.constant_(module.gamma_1, module.init_values)
+        init.constant_(module.gamma_2, module.init_values)
+
+
+__all__ = [
+    "CAIT_CLASSES",
+    "CAIT_FAMILY",
+    "cait_blocks",
+    "cait_flow",
+    "class_keys_values",
+    "embed_cait",
+    "init_cait_weights",
+]
