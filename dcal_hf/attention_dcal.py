@@ -4,7 +4,7 @@ Paper: Dual Cross-Attention Learning, CVPR 2022, sections 3.1 to 3.3 (https://hu
 Shapes: B images, H heads, N tokens (prefix tokens such as CLS first, then patches), head width d.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def dcal_attention_forward(
     pair_index: Tensor | None = None,
     pair_noise: bool = False,
     memory: tuple[Tensor, Tensor] | None = None,
-    record: dict[str, Tensor] | None = None,
+    record: MutableMapping[str, Tensor] | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that a DCAL backbone is registered with.
@@ -48,7 +48,7 @@ def dcal_attention_forward(
             The distractor's keys and values are standard Gaussian noise (an ablation of the paper).
         memory (`tuple` of two `Tensor` of shape `(B, H, M, d)`, *optional*):
             Keys and values that take the place of the module's own: the global tokens of GLCA.
-        record (`dict`, *optional*):
+        record (`MutableMapping`, *optional*):
             Receives the SA branch's `"query"` and `"key"`. Written by name, so that a recomputation (activation
             checkpointing) overwrites what the first pass wrote.
     """

@@ -1,7 +1,8 @@
 """DCAL models: Dual Cross-Attention Learning on any transformers ViT (https://huggingface.co/papers/2205.02151)."""
 
 import copy
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ class DCALPreTrainedModel(PreTrainedModel):
         self.base_model.seam.init_weights(module)
         if isinstance(module, UncertaintyWeights):
             init.constant_(module.log_vars, module.initial_log_var)
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        return self.base_model.backbone.get_input_embeddings()
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Chooses what computes both branches' attention; the backbone itself keeps attending through DCAL."""
@@ -258,7 +262,7 @@ class DCALModel(DCALPreTrainedModel):
 
     def encode(
         self, pixel_values: Tensor, pair_index: Tensor | None, pair_noise: bool, recorded: range
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[dict[str, Tensor]]]:
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[Mapping[str, Tensor]]]:
         """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (B, 1, D) where CLS is read.
 
         From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor. Where
@@ -268,7 +272,8 @@ class DCALModel(DCALPreTrainedModel):
         rotary = self.seam.rotary(self.backbone, pixel_values)
         batch_size, attend, pair = len(hidden_states), self.attend, {}
         has_pair = pair_index is not None or pair_noise
-        records = {depth: {} for depth in recorded}
+        # No plain dictionaries: FSDP may hand a block copies of those.
+        records = {depth: UserDict() for depth in recorded}
         blocks = self.seam.get_blocks(self.backbone)
         num_shared = len(blocks) - 1 if self.seam.has_cls else len(blocks)
         for depth, block in enumerate(blocks[:num_shared]):
@@ -299,7 +304,7 @@ class DCALModel(DCALPreTrainedModel):
         return run_block(block, tokens[:, :1], unturned, attend=attend, memory=memory)
 
     def select(
-        self, tokens: Tensor, records: list[dict[str, Tensor]], runs_glca: bool
+        self, tokens: Tensor, records: list[Mapping[str, Tensor]], runs_glca: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The rollout over patches (B, N), if every block was recorded, and the selected patches (B, R), if read."""
         queries, keys = ([record[name] for record in records] for name in ("query", "key"))

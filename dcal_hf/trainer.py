@@ -2,18 +2,20 @@
 
 import json
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .samplers import sample_pairs
+from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
 from .transforms import SeededDataset
 
@@ -50,7 +52,8 @@ class DCALTrainer(Trainer):
         kwargs: As in `transformers.Trainer`.
 
     Raises:
-        ValueError: On several GPUs in one process: `DataParallel` would tear pairs apart.
+        ValueError: On several GPUs in one process: `DataParallel` would tear pairs apart. For what
+            [`~dcal_hf.sharding.shard_by_blocks`] refuses under FSDP.
     """
 
     args: DCALTrainingArguments
@@ -72,6 +75,8 @@ class DCALTrainer(Trainer):
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        if self.is_fsdp_enabled:
+            shard_by_blocks(self.model, self.accelerator.state.fsdp_plugin)
         self.add_callback(self.epoch_callback)
         self.branch_losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self.num_branch_losses = 0
@@ -93,6 +98,18 @@ class DCALTrainer(Trainer):
         finally:
             lora.merge_and_unload()
             self.has_adapters = False
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            connect_shards(self.model)
+        return prepared
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """Mixed precision as everywhere else: under FSDP accelerate would leave it to casts at every block."""
+        if self.is_fsdp_enabled:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(cache_enabled)
 
     def compute_loss(
         self,

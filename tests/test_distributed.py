@@ -1,89 +1,150 @@
-"""Two processes over gloo, as `torchrun` and `accelerate launch` start them."""
+"""Two processes over gloo, as `torchrun` and `accelerate launch` start them, and what they are to be equal to."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-
-WORKER = """
-import json, sys
 import torch
-import torch.distributed as dist
-from torch.utils.data import Dataset
-from transformers import ViTConfig
-from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
+from transformers import AutoModelForImageClassification
 
-class Random(Dataset):
-    def __len__(self):
-        return 22
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return {"pixel_values": torch.randn(3, 16, 16, generator=generator), "labels": index % 3}
+from dcal_hf import DCALForImageClassification, DCALTrainer
 
-output_dir, branches, options = sys.argv[1], sys.argv[2].split("+"), json.loads(sys.argv[3])
-torch.manual_seed(0)
-sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-config = ViTConfig(image_size=16, patch_size=8, **sizes)
-model = DCALForImageClassification.from_backbone(config, num_labels=3, local_query_ratio=0.5, branches=branches)
-before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-arguments = DCALTrainingArguments(
-    output_dir, per_device_train_batch_size=4, num_train_epochs=2, learning_rate=1e-2, logging_steps=1,
-    save_strategy="no", use_cpu=True, disable_tqdm=True, ddp_find_unused_parameters=False, **options,
-)
-trainer = DCALTrainer(model, arguments, train_dataset=Random(), eval_dataset=Random())
-trainer.train()
-flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-both = [torch.empty_like(flat) for _ in range(2)]
-dist.all_gather(both, flat)
-predictions = trainer.predict(Random()).predictions
-logits = torch.tensor(predictions[0])
-if trainer.is_world_process_zero():
-    model = trainer.model.eval()
-    with torch.no_grad():
-        alone = model(torch.stack([Random()[i]["pixel_values"] for i in range(22)])).logits
-    print(json.dumps({
-        "world_size": arguments.world_size,
-        "steps": trainer.state.global_step,
-        "equal": torch.equal(*both),
-        "moved": [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])],
-        "names": list(before),
-        "prediction_error": (logits - alone).abs().max().item(),
-        "log": trainer.state.log_history[0],
-    }))
-"""
+from distributed_worker import Random, make_trainer
+
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+# Without adaptive steps, whose first ones are as large for a gradient of rounding errors as for any other.
+SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "warmup_steps": 0}
+SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+def run_two(output_dir: Path, branches: str = "sa+glca+pwca", **options) -> dict:
+    """Trains with two processes of batch 4 and tells what the first saw; the model is left in `output_dir`.
+
+    Args:
+        options: As in `distributed_worker.main`.
+    """
+    output_dir.mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(WORKER), str(output_dir), branches, json.dumps(options)]
+    run = subprocess.run([*launcher, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answer = json.loads((output_dir / "answer.json").read_text())
+    assert answer["world_size"] == 2 and answer["equal"]
+    return answer
+
+
+def assert_close_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Equal but for the order of float32 sums."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6, msg=lambda text: f"{name}: {text}")
+
+
+def moved(before: torch.nn.Module, after: torch.nn.Module) -> list[str]:
+    pairs = zip(before.named_parameters(), after.parameters(), strict=True)
+    return [name for (name, first), second in pairs if not torch.equal(first, second)]
 
 
 def is_trained(name: str, options: dict) -> bool:
-    if ".backbone." not in name or not options:
+    if ".backbone." not in name or not {"freeze_backbone", "lora_rank"} & set(options):
         return True
     return "lora_rank" in options and ".attention." in name and name.endswith("weight")
+
+
+def assert_predictions(answer: dict, model: DCALForImageClassification) -> None:
+    """Gathered from both processes they are those of the saved model alone."""
+    images = torch.stack([Random(22)[index]["pixel_values"] for index in range(22)])
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(answer["logits"]), model.eval()(images).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("branches", "options"),
     [
-        ("sa+glca+pwca", {}),
-        ("glca", {}),
         ("sa+glca+pwca", {"freeze_backbone": True}),
-        ("sa+glca+pwca", {"lora_rank": 2}),
+        pytest.param("sa+glca+pwca", {"lora_rank": 2}, marks=pytest.mark.slow),
+        pytest.param("glca", {}, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_keep_equal_weights(tmp_path, branches, options):
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(script), str(tmp_path / "out"), branches, json.dumps(options)]
-    run = subprocess.run([*launcher, *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    (line,) = [line for line in run.stdout.splitlines() if line.startswith('{"world_size"')]
-    answer = json.loads(line)
-    assert (answer["world_size"], answer["steps"]) == (2, 6)
-    assert answer["equal"]
-    assert answer["moved"] == [name for name in answer["names"] if is_trained(name, options)]
-    assert answer["prediction_error"] < 1e-5
-    parts = [value for name, value in answer["log"].items() if name.startswith("loss_")]
+    answer = run_two(tmp_path / "out", branches, random_pairs=True, **options)
+    assert answer["steps"] == 4
+    before = make_trainer(str(tmp_path), branches, DCALTrainer).model
+    after = DCALForImageClassification.from_pretrained(tmp_path / "out")
+    names = [name for name, _ in before.named_parameters()]
+    assert moved(before, after) == [name for name in names if is_trained(name, options)]
+    assert_predictions(answer, after)
+    log = answer["log"][0]
+    parts = [value for name, value in log.items() if name.startswith("loss_")]
     assert len(parts) == len(branches.split("+"))
     # At the first step every log-variance is 0: the logged means over both processes add up to the logged total.
-    assert answer["log"]["loss"] == pytest.approx(sum(parts) / (2 if len(parts) > 1 else 1), abs=2e-3)
+    assert log["loss"] == pytest.approx(sum(parts) / (2 if len(parts) > 1 else 1), abs=2e-3)
+
+
+@pytest.mark.parametrize("options", [{}, SHARDED], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
+    """With the same pairs: each process draws its own, among the images of its batch."""
+    answer = run_two(tmp_path / "two", **SGD, **options)
+    one = make_trainer(str(tmp_path / "one"), per_device_train_batch_size=8, **SGD)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    one.train()
+    # Two of the encoder, and GLCA's.
+    assert answer["sharded"].count("FSDPViTLayer") == (3 if options else 0)
+    two = AutoModelForImageClassification.from_pretrained(tmp_path / "two")
+    assert_close_weights(one.model.state_dict(), two.state_dict())
+    # A hundred times what they may differ by, the projections that run outside a block's forward among them.
+    matrices = {name: value for name, value in before.items() if name.endswith("proj.weight")}
+    assert all((value - two.state_dict()[name]).abs().max() > 1e-4 for name, value in matrices.items())
+    assert_predictions(answer, two)
+    losses = [line["loss"] for line in one.state.log_history if "loss" in line]
+    assert [line["loss"] for line in answer["log"]] == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_every_encoder_trains_sharded_as_one_process_of_the_global_batch(tmp_path, backbone_config):
+    run_two(tmp_path / "two", config=backbone_config.to_dict(), **SGD, **SHARDED)
+    one = make_trainer(str(tmp_path / "one"), config=backbone_config, per_device_train_batch_size=8, **SGD)
+    one.train()
+    two = AutoModelForImageClassification.from_pretrained(tmp_path / "two")
+    assert_close_weights(one.model.state_dict(), two.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bf16": True}, {"activation_checkpointing": True}, {"gradient_accumulation_steps": 2}],
+    ids=str,
+)
+def test_sharded_runs_go_on_from_their_checkpoints(tmp_path, options):
+    # torch loads no state of an optimiser that has none: AdamW, then.
+    saving = {"num_train_epochs": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
+    options = {**SHARDED, **saving, **options}
+    whole = run_two(tmp_path / "whole", **options)
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    resumed = run_two(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **options)
+    assert resumed["steps"] == whole["steps"] == (4 if "gradient_accumulation_steps" in options else 8)
+    first, second = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "resumed")
+    )
+    assert_close_weights(first, second)
+    # The loss, which accelerate would otherwise round to bfloat16, is that of one process under autocast.
+    one = make_trainer(str(tmp_path), per_device_train_batch_size=8, **{**options, "fsdp": None, "fsdp_config": None})
+    one.train()
+    losses = [line["loss"] for line in one.state.log_history if "loss" in line]
+    assert [line["loss"] for line in whole["log"]] == pytest.approx(losses, rel=2e-3)
+
+
+def test_accumulated_batches_train_as_one_batch(tmp_path):
+    """With the same pairs: images meet within a micro-batch."""
+    weights = []
+    for batch, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=steps, **SGD
+        )
+        trainer.train()
+        assert trainer.state.global_step == 4
+        weights.append(trainer.model.state_dict())
+    assert_close_weights(*weights)

@@ -124,6 +124,23 @@ def test_branch_losses_are_logged_and_add_up(tmp_path, vit_config):
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
+def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, vit_config):
+    losses, seen = [], []
+    for bf16 in (False, True):
+        trainer = make_trainer(tmp_path, vit_config, bf16=bf16, max_steps=6, save_strategy="no")
+        # Within the forward: what leaves it is float32 again whatever it was.
+        trainer.model.sa_classifier.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        trainer.model.loss_weights.register_forward_hook(
+            lambda module, args, total: seen.extend([*(loss.dtype for loss in args[0].values()), total.dtype])
+        )
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    # SA and PWCA share a classifier; then three losses and their total.
+    assert seen == 6 * [torch.float32] * 6 + 6 * [torch.bfloat16, torch.bfloat16, *[torch.float32] * 4]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
 def test_logged_means_cover_gradient_accumulation(tmp_path, vit_config):
     trainer = make_trainer(
         tmp_path, vit_config, max_steps=2, gradient_accumulation_steps=3, learning_rate=1e-9, save_strategy="no"

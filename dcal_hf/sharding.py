@@ -1,0 +1,68 @@
+"""DCAL under FSDP2: what of a block runs outside its `forward` gathers the block's weights, too."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+from .encoder_dcal import Seam
+from .modeling_dcal import DCALModel, DCALPreTrainedModel
+
+
+@dataclass(frozen=True)
+class ShardedSeam(Seam):
+    """A seam whose blocks have a method `keys_values`, which FSDP takes for a second `forward`."""
+
+    def keys_values(
+        self, block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        return block.keys_values(hidden_states, rotary)
+
+
+def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Makes the encoder's blocks what is gathered at a time, and leaves precision to autocast.
+
+    transformers would shard embeddings, too, whose parts DCAL calls one by one, and accelerate would round the losses
+    to the precision of the weights.
+
+    Raises:
+        ValueError: For FSDP1, if anything else than the blocks was to be sharded, or for FSDP's own recomputation.
+    """
+    dcal = model.base_model
+    blocks = {type(block).__name__ for block in dcal.seam.get_blocks(dcal.backbone)}
+    if plugin.fsdp_version == 1:
+        raise ValueError("DCAL trains under FSDP2, not FSDP1: leave out fsdp_config['version'], or give 2.")
+    if plugin.activation_checkpointing:
+        raise ValueError(
+            "FSDP's own activation checkpointing draws stochastic depth and noise anew: give activation_checkpointing "
+            "of the training arguments instead."
+        )
+    names = plugin.transformer_cls_names_to_wrap or blocks
+    if plugin.auto_wrap_policy is size_based_auto_wrap_policy or set(names) != blocks:
+        raise ValueError(
+            "DCAL is sharded by blocks: leave out auto_wrap_policy, and of transformer_layer_cls_to_wrap give "
+            f"{' and '.join(sorted(blocks))} or nothing."
+        )
+    model._no_split_modules = blocks
+    plugin.mixed_precision_policy = None
+
+
+def connect_shards(model: DCALPreTrainedModel) -> None:
+    """Lets a sharded model project keys and values, and save itself under its own name."""
+    dcal: DCALModel = model.base_model
+    blocks = [dcal.seam.get_blocks(dcal.backbone)[-1], *(dcal.glca.blocks if dcal.glca is not None else ())]
+    for block in blocks:
+        block.keys_values = partial(Seam.keys_values, dcal.seam, block)
+        register_fsdp_forward_method(block, "keys_values")
+    dcal.seam = ShardedSeam(**vars(dcal.seam))
+    if dcal.glca is not None:
+        dcal.glca.seam = dcal.seam
+    # A checkpoint refers to the code it carries by class and module: those of the class that torch has derived from.
+    sharded, own = type(model), type(model).__bases__[-1]
+    sharded.__name__, sharded.__module__ = own.__name__, own.__module__
+
+
+__all__ = ["connect_shards", "shard_by_blocks"]

@@ -1,0 +1,33 @@
+"""What FSDP is asked for; what it does is in `test_distributed.py`."""
+
+import pytest
+from accelerate.utils import FullyShardedDataParallelPlugin
+
+from dcal_hf import DCALForImageClassification
+from dcal_hf.sharding import shard_by_blocks
+
+
+@pytest.fixture
+def model(backbone_config) -> DCALForImageClassification:
+    return DCALForImageClassification.from_backbone(backbone_config, num_labels=3)
+
+
+def test_the_blocks_are_what_is_sharded(model):
+    shard_by_blocks(model, FullyShardedDataParallelPlugin(fsdp_version=2))
+    sharded = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    assert sharded == [*model.dcal.seam.get_blocks(model.dcal.backbone), *model.dcal.glca.blocks]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"fsdp_version": 1}, "FSDP2, not FSDP1"),
+        ({"fsdp_version": 2, "activation_checkpointing": True}, "draws stochastic depth and noise anew"),
+        ({"fsdp_version": 2, "auto_wrap_policy": "size_based_wrap"}, "DCAL is sharded by blocks"),
+        ({"fsdp_version": 2, "transformer_cls_names_to_wrap": ["ViTEmbeddings"]}, "give ViTLayer or nothing"),
+    ],
+)
+def test_anything_else_gets_a_sentence(vit_config, options, sentence):
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    with pytest.raises(ValueError, match=sentence):
+        shard_by_blocks(model, FullyShardedDataParallelPlugin(**options))
