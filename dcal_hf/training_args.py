@@ -42,7 +42,9 @@ class DCALTrainingArguments(TrainingArguments):
             by peft, alpha twice the rank); 8 to 16 is usual, 0 is off. Saved models are plain, adapters merged.
 
     > Changed defaults: `weight_decay` 0.05, cosine schedule with a warm-up over 5 % of the steps, 100 epochs of batch
-    > 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50 steps.
+    > 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50 steps. Off,
+    > too, are two that take time at every step: `ddp_find_unused_parameters`, because every parameter gets a gradient,
+    > and `logging_nan_inf_filter`, which waits for the GPU to hide from the log what should be seen there.
 
     Raises:
         ValueError: For an unknown `pair_sampling`, a `layer_decay` or `lora_rank` out of range, or a frozen backbone
@@ -77,6 +79,12 @@ class DCALTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop data-set columns that the model does not take, before the transforms."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search, at every step, for parameters that get no gradient; there are none."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses that are not finite out of the log; waits for the GPU."}
     )
 
     def __post_init__(self):
