@@ -1,0 +1,126 @@
+"""Lists the largest tensors of a training step of DCAL, beside the attention maps that none of them may be.
+
+    python recipes/benchmarks/bench_memory.py                                    # writes recipes/benchmarks/memory.md
+    python recipes/benchmarks/bench_memory.py --shapes deit_tiny --batch 2 --output small.md
+    python recipes/benchmarks/bench_memory.py --device cuda --dtype bfloat16     # writes memory_cuda.md, batch 64
+
+On the CPU every operation's results are looked at as they are made. On a GPU torch's allocator records what it gives
+out; what a kernel takes for itself is then in the list, and shapes are not known. All three branches, the rollout
+included; eager attention, which does make maps, for comparison.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from harness import Figures, arguments, bullets, machine, markdown_table, measure, write_report
+from steps import SHAPES, Setting, Shape, build, dcal_config, random_batch, training_step
+from tensors import made_tensors
+
+from dcal_hf.attention_dcal import ROLLOUT_CHUNK
+
+
+MODEL = "local-12"
+ATTENTIONS = ("sdpa", "eager")
+CASES = {f"{shape}/{attention}": (shape, attention) for shape in SHAPES for attention in ATTENTIONS}
+SHOWN = 8
+
+
+def largest_made(work: Callable[[], None]) -> Figures:
+    """Bytes of the largest tensors by operation and shape."""
+    made = sorted(made_tensors(work), key=lambda tensor: tensor.size, reverse=True)
+    return {f"{tensor.operation} {' x '.join(map(str, tensor.shape))}": tensor.size for tensor in made[:SHOWN]}
+
+
+def largest_allocated(work: Callable[[], None]) -> Figures:
+    """Bytes of the largest allocations on the GPU, by the line of Python that asked for them."""
+    torch.cuda.memory._record_memory_history(stacks="python")
+    work()
+    torch.cuda.synchronize()
+    events = torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
+    torch.cuda.memory._record_memory_history(enabled=None)
+    allocations: Figures = {}
+    for event in events:
+        if event["action"] == "alloc":
+            place = place_of(event["frames"])
+            allocations[place] = max(event["size"], allocations.get(place, 0))
+    return dict(sorted(allocations.items(), key=lambda item: item[1], reverse=True)[:SHOWN])
+
+
+def place_of(frames: list[dict[str, object]]) -> str:
+    """The innermost line of Python of an allocation; backward has none."""
+    if not frames:
+        return "backward"
+    return f"{Path(str(frames[0]['filename'])).name}:{frames[0]['line']} {frames[0]['name']}"
+
+
+def run_case(name: str, batch: int, device: str, dtype: str) -> Figures:
+    """The largest tensors of the second step: the first one also sets up the optimiser."""
+    torch.manual_seed(0)
+    shape_name, attention = CASES[name]
+    shape, setting = SHAPES[shape_name], Setting(device, dtype, attention=attention)
+    step = training_step(build(shape, MODEL, setting), random_batch(shape, batch, setting), setting)
+    step()
+    return (largest_allocated if device == "cuda" else largest_made)(step)
+
+
+def num_tokens(shape: Shape) -> int:
+    rows, columns = dcal_config(shape, MODEL).grid
+    return rows * columns + 1
+
+
+def section(shape_name: str, batch: int, results: dict[str, Figures]) -> list[str]:
+    """One shape's maps that must not be, and what there is."""
+    shape = SHAPES[shape_name]
+    tokens = num_tokens(shape)
+    one_map = 4 * batch * shape.heads * tokens**2 / 1e6
+    chunk = 4 * shape.heads * ROLLOUT_CHUNK * tokens / 1e6
+    blocks = [
+        f"## {shape.title}, batch {batch}",
+        f"A float32 map of {tokens} x {tokens} tokens, of all {shape.heads} heads and {batch} images, would be "
+        f"{one_map:,.1f} MB, and twice that for PWCA; a chunk of {ROLLOUT_CHUNK} rows of the rollout is {chunk:,.1f} "
+        "MB per image.",
+    ]
+    for attention in ATTENTIONS:
+        rows = [
+            (place, f"{size / 1e6:,.1f}", f"{size / 1e6 / one_map:.2f}")
+            for place, size in results[f"{shape_name}/{attention}"].items()
+        ]
+        blocks += [f"### {attention}", markdown_table(("largest tensors", "MB", "x a map"), rows)]
+    return blocks
+
+
+NOTES = (
+    "A tensor that is made several times, in every block say, is listed once.",
+    "On a CPU the rollout takes an image at a time, on a GPU all of them at once.",
+)
+
+
+def main() -> None:
+    here = Path(__file__)
+    parser = arguments(__doc__, None, CASES, repeats=1)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
+    args = parser.parse_args()
+    batches = {name: args.batch or (64 if args.device == "cuda" else SHAPES[name].batch) for name in args.shapes}
+    if args.case:
+        print(json.dumps(run_case(args.case, batches[CASES[args.case][0]], args.device, args.dtype)))
+        return
+    options = {name: getattr(args, name) for name in ("device", "dtype", "batch")}
+    cases = {name: options for name, (shape, _) in CASES.items() if shape in args.shapes}
+    results = measure(__file__, cases)
+    write_report(
+        args.output or here.with_name("memory_cuda.md" if args.device == "cuda" else "memory.md"),
+        "The largest tensors of a training step",
+        machine(("transformers",), args.device),
+        f"DCAL, readout `local`, T = 12, {args.dtype}; forward, backward and fused AdamW.",
+        *[block for name in args.shapes for block in section(name, batches[name], results)],
+        bullets(NOTES),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""No step of DCAL makes an attention map, on any encoder but CaiT; and the memory benchmark on a tiny one."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcal_hf import DCALForImageClassification
+from dcal_hf.attention_dcal import ROLLOUT_CHUNK
+
+
+ROOT = Path(__file__).parents[2]
+# So many tokens that nothing else of these encoders is as long, and more than the rollout takes rows at a time.
+SIDE, PATCHES = 120, 225
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A module of recipes/benchmarks, by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
+    return importlib.import_module
+
+
+def made_by_a_step(tensors, config, dtype=None, **fields) -> set:
+    """What forward and backward of all three branches make on two images, with the rollout."""
+    model = DCALForImageClassification.from_backbone(config, SIDE, num_labels=3, **fields).train()
+    images, labels = torch.randn(2, 3, SIDE, SIDE), torch.tensor([0, 1])
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            output = model(images, labels=labels, pair_index=labels.flip(0), output_rollout=True)
+        assert output.rollout.shape == (2, PATCHES)
+        output.loss.backward()
+
+    return tensors.made_tensors(step)
+
+
+def maps(tensors, made: set) -> set:
+    return {tensor for tensor in made if tensors.is_attention_map(tensor, PATCHES)}
+
+
+def test_no_step_makes_an_attention_map(load, backbone_config):
+    if getattr(backbone_config, "architecture", "").startswith("cait"):
+        pytest.skip("CaiT mixes the heads on both sides of its softmax: its maps are made, in timm as here.")
+    tensors = load("tensors")
+    made = made_by_a_step(tensors, backbone_config)
+    assert maps(tensors, made) == set()
+    # Seen were forward and backward of attention, and the rollout's chunks of rows, of an image's four heads.
+    operations = {tensor.operation for tensor in made}
+    assert {f"_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward")} <= operations
+    assert ROLLOUT_CHUNK in {tensor.shape[1] for tensor in made if tensor.operation == "bmm" and tensor.shape[0] == 4}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dtype": torch.bfloat16}, {"glca_readout": "cls"}, {"num_pwca_blocks": 1}], ids=str
+)
+def test_no_switch_makes_an_attention_map(load, vit_config, fields):
+    tensors = load("tensors")
+    assert maps(tensors, made_by_a_step(tensors, vit_config, **fields)) == set()
+
+
+def test_maps_are_seen_where_there_are_some(load, vit_config):
+    """Eager attention makes those of SA, and PWCA's of twice as many keys."""
+    tensors, tokens = load("tensors"), PATCHES + 1
+    found = maps(tensors, made_by_a_step(tensors, vit_config, attn_implementation="eager"))
+    for operation in ("_softmax", "_softmax_backward_data"):
+        shapes = {made.shape for made in found if made.operation == operation}
+        assert shapes == {(2, 4, tokens, tokens), (2, 4, tokens, 2 * tokens)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 4, 10, 10), True),
+        ((8, 10, 20), True),
+        ((8, 100), True),
+        ((2, 10, 9), False),
+        ((80, 9), False),
+        ((4, 9, 10), False),
+    ],
+)
+def test_what_is_a_map_of_ten_tokens(load, shape, expected):
+    tensors = load("tensors")
+    assert tensors.is_attention_map(tensors.Made("op", shape, 0), 10) is expected
+
+
+def test_what_is_allocated_is_noted_and_views_are_not(load):
+    tensors = load("tensors")
+    weight = torch.ones(3, requires_grad=True)
+    made = tensors.made_tensors(lambda: (weight.expand(5, 3) * 2).sum().backward())
+    noted = {(tensor.operation, tensor.shape, tensor.size) for tensor in made}
+    # Backward: a gradient of one, spread (a view), doubled, summed over what was spread.
+    assert noted == {("mul", (5, 3), 60), ("sum", (), 4), ("ones_like", (), 4), ("sum", (1, 3), 12)}
+
+
+def test_the_report(load, monkeypatch, tmp_path):
+    """Both cases within this process, on a tiny backbone."""
+    bench, steps = load("bench_memory"), load("steps")
+    monkeypatch.setattr(
+        bench, "SHAPES", {"deit_tiny": steps.Shape("tiny", "", 64, 2, (SIDE + 8, SIDE + 8), 2, 0.5)}
+    )
+    monkeypatch.setattr(
+        bench, "measure", lambda script, cases: {name: bench.run_case(name, 2, "cpu", "float32") for name in cases}
+    )
+    output = tmp_path / "memory.md"
+    monkeypatch.setattr(sys, "argv", ["bench_memory.py", "--shapes", "deit_tiny", "--output", str(output)])
+    bench.main()
+    report = output.read_text()
+    assert report.startswith("# The largest tensors of a training step\n") and "### sdpa" in report
+    # 64 patches of 16 pixels and CLS, 2 heads, 2 images.
+    assert "65 x 65 tokens, of all 2 heads and 2 images, would be 0.1 MB" in report
+
+
+def test_the_place_of_an_allocation(load):
+    bench = load("bench_memory")
+    frames = [{"filename": "/a/b.py", "line": 3, "name": "f"}, {"filename": "/a/c.py", "line": 4, "name": "g"}]
+    assert (bench.place_of(frames), bench.place_of([])) == ("b.py:3 f", "backward")
