@@ -174,9 +174,9 @@ def notes(results: dict[str, Figures], scale: float) -> list[str]:
         f"Floors: the bare distances are {products / 1e12:.2f} TFLOP, here at {speed / 1e9:.0f} GFLOP/s; the two "
         f"exact searches of re-ranking are {searches / 1e12:.2f} TFLOP, {searches / speed:.0f} s at that speed. "
         f"Evaluation holds two chunks of rows, {2 * QUERIES_PER_CHUNK * 4 * NUM_ITEMS * scale / 1e9:.2f} GB, and a "
-        f"hundredth of the negative distances, {4 * NUM_QUERIES * NUM_ITEMS * scale**2 / 100 / 1e9:.2f} GB, up to four times "
-        f"over; re-ranking two copies of the normalised features, {2 * 4 * DIM * images / 1e9:.2f} GB, and faiss's "
-        f"index of as many, {4 * DIM * images / 1e9:.2f} GB.",
+        f"hundredth of the negative distances, {4 * NUM_QUERIES * NUM_ITEMS * scale**2 / 100 / 1e9:.2f} GB, up to "
+        f"four times over; re-ranking two copies of the normalised features, {2 * 4 * DIM * images / 1e9:.2f} GB, "
+        f"and faiss's index of as many, {4 * DIM * images / 1e9:.2f} GB.",
         f"The dense way would take {DENSE_EVALUATION_BYTES * NUM_QUERIES * NUM_ITEMS * scale**2 / 1e9:.1f} GB to "
         f"evaluate and {DENSE_RERANKING_BYTES * images**2 / 1e9:.1f} GB to re-rank at the full size; it was run at "
         "the largest size that fits.",

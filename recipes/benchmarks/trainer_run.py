@@ -12,7 +12,7 @@ from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArgumen
 
 
 class Stopwatch(TrainerCallback):
-    """When each step ended."""
+    """When each step ended, of training or of prediction."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
@@ -24,9 +24,19 @@ class Stopwatch(TrainerCallback):
         self.setting.synchronize()
         self.times.append(time.perf_counter())
 
+    on_prediction_step = on_step_end
 
-def trainer_seconds(model: nn.Module, shape: Shape, batch: int, setting: Setting, steps: int) -> list[float]:
-    """Seconds from the end of one step to the end of the next, loading of the data included; the first is left out."""
+
+def trainer_seconds(
+    model: nn.Module, shape: Shape, batch: int, setting: Setting, steps: int, predicts: bool = False, **options: object
+) -> list[float]:
+    """Seconds from the end of one step to the end of the next, loading of the data included; the first is left out.
+
+    Args:
+        batch (`int`): Images per step, over its micro-batches if `options` have `gradient_accumulation_steps`.
+        predicts (`bool`): A step is one of `Trainer.predict`, not of training.
+        options: Of the training arguments.
+    """
     is_dcal = isinstance(model, DCALForImageClassification)
     trainer_class, arguments_class = (
         (DCALTrainer, DCALTrainingArguments) if is_dcal else (Trainer, TrainingArguments)
@@ -35,7 +45,8 @@ def trainer_seconds(model: nn.Module, shape: Shape, batch: int, setting: Setting
     with tempfile.TemporaryDirectory() as folder:
         arguments = arguments_class(
             folder,
-            per_device_train_batch_size=batch,
+            per_device_train_batch_size=batch // options.get("gradient_accumulation_steps", 1),
+            per_device_eval_batch_size=batch,
             max_steps=steps + 1,
             weight_decay=0.05,
             logging_strategy="no",
@@ -44,11 +55,13 @@ def trainer_seconds(model: nn.Module, shape: Shape, batch: int, setting: Setting
             remove_unused_columns=False,
             disable_tqdm=True,
             use_cpu=setting.device == "cpu",
-            bf16=setting.dtype == "bfloat16",
-            torch_compile=setting.compile,
+            **{"bf16": setting.dtype == "bfloat16", "torch_compile": setting.compile, **options},
         )
         trainer = trainer_class(model, arguments, train_dataset=images(shape, batch), callbacks=[stopwatch])
-        trainer.train()
+        if predicts:
+            trainer.predict(images(shape, batch) * (steps + 1))
+        else:
+            trainer.train()
     return torch.tensor(stopwatch.times, dtype=torch.float64).diff().tolist()
 
 

@@ -146,7 +146,8 @@ def save_timm(folder: Path) -> list[float]:
     return list(model.pretrained_cfg["mean"])
 
 
-@pytest.mark.parametrize("save_encoder", [save_vit, save_timm])
+# One trains and evaluates twice: the other goes the same ways, and `test_timm.py` reads what timm writes.
+@pytest.mark.parametrize("save_encoder", [save_vit, pytest.param(save_timm, marks=pytest.mark.slow)])
 def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path, save_encoder):
     folder = make_folder(tmp_path / "birds")
     torch.manual_seed(0)
