@@ -22,10 +22,11 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "timm")
 
 DESCRIPTION = """
 Dual Cross-Attention Learning (DCAL) teaches a vision transformer to tell near-identical objects apart. Beside
-self-attention (SA) it trains two more ways of attending. Global-local cross-attention (GLCA) takes the patches to
+self-attention (SA) it has two more ways of attending. Global-local cross-attention (GLCA) takes the patches to
 which attention rollout gives most weight, and lets only their queries attend to the whole image, in a block with a
 classifier of its own. Pair-wise cross-attention (PWCA) lets an image attend to a second, distracting image at the same
-time; it regularises training and is removed for inference. At inference SA and GLCA answer together.
+time; it regularises training and is removed for inference. Which of the three this model was trained with is told
+under Training, and which answer at inference under Results.
 """
 
 LIMITATIONS = """

@@ -198,6 +198,8 @@ def test_prefixed_metrics_of_one_branch(tmp_path):
     metrics = {f"eval_{name}": METRICS[name] for name in ("accuracy", "top5_accuracy", "class_mean_accuracy")}
     card = written(tmp_path, metrics={**metrics, "eval_loss": math.nan}, branches={"SA": "eval_"})
     assert table(card, "Results")[1] == [["SA", "84.60", "97.12", "84.44"]]
+    # A model without GLCA, a Swin say: what all of DCAL has is no claim about it.
+    assert "SA and GLCA answer" not in card.content
 
 
 def test_missing_metric_is_named(tmp_path):
