@@ -29,6 +29,7 @@ def vit(width: int, heads: int) -> ViTConfig:
 
 
 TINY, SMALL, BASE = partial(vit, 192, 3), partial(vit, 384, 6), partial(vit, 768, 12)
+R50_VIT_BASE = partial(TimmWrapperConfig, architecture="vit_base_r50_s16_224")
 CAIT_XS24 = partial(TimmWrapperConfig, architecture="cait_xs24_384")
 PWCA_ALONE = {"branches": ("sa", "pwca")}
 
@@ -74,6 +75,7 @@ ROWS = (
     Row("DeiT-Tiny", TINY, CUB, (448, 448), published=(9, 2)),
     Row("DeiT-Small", SMALL, CUB, (448, 448)),
     Row("DeiT-Base, ViT-Base", BASE, CUB, (448, 448)),
+    Row("R50-ViT-Base", R50_VIT_BASE, CUB, (448, 448)),
     Row("CaiT-XS24", CAIT_XS24, CUB, (448, 448)),
     Row("Swin-T, PWCA alone", SwinConfig, CUB, (448, 448), fields=PWCA_ALONE),
     Row("DeiT-Tiny", TINY, VERI, (256, 256)),
