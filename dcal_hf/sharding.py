@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from .encoder_dcal import Seam
+from .encoder_dcal import Seam, softmax_flow
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
@@ -29,12 +29,18 @@ def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallel
     to the precision of the weights.
 
     Raises:
-        ValueError: For FSDP1, if anything else than the blocks was to be sharded, or for FSDP's own recomputation.
+        ValueError: For FSDP1, if anything else than the blocks was to be sharded, for FSDP's own recomputation, or for
+            an encoder whose rollout reads weights.
     """
     dcal = model.base_model
     blocks = {type(block).__name__ for block in dcal.seam.get_blocks(dcal.backbone)}
     if plugin.fsdp_version == 1:
         raise ValueError("DCAL trains under FSDP2, not FSDP1: leave out fsdp_config['version'], or give 2.")
+    if dcal.seam.flow is not softmax_flow:
+        raise ValueError(
+            "DCAL does not shard CaiT: its rollout mixes heads outside of the blocks' forward, where FSDP has not "
+            "gathered the weights; train it with DistributedDataParallel, without fsdp."
+        )
     if plugin.activation_checkpointing:
         raise ValueError(
             "FSDP's own activation checkpointing draws stochastic depth and noise anew: give activation_checkpointing "
