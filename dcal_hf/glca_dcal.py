@@ -49,7 +49,8 @@ class GLCA(nn.Module):
         positions = rotary and tuple(x[indices][:, None] if with_patches else x[:0] for x in rotary)
 
         for block in self.blocks:
-            memory = self.seam.keys_values(block, *((local, positions) if is_local_scope else (tokens, rotary)))
+            seen, turned = (local, positions) if is_local_scope else (tokens, rotary)
+            memory = self.seam.keys_values(block, seen, turned)
             local = run_block(block, local, positions, memory=memory, **kwargs)
         return local[:, :1] if self.readout == "cls" else local[:, int(with_cls):]
 

@@ -88,7 +88,7 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def main(output_dir: str, branches: str, options: str) -> None:
-    """Trains, predicts and saves; the first process prints what it saw.
+    """Trains, predicts and saves; the first process writes what it saw to `answer.json`.
 
     Args:
         options: JSON, for [`make_trainer`]; with `resume_from_checkpoint`, training goes on from there, with

@@ -23,6 +23,11 @@ def branches_for(backbone_config: PreTrainedConfig) -> dict[str, tuple[str, ...]
     return {"branches": ("sa", "pwca")} if backbone_config.model_type == "swin" else {}
 
 
+def is_cait(backbone_config: PreTrainedConfig) -> bool:
+    """Its heads mix around the softmax: by weights, and over whole attention maps."""
+    return getattr(backbone_config, "architecture", "").startswith("cait")
+
+
 def noise_picture(seed: int | list[int] = 0, width: int = 30, height: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 

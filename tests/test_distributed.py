@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification
 from dcal_hf import DCALForImageClassification, DCALTrainer
 
 from distributed_worker import Random, make_trainer
+from helpers import is_cait
 
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -105,7 +106,7 @@ def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
 
 @pytest.mark.slow
 def test_every_encoder_trains_sharded_as_one_process_of_the_global_batch(tmp_path, backbone_config):
-    if "cait" in getattr(backbone_config, "architecture", ""):
+    if is_cait(backbone_config):
         pytest.skip("CaiT is not sharded: see test_sharding.py.")
     run_two(tmp_path / "two", config=backbone_config.to_dict(), **SGD, **SHARDED)
     one = make_trainer(str(tmp_path / "one"), config=backbone_config, per_device_train_batch_size=8, **SGD)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from harness import Figures, arguments, bullets, machine, markdown_table, measure, write_report
-from steps import SHAPES, Setting, Shape, build, dcal_config, random_batch, training_step
+from steps import SHAPES, Setting, Shape, add_arguments, batches, build, dcal_config, random_batch, training_step
 from tensors import made_tensors
 
 from dcal_hf.attention_dcal import ROLLOUT_CHUNK
@@ -100,14 +100,11 @@ NOTES = (
 def main() -> None:
     here = Path(__file__)
     parser = arguments(__doc__, None, CASES, repeats=1)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
+    add_arguments(parser, SHAPES)
     args = parser.parse_args()
-    batches = {name: args.batch or (64 if args.device == "cuda" else SHAPES[name].batch) for name in args.shapes}
+    images = batches(args, SHAPES)
     if args.case:
-        print(json.dumps(run_case(args.case, batches[CASES[args.case][0]], args.device, args.dtype)))
+        print(json.dumps(run_case(args.case, images[CASES[args.case][0]], args.device, args.dtype)))
         return
     options = {name: getattr(args, name) for name in ("device", "dtype", "batch")}
     cases = {name: options for name, (shape, _) in CASES.items() if shape in args.shapes}
@@ -117,7 +114,7 @@ def main() -> None:
         "The largest tensors of a training step",
         machine(("transformers",), args.device),
         f"DCAL, readout `local`, T = 12, {args.dtype}; forward, backward and fused AdamW.",
-        *[block for name in args.shapes for block in section(name, batches[name], results)],
+        *[block for name in args.shapes for block in section(name, images[name], results)],
         bullets(NOTES),
     )
 

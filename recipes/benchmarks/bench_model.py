@@ -24,7 +24,6 @@ from harness import (
     machine,
     markdown_table,
     measure,
-    peak_memory,
     resident_memory,
     write_report,
 )
@@ -34,9 +33,12 @@ from steps import (
     Setting,
     Shape,
     Step,
+    add_arguments,
+    batches,
     build,
     counted_flops,
     dcal_config,
+    memory,
     random_batch,
     training_step,
 )
@@ -97,11 +99,6 @@ def run_case(name: str, batch: int, steps: int, setting: Setting) -> Figures:
     figures = {"seconds": statistics.median(seconds), "bytes": memory(before, setting)}
     image = {key: value[:1] for key, value in inputs.items()}
     return figures | {"flops": batch * counted_flops(work, model, image, setting)}
-
-
-def memory(before: int, setting: Setting) -> int:
-    """Bytes above the imports at the worst moment; on a GPU, of its own memory."""
-    return torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_memory() - before
 
 
 def alternate(shape: Shape, model_name: str, batch: int, steps: int, setting: Setting) -> Figures:
@@ -184,18 +181,15 @@ NOTES = (
 def main() -> None:
     here = Path(__file__)
     parser = arguments(__doc__, None, CASES, repeats=1)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    add_arguments(parser, SHAPES)
     parser.add_argument("--compile", action="store_true", help="torch.compile, plain models too")
     parser.add_argument("--attention", default="sdpa", help="attn_implementation, of the plain model too")
-    parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     args = parser.parse_args()
     setting = Setting(args.device, args.dtype, args.compile, args.attention)
-    batches = {name: args.batch or (64 if args.device == "cuda" else SHAPES[name].batch) for name in args.shapes}
+    images = batches(args, SHAPES)
     if args.case:
-        print(json.dumps(run_case(args.case, batches[CASES[args.case][0]], args.steps, setting)))
+        print(json.dumps(run_case(args.case, images[CASES[args.case][0]], args.steps, setting)))
         return
     options = {name: getattr(args, name) for name in ("device", "dtype", "compile", "attention", "batch", "steps")}
     cases = {name: options for name, (shape, _, _) in CASES.items() if shape in args.shapes}
@@ -207,7 +201,7 @@ def main() -> None:
         machine(("transformers", "timm"), args.device),
         f"{how}; medians of {args.steps} steps ({STEPS_OF_INFERENCE * args.steps} of inference) in each of "
         f"{args.repeats} processes per case.",
-        *[block for name in args.shapes for block in section(name, results, batches[name])],
+        *[block for name in args.shapes for block in section(name, results, images[name])],
         bullets(NOTES),
     )
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from bench_model import memory
 from harness import Figures, arguments, bullets, machine, markdown_table, measure, resident_memory, write_report
-from steps import SHAPES, Setting, build
+from steps import SHAPES, Setting, build, memory
 from trainer_run import trainer_seconds
 
 

@@ -1,11 +1,13 @@
 """The models of the model benchmark, plain and with DCAL, and one step of training or inference with each."""
 
+import argparse
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import timm
 import torch
+from harness import peak_memory
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig
@@ -71,6 +73,24 @@ class Setting:
     def synchronize(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def add_arguments(parser: argparse.ArgumentParser, shapes: dict[str, Shape]) -> None:
+    """The options of a benchmark over shapes."""
+    parser.add_argument("--shapes", nargs="+", choices=shapes, default=list(shapes))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
+
+
+def batches(args: argparse.Namespace, shapes: dict[str, Shape]) -> dict[str, int]:
+    """Images per step of each shape that was asked for."""
+    return {name: args.batch or (64 if args.device == "cuda" else shapes[name].batch) for name in args.shapes}
+
+
+def memory(before: int, setting: Setting) -> int:
+    """Bytes above the imports at the worst moment; on a GPU, of its own memory."""
+    return torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_memory() - before
 
 
 def dcal_config(shape: Shape, model: str) -> DCALConfig:

@@ -10,6 +10,8 @@ import torch
 from dcal_hf import DCALForImageClassification
 from dcal_hf.attention_dcal import ROLLOUT_CHUNK
 
+from helpers import is_cait
+
 
 ROOT = Path(__file__).parents[2]
 # So many tokens that nothing else of these encoders is as long, and more than the rollout takes rows at a time.
@@ -42,7 +44,7 @@ def maps(tensors, made: set) -> set:
 
 
 def test_no_step_makes_an_attention_map(load, backbone_config):
-    if getattr(backbone_config, "architecture", "").startswith("cait"):
+    if is_cait(backbone_config):
         pytest.skip("CaiT mixes the heads on both sides of its softmax: its maps are made, in timm as here.")
     tensors = load("tensors")
     made = made_by_a_step(tensors, backbone_config)
