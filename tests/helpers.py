@@ -23,6 +23,14 @@ def branches_for(backbone_config: PreTrainedConfig) -> dict[str, tuple[str, ...]
     return {"branches": ("sa", "pwca")} if backbone_config.model_type == "swin" else {}
 
 
+def shaken(model: torch.nn.Module, spread: float) -> torch.nn.Module:
+    """A model in evaluation mode whose initial weights, which barely attend, are spread by noise."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return model.eval()
+
+
 def is_cait(backbone_config: PreTrainedConfig) -> bool:
     """Its heads mix around the softmax: by weights, and over whole attention maps."""
     return getattr(backbone_config, "architecture", "").startswith("cait")

@@ -20,7 +20,7 @@ from dcal_hf.lora import LORA_FILE, add_lora, merged_state_dict
 from dcal_hf.parameter_groups import parameter_depths, parameter_groups
 from dcal_hf.trainer import last_checkpoint
 
-from helpers import RememberSaved, assert_same_weights, branches_for, copy_of_weights, train_until_killed
+from helpers import RememberSaved, assert_same_weights, branches_for, copy_of_weights, is_cait, train_until_killed
 
 
 class Noise(Dataset):
@@ -149,7 +149,7 @@ def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path
     expected = adapted_weights(trainer.model)
     # Of each of the three blocks: query, key, value and output, the first three in one layer with timm, but that CaiT
     # has all four in class attention, and beside the two a layer over the heads before and behind its softmax.
-    in_one = any_backbone_config.model_type == "timm_wrapper" and "cait" not in any_backbone_config.architecture
+    in_one = any_backbone_config.model_type == "timm_wrapper" and not is_cait(any_backbone_config)
     assert len(expected) == (6 if in_one else 12)
     names = {name for name, _ in trainer.model.named_parameters()}
     moved = moved_by_training(trainer)

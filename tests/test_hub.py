@@ -28,7 +28,7 @@ from transformers import (
 from dcal_hf import DCALForImageClassification, DCALModel
 from dcal_hf.transforms import EvalTransform, fine_grained_processor
 
-from helpers import branches_for
+from helpers import branches_for, is_cait
 
 
 def saved_model(folder: Path, config, **kwargs) -> DCALForImageClassification:
@@ -152,7 +152,7 @@ def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_c
 
 def resized_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
     """A plain encoder's tokens for another input size, its positions resampled by its own library."""
-    if hasattr(plain.config, "architecture") and "cait" in plain.config.architecture:
+    if is_cait(plain.config):
         return resized_cait_tokens(plain, pixel_values)
     if plain.config.model_type == "timm_wrapper":
         resized = copy.deepcopy(plain)

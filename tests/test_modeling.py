@@ -11,7 +11,7 @@ from dcal_hf import DCALForImageClassification, DCALModel
 from dcal_hf.cait_dcal import ClassBlock
 from dcal_hf.classification_dcal import mean_probability_logits
 
-from helpers import branches_for
+from helpers import branches_for, shaken
 
 
 PAIRS = torch.tensor([1, 2, 3, 0])
@@ -19,12 +19,8 @@ PAIRS = torch.tensor([1, 2, 3, 0])
 
 def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
     kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **branches_for(backbone_config), **kwargs}
-    model = DCALForImageClassification.from_backbone(backbone_config, **kwargs).eval()
-    with torch.no_grad():
-        # Initial weights barely attend: spread them, so that a wrong pair or position shows.
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return model
+    # So that a wrong pair or position shows.
+    return shaken(DCALForImageClassification.from_backbone(backbone_config, **kwargs), 0.15)
 
 
 def images(height: int = 32, width: int = 32) -> Tensor:
