@@ -83,7 +83,10 @@ class DCALPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """Chooses what computes both branches' attention; the backbone itself keeps attending through DCAL."""
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        chosen = attn_implementation if isinstance(attn_implementation, dict) else {"": attn_implementation}
+        # The backbone has a configuration of its own: of ours, which no module has, transformers would only warn.
+        kept = {"backbone_config": self.config.backbone_config._attn_implementation}
+        super().set_attn_implementation({**chosen, **kept}, *args, **kwargs)
         self.base_model.backbone.config._attn_implementation = ATTENTION_NAME
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
