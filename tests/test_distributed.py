@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from dcal_hf import DCALForImageClassification, DCALTrainer
+from dcal_hf.configuration_dcal import BRANCHES
 
 from distributed_worker import Random, make_trainer
-from helpers import is_cait
+from helpers import branches_for, is_cait
 
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -105,11 +106,13 @@ def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
 
 
 @pytest.mark.slow
-def test_every_encoder_trains_sharded_as_one_process_of_the_global_batch(tmp_path, backbone_config):
-    if is_cait(backbone_config):
+def test_every_encoder_trains_sharded_as_one_process_of_the_global_batch(tmp_path, any_backbone_config):
+    config = any_backbone_config
+    if is_cait(config):
         pytest.skip("CaiT is not sharded: see test_sharding.py.")
-    run_two(tmp_path / "two", config=backbone_config.to_dict(), **SGD, **SHARDED)
-    one = make_trainer(str(tmp_path / "one"), config=backbone_config, per_device_train_batch_size=8, **SGD)
+    branches = "+".join(branches_for(config).get("branches", BRANCHES))
+    run_two(tmp_path / "two", branches, config=config.to_dict(), **SGD, **SHARDED)
+    one = make_trainer(str(tmp_path / "one"), branches, config=config, per_device_train_batch_size=8, **SGD)
     one.train()
     two = AutoModelForImageClassification.from_pretrained(tmp_path / "two")
     assert_close_weights(one.model.state_dict(), two.state_dict())
