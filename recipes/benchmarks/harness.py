@@ -54,7 +54,7 @@ def arguments(description: str, output: Path | None, cases: Iterable[str], repea
 
 
 def measure(script: str, cases: dict[str, dict[str, object]], repeats: int = 1) -> dict[str, Figures]:
-    """Runs each case in a process of its own, all of them in turn, `repeats` times over; returns medians.
+    """Runs each case in a process of its own, all of them in turn, `repeats` times over; returns what `summary` does.
 
     In turn, so that a machine that slows down does so for all of them.
 
@@ -71,7 +71,7 @@ def measure(script: str, cases: dict[str, dict[str, object]], repeats: int = 1) 
             figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
             progress = f"{repeat + 1}/{repeats}, {number}/{len(cases)}, {time.perf_counter() - start:.0f} s"
             print(f"[{progress}] {name}: {figures}", flush=True)
-    return {name: medians(figures) for name, figures in runs.items()}
+    return {name: summary(figures) for name, figures in runs.items()}
 
 
 def run_alone(script: str, case: str, options: dict[str, object]) -> Figures:
@@ -88,8 +88,13 @@ def as_arguments(options: dict[str, object]) -> list[str]:
     return [part for option in parts for part in option]
 
 
-def medians(runs: Sequence[Figures]) -> Figures:
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+def summary(runs: Sequence[Figures]) -> Figures:
+    """The median of each figure; of the seconds also the least, `fastest`, which other users of the machine disturb
+    least."""
+    figures = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    if "seconds" in figures:
+        figures["fastest"] = min(run["seconds"] for run in runs)
+    return figures
 
 
 def machine(packages: Sequence[str] = (), device: str = "cpu") -> str:

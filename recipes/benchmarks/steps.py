@@ -53,6 +53,8 @@ DCAL = {
     "local-6": {"num_pwca_blocks": 6},
     "local-0": {"num_pwca_blocks": 0},
     "cls-12": {"glca_readout": "cls"},
+    "cls-6": {"glca_readout": "cls", "num_pwca_blocks": 6},
+    "cls-0": {"glca_readout": "cls", "num_pwca_blocks": 0},
     "sa": {"inference_branches": ("sa",)},
 }
 

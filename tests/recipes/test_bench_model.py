@@ -90,7 +90,7 @@ def test_every_case_gives_its_figures(load, monkeypatch):
     shape = steps.Shape("tiny", "vit_tiny_patch16_224", 64, 1, (32, 32), 2, 0.5)
     monkeypatch.setattr(bench, "SHAPES", {"deit_tiny": shape})
     names = [name for name, (shape, _, _) in bench.CASES.items() if shape == "deit_tiny"]
-    results = {name: bench.run_case(name, 2, 1, steps.Setting()) for name in names}
+    results = {name: load("harness").summary([bench.run_case(name, 2, 1, steps.Setting())]) for name in names}
     assert all(figures["seconds"] > 0 for figures in results.values())
     report = "\n".join(bench.section("deit_tiny", results, 2))
     for label in bench.MODELS.values():
@@ -105,10 +105,12 @@ def test_a_report_from_the_command_line(load, monkeypatch, tmp_path):
     script.write_text("import json, sys\nprint('noise')\nprint(json.dumps({'seconds': len(sys.argv)}))\n")
     options = {"batch": 4, "compile": True, "quick": False, "size": None}
     results = harness.measure(str(script), {"a": options, "b": {}}, repeats=2)
-    assert results == {"a": {"seconds": 6}, "b": {"seconds": 3}}
+    assert results == {"a": {"seconds": 6, "fastest": 6}, "b": {"seconds": 3, "fastest": 3}}
+    runs = [{"seconds": seconds, "bytes": size} for seconds, size in ((3, 50), (1, 70), (2, 60))]
+    assert harness.summary(runs) == {"seconds": 2, "bytes": 60, "fastest": 1}
 
     bench = load("bench_model")
-    fake = {"seconds": 1.0, "bytes": 10, "flops": 20, "plain_seconds": 1.0}
+    fake = {"seconds": 1.0, "fastest": 1.0, "bytes": 10, "flops": 20, "plain_seconds": 1.0}
     monkeypatch.setattr(bench, "measure", lambda script, cases, repeats: dict.fromkeys(cases, fake))
     monkeypatch.setattr(sys, "argv", ["bench_model.py", "--shapes", "vit_base", "--output", str(tmp_path / "m.md")])
     bench.main()
