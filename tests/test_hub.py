@@ -232,6 +232,13 @@ def test_a_dcal_checkpoint_is_no_backbone(tmp_path, vit_config):
         DCALForImageClassification.from_backbone(tmp_path)
 
 
+@pytest.fixture
+def new_compiler() -> None:
+    """One that has compiled nothing: of one `forward` it takes a few models in a process, and no more."""
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("new_compiler")
 @pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip_vision_model", "swin", "timm_deit", "timm_cait"])
 def test_compiled_and_exported_models_agree(backbone_configs, name):
     config = backbone_configs[name]
@@ -245,6 +252,7 @@ def test_compiled_and_exported_models_agree(backbone_configs, name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("new_compiler")
 def test_inductor_compiles_the_whole_graph(any_backbone_config):
     branches = branches_for(any_backbone_config)
     model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval()
