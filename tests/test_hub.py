@@ -28,16 +28,13 @@ from transformers import (
 from dcal_hf import DCALForImageClassification, DCALModel
 from dcal_hf.transforms import EvalTransform, fine_grained_processor
 
-from helpers import branches_for, is_cait
+from helpers import branches_for, is_cait, shaken
 
 
 def saved_model(folder: Path, config, **kwargs) -> DCALForImageClassification:
     labels = {"id2label": {0: "wren", 1: "robin", 2: "finch"}, "label2id": {"wren": 0, "robin": 1, "finch": 2}}
     kwargs = {"local_query_ratio": 0.3, **labels, **branches_for(config), **kwargs}
-    model = DCALForImageClassification.from_backbone(config, **kwargs).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = shaken(DCALForImageClassification.from_backbone(config, **kwargs), 0.1)
     model.save_pretrained(folder)
     fine_grained_processor(ViTImageProcessor(), model.config.image_size).save_pretrained(folder)
     return model
@@ -177,10 +174,7 @@ def resized_cait_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def test_resized_positions_equal_those_of_the_encoders_library(tmp_path, any_backbone_config):
-    plain = AutoModel.from_config(any_backbone_config).eval()
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    plain = shaken(AutoModel.from_config(any_backbone_config), 0.1)
     plain.save_pretrained(tmp_path)
     for image_size in ((48, 64), (16, 24)):
         model = DCALModel.from_backbone(tmp_path, image_size=image_size, **branches_for(any_backbone_config)).eval()

@@ -13,7 +13,7 @@ from dcal_hf import DCALConfig, DCALForReID
 from dcal_hf.loss_dcal import batch_hard_triplet
 from dcal_hf.transforms import EvalTransform, reid_processor
 
-from helpers import noise_picture
+from helpers import noise_picture, shaken
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -21,13 +21,10 @@ PAIRS = torch.tensor([3, 4, 5, 0, 1, 2])
 
 
 def reid_model(config, **kwargs) -> DCALForReID:
-    model = DCALForReID.from_backbone(config, num_labels=3, **kwargs).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for neck in model.dcal.necks.values():
-            neck.running_mean.normal_()
-            neck.running_var.uniform_(0.5, 2)
+    model = shaken(DCALForReID.from_backbone(config, num_labels=3, **kwargs), 0.1)
+    for neck in model.dcal.necks.values():
+        neck.running_mean.normal_()
+        neck.running_var.uniform_(0.5, 2)
     return model
 
 
