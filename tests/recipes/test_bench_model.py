@@ -77,11 +77,14 @@ def test_the_floor_of_sa_alone_is_the_plain_vit(load, vit_config):
 
 
 def test_fused_attention_computes_scores_once_more_in_backward(load, vit_config):
-    """Why the table's counted FLOPs lie above the needed ones: by `2 N² D` per block of SA."""
+    """Why the table's counted FLOPs lie above the needed ones: by `2 N² D` per block of SA, in training alone."""
     model, batch = make(vit_config, branches=("sa",), attn_implementation="sdpa")
-    size = load("flops").Sizes.of(model.config)
+    steps, flops = load("steps"), load("flops")
+    size, image = flops.Sizes.of(model.config), {key: value[:1] for key, value in batch.items()}
+    counted = {work: steps.counted_flops(work, model, image, steps.Setting()) for work in steps.STEPS}
     again = size.layers * 2 * size.tokens**2 * size.width
-    assert count(lambda: model(**batch).loss.backward()) == load("flops").training_flops(model.config) + again
+    assert counted["train"] == flops.training_flops(model.config) + again
+    assert counted["infer"] == flops.inference_flops(model.config)
 
 
 def test_every_case_gives_its_figures(load, monkeypatch):
