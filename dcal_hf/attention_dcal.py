@@ -24,26 +24,29 @@ def dcal_attention_forward(
     attention_mask: Tensor | None = None,
     *,
     attend: Callable[..., tuple[Tensor, Tensor | None]],
-    pair_index: Tensor | None = None,
+    num_paired: int = 0,
+    windows: int = 1,
     pair_noise: bool = False,
     memory: tuple[Tensor, Tensor] | None = None,
     record: MutableMapping[str, Tensor] | None = None,
     **kwargs,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, None]:
     """The attention function that a DCAL backbone is registered with.
 
     It only decides which keys and values the queries meet; `attend` does the arithmetic.
 
     Args:
         query, key, value (`Tensor` of shape `(B, H, N, d)`):
-            With a pair, B is twice the batch: the SA branch first, the PWCA branch behind it.
+            The SA branch first, the PWCA branch behind it.
         attention_mask (`Tensor` that broadcasts to `(B, H, N, N)`, *optional*):
             Added to the logits: a mask, a bias of relative positions. It holds for the distractor's keys as for the
             image's own.
         attend (`Callable`):
             The implementation the user chose (eager, sdpa, flash attention).
-        pair_index (`Tensor` of shape `(B / 2,)`, *optional*):
-            Image i is distracted by image `pair_index[i]`.
+        num_paired (`int`):
+            How many of the B are the PWCA branch's: pairs, one image of each behind the other.
+        windows (`int`):
+            How many of them belong to one image; each meets the same one of the other image.
         pair_noise (`bool`):
             The distractor's keys and values are standard Gaussian noise (an ablation of the paper).
         memory (`tuple` of two `Tensor` of shape `(B, H, M, d)`, *optional*):
@@ -52,44 +55,68 @@ def dcal_attention_forward(
             Receives the SA branch's `"query"` and `"key"`. Written by name, so that a recomputation (activation
             checkpointing) overwrites what the first pass wrote.
     """
-    paired = pair_noise or pair_index is not None
-    single = query.size(0) // 2 if paired else query.size(0)
+    single = len(query) - num_paired
     if record is not None:
         record["query"], record["key"] = query[:single].detach(), key[:single].detach()
     if memory is not None:
         key, value = memory
-    if not paired:
-        return attend(module, query, key, value, attention_mask, is_causal=False, **kwargs)
-
     self_mask, pair_mask = split_mask(attention_mask, single)
-    self_attention, _ = attend(
-        module, query[:single], key[:single], value[:single], self_mask, is_causal=False, **kwargs
-    )
-    pair_key, pair_value = (with_distractor(x[single:], pair_index, pair_noise) for x in (key, value))
-    pair_attention, _ = attend(module, query[single:], pair_key, pair_value, pair_mask, is_causal=False, **kwargs)
-    return torch.cat([self_attention, pair_attention]), None
+    outputs = []
+    if single > 0:
+        own = (x[:single] for x in (query, key, value))
+        outputs.append(attend(module, *own, self_mask, is_causal=False, **kwargs)[0])
+    if num_paired > 0:
+        paired = [x[single:] for x in (query, key, value)]
+        met = beside_noise(*paired, pair_mask) if pair_noise else beside_each_other(*paired, pair_mask, windows)
+        output = attend(module, *met, is_causal=False, **kwargs)[0]
+        outputs.append(output if pair_noise else taken_apart(output, windows))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
 
 AttentionInterface.register(ATTENTION_NAME, dcal_attention_forward)
 
 
 def split_mask(attention_mask: Tensor | None, single: int) -> tuple[Tensor | None, Tensor | None]:
-    """The masks of the two branches, (2B or 1, H, N, N) -> (B or 1, H, N, N) and (B or 1, H, N, 2N)."""
-    if attention_mask is None:
-        return None, None
-    is_shared = attention_mask.size(0) == 1
-    self_mask, pair_mask = (attention_mask, attention_mask) if is_shared else attention_mask.split(single)
-    return self_mask, torch.cat([pair_mask, pair_mask], dim=-1)
+    """The rows of the two branches; a mask of one row, (1, H, N, N), is that of all."""
+    if attention_mask is None or len(attention_mask) == 1:
+        return attention_mask, attention_mask
+    return attention_mask[:single], attention_mask[single:]
 
 
-def with_distractor(x: Tensor, pair_index: Tensor | None, noise: bool) -> Tensor:
-    """`[x_1; x_2]` along the tokens, (B, H, N, d) -> (B, H, 2N, d): one softmax will run over both images."""
-    if noise:
-        return torch.cat([x, torch.randn_like(x)], dim=2)
-    # One gather of whole images, as projections lay them out, (B, N, H, d), instead of a gather and a copy.
-    images = torch.stack([torch.arange(len(x), device=x.device), pair_index], dim=1).flatten()
-    pairs = x.transpose(1, 2).index_select(0, images)
-    return pairs.unflatten(0, (-1, 2)).flatten(1, 2).transpose(1, 2)
+def beside_each_other(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, windows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Pair-wise attention, `softmax(Q_1 [K_1;K_2]^T) [V_1;V_2]` and the same for Q_2 (paper, section 3.3), is
+    self-attention over the tokens of both images: `softmax([Q_1;Q_2] [K_1;K_2]^T) [V_1;V_2]`."""
+    if attention_mask is not None:
+        rows = attention_mask
+        rows = torch.cat([rows, rows], dim=2) if len(rows) == 1 else side_by_side(rows, windows)
+        attention_mask = torch.cat([rows, rows], dim=3)
+    query, key, value = (side_by_side(x, windows) for x in (query, key, value))
+    return query, key, value, attention_mask
+
+
+def side_by_side(x: Tensor, windows: int = 1) -> Tensor:
+    """The tokens of both images of a pair in one row, (2 P W, H, N, d) -> (P W, H, 2 N, d) for W windows an image.
+
+    Of whole images, as projections lay them out, (B, N, H, d), a view.
+    """
+    return x.unflatten(0, (-1, 2, windows)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(0, 1)
+
+
+def taken_apart(x: Tensor, windows: int = 1) -> Tensor:
+    """Each image's tokens by themselves again, in the layout of an output, (P W, 2 N, H, d) -> (2 P W, N, H, d)."""
+    return x.unflatten(1, (2, -1)).unflatten(0, (-1, windows)).transpose(1, 2).flatten(0, 2)
+
+
+def beside_noise(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Each image by itself, (B, H, N, d), beside as many keys and values of noise, (B, H, 2 N, d)."""
+    if attention_mask is not None:
+        attention_mask = torch.cat([attention_mask, attention_mask], dim=3)
+    key, value = (torch.cat([x, torch.randn_like(x)], dim=2) for x in (key, value))
+    return query, key, value, attention_mask
 
 
 @torch.no_grad()
@@ -119,6 +146,13 @@ def cls_rollout(
     for through, query, key in zip(reversed(flows[:-1]), reversed(queries[:-1]), reversed(keys[:-1])):
         flow = 0.5 * flow + 0.5 * through(flow, query, key, scaling)
     return flow
+
+
+@torch.no_grad()
+def cls_similarity(tokens: Tensor, num_prefix: int) -> Tensor:
+    """Cosine of each patch with CLS in the encoder's output, (B, prefix + N, D) -> (B, N), in float32."""
+    cls, patches = tokens[:, :1].float(), tokens[:, num_prefix:].float()
+    return nn.functional.cosine_similarity(cls, patches, dim=2)
 
 
 @torch.no_grad()

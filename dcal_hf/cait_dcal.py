@@ -43,6 +43,7 @@ def attend_talking(
     value: Tensor,
     attention_mask: None,
     scaling: float,
+    num_patches: int,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """`W softmax(L s Q K^T) V`, L and W mixing the heads (https://huggingface.co/papers/2003.02436), as timm does it.
@@ -50,10 +51,13 @@ def attend_talking(
     The bias of W falls on every key: over the keys of two images at half its size, `W P + b / 2 = (W 2P + b) / 2`, or
     an image paired with itself would not be self-attention.
 
+    Args:
+        num_patches (`int`): Of one image.
+
     Returns:
-        Output (B, N, H, d) and weights (B, H, N, N or 2N), as an attention function of transformers.
+        Output (B, M, H, d) and weights (B, H, M, N or 2N), as an attention function of transformers.
     """
-    images = key.size(2) // query.size(2)
+    images = key.size(2) // num_patches
     logits = mix_heads(module.proj_l, (query * scaling) @ key.transpose(2, 3))
     weights = module.attn_drop(mix_heads(module.proj_w, images * logits.softmax(dim=-1)))
     return (weights @ (value / images)).transpose(1, 2), weights
@@ -72,8 +76,9 @@ class TalkingHeadsAttention(TalkingHeadAttn):
     ) -> Tensor:
         """(B, N, D) -> (B, N, D); `attend` is the user's, of which only class attention can make use."""
         query, key, value = (to_heads(x, self.num_heads) for x in self.qkv(patches).chunk(3, dim=2))
+        attend_patches = partial(attend_talking, num_patches=patches.size(1))
         output, _ = dcal_attention_forward(
-            self, query, key, value, attend=attend_talking, scaling=self.scale, **kwargs
+            self, query, key, value, attend=attend_patches, scaling=self.scale, **kwargs
         )
         return self.proj_drop(self.proj(output.flatten(2)))
 

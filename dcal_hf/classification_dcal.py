@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_dcal import DCALConfig
-from .loss_dcal import counted_branches, make_loss_weights, total_loss
+from .loss_dcal import branch_labels, counted_branches, make_loss_weights, total_loss
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
@@ -19,7 +19,8 @@ class DCALImageClassifierOutput(ModelOutput):
         loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
         losses (`dict` of `Tensor`): The cross-entropy of each of these branches.
         logits (`Tensor` of shape `(B, classes)`): `softmax(logits)` is the mean of the branches' probabilities.
-        sa_logits, glca_logits, pwca_logits (`Tensor` of shape `(B, classes)`): Per branch, None if it did not run.
+        sa_logits, glca_logits (`Tensor` of shape `(B, classes)`): Per branch, None if it did not run.
+        pwca_logits (`Tensor` of shape `(2P, classes)`): In the order of `pairs.flatten()`; None without pairs.
         embeddings, rollout, local_query_indices: As in `DCALModelOutput`.
     """
 
@@ -54,16 +55,21 @@ class DCALForImageClassification(DCALPreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        pair_index: Tensor | None = None,
+        pairs: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
+        smoothing: float = 0.0,
     ) -> DCALImageClassifierOutput:
         """
         Args:
-            pixel_values, pair_index, pair_noise, output_rollout: As in `DCALModel`.
-            labels (`Tensor` of shape `(B,)`, int64, or `(B, classes)`, probabilities, *optional*)
+            pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
+            labels (`Tensor` of shape `(B,)`, int64, or `(B, classes)`, probabilities, *optional*):
+                No loss counts an image of label -100, which can still distract another.
+            smoothing (`float`):
+                Share of each label's probability that is spread over all classes. Named without "label", because the
+                Trainer takes every argument that has it for a column of the data set.
         """
-        outputs = self.dcal(pixel_values, pair_index, pair_noise, output_rollout, return_dict=True)
+        outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
         logits = {}
         if "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches):
             logits["sa"] = self.sa_classifier(outputs.sa_embedding)
@@ -73,7 +79,12 @@ class DCALForImageClassification(DCALPreTrainedModel):
             logits["pwca"] = self.sa_classifier(outputs.pwca_embedding)
         loss, losses = None, None
         if labels is not None:
-            loss, losses = self.compute_loss(logits, labels)
+            targets = branch_labels(labels, pairs)
+            losses = {
+                name: nn.functional.cross_entropy(logits[name].float(), targets[name], label_smoothing=smoothing)
+                for name in counted_branches(logits, self.config.branches)
+            }
+            loss = total_loss(losses, self.loss_weights)
         return DCALImageClassifierOutput(
             loss=loss,
             losses=losses,
@@ -85,14 +96,6 @@ class DCALForImageClassification(DCALPreTrainedModel):
             rollout=outputs.rollout,
             local_query_indices=outputs.local_query_indices,
         )
-
-    def compute_loss(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted total over the branches, and the cross-entropy of each (paper, section 3.4)."""
-        losses = {
-            name: nn.functional.cross_entropy(logits[name].float(), labels)
-            for name in counted_branches(logits, self.config.branches)
-        }
-        return total_loss(losses, self.loss_weights), losses
 
 
 def mean_probability_logits(logits: list[Tensor]) -> Tensor:

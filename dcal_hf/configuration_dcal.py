@@ -1,5 +1,7 @@
 """DCAL model configuration."""
 
+from decimal import Decimal
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -53,14 +55,16 @@ class DCALConfig(PreTrainedConfig):
         local_query_ratio (`float`):
             R, the share of patches whose queries GLCA keeps (0.1 for fine-grained classes, 0.3 for Re-ID).
         local_query_selection (`str`):
-            `"rollout"` (attention rollout), `"last_layer"` (CLS attention of the last block alone) or `"random"`.
+            `"rollout"` (attention rollout), `"last_layer"` (CLS attention of the last block alone), `"similarity"`
+            (cosine with CLS in the encoder's output, not in the paper: nothing is recorded for it) or `"random"`.
         glca_scope (`str`):
             What local queries attend to: `"global"` (all tokens) or `"local"` (the selected ones only).
         glca_readout (`str`):
             `"local"`, the mean of the selected queries' outputs, or `"cls"`, the output of the CLS query. The paper
             reads CLS, but then the selection changes nothing; see "Readings of the paper" in the README.
         drop_path_rate (`float`):
-            Stochastic depth of the last block; it rises linearly from 0 at the first.
+            Stochastic depth of the last block; it rises linearly from 0 at the first. It takes the place of whatever
+            `backbone_config` asks for.
         neck (`bool`):
             Whether embeddings have a BatchNorm neck, as `DCALForReID` needs.
         neck_feature (`str`):
@@ -138,7 +142,8 @@ class DCALConfig(PreTrainedConfig):
     def num_local_queries(self) -> int:
         """How many patches R keeps: rounded down, at least one."""
         rows, columns = self.grid
-        return max(1, int(self.local_query_ratio * rows * columns))
+        # As written in decimals: 0.29 of 100 is 29, though as a binary number 0.29 is a little less.
+        return max(1, int(Decimal(str(self.local_query_ratio)) * rows * columns))
 
     @property
     def reads_local_queries(self) -> bool:
@@ -203,7 +208,7 @@ class DCALConfig(PreTrainedConfig):
 
     def validate_switches(self):
         switches = {
-            "local_query_selection": ("rollout", "last_layer", "random"),
+            "local_query_selection": ("rollout", "last_layer", "similarity", "random"),
             "glca_scope": ("global", "local"),
             "glca_readout": ("local", "cls"),
             "neck_feature": ("before", "after") if self.neck else ("before",),

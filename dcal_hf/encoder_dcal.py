@@ -267,7 +267,11 @@ def build_backbone(
     seam = find_seam(config)
     pooler = {"add_pooling_layer": False} if seam.has_pooler else {}
     # A copy: the attention implementation is a field of the configuration, and this one is the backbone's alone.
-    backbone = AutoModel.from_config(copy.deepcopy(config), attn_implementation=ATTENTION_NAME, **pooler)
+    config = copy.deepcopy(config)
+    if hasattr(config, "drop_path_rate"):
+        # Its own would come on top of DCAL's, which every family has.
+        config.drop_path_rate = 0.0
+    backbone = AutoModel.from_config(config, attn_implementation=ATTENTION_NAME, **pooler)
     seam.prepare(backbone, image_size)
     add_stochastic_depth(backbone, seam, drop_path_rate)
     mask_token = getattr(backbone.embeddings, "mask_token", None)

@@ -1,9 +1,13 @@
-"""Losses of DCAL. Paper: section 3.4 (https://huggingface.co/papers/2205.02151)."""
+"""Losses of DCAL. Paper: section 4.1 (https://huggingface.co/papers/2205.02151)."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+
+# The label of an image that no loss counts, as in `torch.nn.functional.cross_entropy`.
+IGNORED = -100
 
 
 class UncertaintyWeights(nn.Module):
@@ -38,6 +42,14 @@ def counted_branches(ran: Iterable[str], trained: tuple[str, ...]) -> list[str]:
     return [name for name in ran if name in trained] or ran
 
 
+def branch_labels(labels: Tensor, pairs: Tensor | None) -> dict[str, Tensor]:
+    """What each branch is to answer: PWCA, whose images come pair by pair, `labels[pairs.flatten()]`."""
+    paired = labels
+    if pairs is not None:
+        paired = labels[pairs.flatten().to(labels.device, non_blocking=True)]
+    return {"sa": labels, "glca": labels, "pwca": paired}
+
+
 def total_loss(losses: dict[str, Tensor], weights: UncertaintyWeights | None) -> Tensor:
     """The weighted total; the plain one if there are no weights, as for a lone branch, or none for these branches."""
     if weights is None or not set(losses) <= set(weights.branches):
@@ -59,19 +71,29 @@ def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         features (`Tensor` of shape `(B, D)`)
-        labels (`Tensor` of shape `(B,)`): Identities.
+        labels (`Tensor` of shape `(B,)`): Identities; an image of label -100 is neither anchor nor met by one.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()
         distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    counts = labels != IGNORED
     same = labels[:, None] == labels[None, :]
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = same & counts & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    negative = ~same & counts
     hardest_positive = distances.masked_fill(~positive, 0.0).amax(dim=1)
-    hardest_negative = distances.masked_fill(same, torch.inf).amin(dim=1)
-    is_anchor = positive.any(dim=1) & ~same.all(dim=1)
+    hardest_negative = distances.masked_fill(~negative, torch.inf).amin(dim=1)
+    is_anchor = counts & positive.any(dim=1) & negative.any(dim=1)
     # Where nothing counts the difference is masked before the softplus, so that no infinity reaches the gradient.
     margin = torch.where(is_anchor, hardest_positive - hardest_negative, 0.0)
     return (nn.functional.softplus(margin) * is_anchor).sum() / is_anchor.sum().clamp(min=1)
 
 
-__all__ = ["UncertaintyWeights", "batch_hard_triplet", "counted_branches", "make_loss_weights", "total_loss"]
+__all__ = [
+    "IGNORED",
+    "UncertaintyWeights",
+    "batch_hard_triplet",
+    "branch_labels",
+    "counted_branches",
+    "make_loss_weights",
+    "total_loss",
+]

@@ -1,7 +1,7 @@
 """DCAL models: Dual Cross-Attention Learning on any transformers ViT (https://huggingface.co/papers/2205.02151)."""
 
 import copy
-from collections import UserDict
+from collections import Counter, UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, top_patches, with_distractor
+from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, cls_similarity, top_patches
 from .configuration_dcal import DCALConfig, as_pair
 from .encoder_dcal import (
     attention_function,
@@ -36,7 +36,8 @@ class DCALModelOutput(ModelOutput):
         pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS (of an encoder that has none the
             mean of the tokens) and GLCA's readout, in the order of `config.inference_branches`; in evaluation mode
             after the neck, if `config.neck_feature` says so. Also reachable as `embeddings`.
-        sa_embedding, glca_embedding, pwca_embedding (`Tensor` of shape `(B, D)`): Per branch, None if it did not run.
+        sa_embedding, glca_embedding (`Tensor` of shape `(B, D)`): Per branch, None if it did not run.
+        pwca_embedding (`Tensor` of shape `(2P, D)`): In the order of `pairs.flatten()`; None without pairs.
         rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over patches.
         local_query_indices (`Tensor` of shape `(B, R)`): The selected patches, best first.
     """
@@ -187,32 +188,37 @@ class DCALModel(DCALPreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor,
-        pair_index: Tensor | None = None,
+        pairs: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
     ) -> DCALModelOutput:
         """
         Args:
             pixel_values (`Tensor` of shape `(B, channels, height, width)`)
-            pair_index (`Tensor` of shape `(B,)`, int64, *optional*):
-                Image i's distractor is image `pair_index[i]` of the batch. Given: the PWCA branch runs.
+            pairs (`Tensor` of shape `(P, 2)`, int64, *optional*):
+                Each row names two images of the batch that distract each other: for these the PWCA branch runs. A row
+                `[i, i]` is image i's self-attention, no row no branch. On the CPU, where nothing waits for it, values
+                are checked.
             pair_noise (`bool`):
-                The PWCA branch runs with Gaussian noise for the distractor's keys and values.
+                The distractor's keys and values are Gaussian noise: for the images that `pairs` names, or for all.
             output_rollout (`bool`):
                 Return the rollout even where nothing reads it.
 
         Raises:
-            ValueError: For images of another size than the model's, for a pair the model has no use for.
+            ValueError: For images of another size than the model's, for pairs that name no two images of the batch, or
+                one more than once, or that the model has no use for.
         """
-        self.check_inputs(pixel_values, pair_index is not None or pair_noise, output_rollout)
+        self.check_inputs(pixel_values, pairs is not None or pair_noise, output_rollout)
+        if pairs is not None:
+            check_pairs(pairs, len(pixel_values))
         branches = self.config.branches if self.training else self.config.inference_branches
         tokens, pair_tokens, rotary, records = self.encode(
-            pixel_values, pair_index, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
+            pixel_values, pairs, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
         )
-        rollout, indices = self.select(tokens, records, "glca" in branches)
-
         norm = self.seam.get_final_norm(self.backbone)
         last_hidden_state = norm(tokens)
+        rollout, indices = self.select(last_hidden_state, records, "glca" in branches)
+
         embeddings = {"sa": self.seam.readout(last_hidden_state)}
         if "glca" in branches:
             local_tokens = self.glca(tokens, self.num_prefix_tokens, indices, rotary, attend=self.attend)
@@ -264,52 +270,59 @@ class DCALModel(DCALPreTrainedModel):
         return range(0)
 
     def encode(
-        self, pixel_values: Tensor, pair_index: Tensor | None, pair_noise: bool, recorded: range
+        self, pixel_values: Tensor, pairs: Tensor | None, pair_noise: bool, recorded: range
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[Mapping[str, Tensor]]]:
-        """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (B, 1, D) where CLS is read.
+        """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (2P, 1, D) where CLS is read.
 
-        From block L - T on the batch is doubled: SA in front, PWCA behind. Below it the two are the same tensor. Where
+        At block L - T the paired images are appended to the batch. Below it they are the same tensor as SA's. Where
         CLS is read, the last block runs for each branch by itself, because of PWCA nothing else is needed.
         """
         hidden_states = self.seam.embed(self.backbone, pixel_values)
         rotary = self.seam.rotary(self.backbone, pixel_values)
-        batch_size, attend, pair = len(hidden_states), self.attend, {}
-        has_pair = pair_index is not None or pair_noise
+        batch_size, attend = len(hidden_states), self.attend
+        paired = paired_images(pairs, pair_noise, hidden_states)
         # No plain dictionaries: FSDP may hand a block copies of those.
         records = {depth: UserDict() for depth in recorded}
         blocks = self.seam.get_blocks(self.backbone)
         num_shared = len(blocks) - 1 if self.seam.has_cls else len(blocks)
+        first = len(blocks) if paired is None else len(blocks) - self.config.num_pwca_blocks
         for depth, block in enumerate(blocks[:num_shared]):
-            if has_pair and depth == self.config.num_layers - self.config.num_pwca_blocks:
-                hidden_states = torch.cat([hidden_states, hidden_states])
-                pair = {"pair_index": pair_index, "pair_noise": pair_noise}
+            if depth == first:
+                hidden_states = torch.cat([hidden_states, hidden_states.index_select(0, paired)])
+            pair = {"num_paired": len(hidden_states) - batch_size, "pair_noise": pair_noise}
             hidden_states = run_block(block, hidden_states, rotary, attend=attend, record=records.get(depth), **pair)
-        tokens, pair_tokens = hidden_states[:batch_size], hidden_states[-batch_size:] if has_pair else None
+        tokens, pair_tokens = hidden_states[:batch_size], None
+        if paired is not None:
+            pair_tokens = hidden_states[batch_size:] if first < num_shared else tokens.index_select(0, paired)
         for depth, block in enumerate(blocks[num_shared:], start=num_shared):
-            if has_pair:
-                pair_tokens = self.read_pair(block, pair_tokens, rotary, attend, pair_index, pair_noise)
+            if paired is not None:
+                pair_tokens = self.read_pairs(block, pair_tokens, rotary, attend, pair_noise)
             tokens = run_block(block, tokens, rotary, attend=attend, record=records.get(depth))
         return tokens, pair_tokens, rotary, list(records.values())
 
-    def read_pair(
+    def read_pairs(
         self,
         block: nn.Module,
         tokens: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         attend: Callable[..., tuple[Tensor, Tensor | None]],
-        pair_index: Tensor | None,
         pair_noise: bool,
     ) -> Tensor:
-        """PWCA's CLS after the last block, (B, N, D) -> (B, 1, D): its other tokens are keys and values only."""
-        memory = [with_distractor(x, pair_index, pair_noise) for x in self.seam.keys_values(block, tokens, rotary)]
+        """PWCA's CLS after the last block, (2P, N, D) -> (2P, 1, D): its other tokens are keys and values only."""
+        memory = self.seam.keys_values(block, tokens, rotary)
         # No position turns a prefix token.
         unturned = rotary and tuple(x[:0] for x in rotary)
-        return run_block(block, tokens[:, :1], unturned, attend=attend, memory=memory)
+        pair = {"num_paired": len(tokens), "pair_noise": pair_noise}
+        return run_block(block, tokens[:, :1], unturned, attend=attend, memory=memory, **pair)
 
     def select(
         self, tokens: Tensor, records: list[Mapping[str, Tensor]], runs_glca: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The rollout over patches (B, N), if every block was recorded, and the selected patches (B, R), if read."""
+        """The rollout over patches (B, N), if every block was recorded, and the selected patches (B, R), if read.
+
+        Args:
+            tokens (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
+        """
         queries, keys = ([record[name] for record in records] for name in ("query", "key"))
         rollout, indices, prefix = None, None, self.num_prefix_tokens
         if len(records) == self.config.num_layers:
@@ -321,10 +334,44 @@ class DCALModel(DCALPreTrainedModel):
                 scores = rollout
             elif selection == "last_layer":
                 scores = cls_attention(queries[-1], keys[-1], queries[-1].size(-1) ** -0.5)[:, prefix:]
+            elif selection == "similarity":
+                scores = cls_similarity(tokens, prefix)
             else:
                 scores = torch.rand(len(tokens), tokens.size(1) - prefix, device=tokens.device)
             indices = top_patches(scores, self.config.num_local_queries)
         return rollout, indices
+
+
+def check_pairs(pairs: Tensor, batch_size: int) -> None:
+    """
+    Raises:
+        ValueError: If `pairs` is no int64 tensor of shape `(P, 2)`; where its values can be read without waiting for a
+            device, also if one is no image of the batch, or comes twice other than as `[i, i]`.
+    """
+    if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.size(1) != 2:
+        raise ValueError(
+            f"pairs is {pairs.dtype} of shape {tuple(pairs.shape)}: it must be int64 of shape (P, 2), a row for each "
+            "two images that distract each other."
+        )
+    if pairs.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    named = [image for first, second in pairs.tolist() for image in {first, second}]
+    for image, count in Counter(named).items():
+        if not 0 <= image < batch_size:
+            raise ValueError(f"pairs names image {image}, but the batch has images 0 to {batch_size - 1}.")
+        if count > 1:
+            raise ValueError(
+                f"pairs names image {image} in {count} rows: an image has one partner, itself in a row "
+                f"[{image}, {image}]."
+            )
+
+
+def paired_images(pairs: Tensor | None, pair_noise: bool, hidden_states: Tensor) -> Tensor | None:
+    """Indices (2P,) of the images that PWCA runs for, partners side by side; beside noise all, if `pairs` is None."""
+    if pairs is None:
+        return torch.arange(len(hidden_states), device=hidden_states.device) if pair_noise else None
+    # Not waiting: a device copies what the CPU gives when it comes to it.
+    return pairs.flatten().to(hidden_states.device, non_blocking=True) if len(pairs) > 0 else None
 
 
 def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:

@@ -15,6 +15,30 @@ class Neck(nn.BatchNorm1d):
         del self.bias
         self.register_buffer("bias", bias)
 
+    def forward(self, features: Tensor, counted: Tensor | None = None, remember: bool = True) -> Tensor:
+        """(B, D) -> (B, D).
+
+        Args:
+            counted (`Tensor` of shape `(B,)`, bool, *optional*):
+                The images that a training batch's statistics are of; all, if not given.
+            remember (`bool`): Whether the running statistics, those of inference, learn from `counted`.
+        """
+        if not self.training or counted is None:
+            return super().forward(features)
+        number, values = counted.sum(), features.float()
+        mean = torch.where(counted[:, None], values, 0).sum(dim=0) / number
+        variance = torch.where(counted[:, None], values - mean, 0).square().sum(dim=0) / number
+        if remember:
+            self.remember(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
+        normed = (values - mean) * (variance + self.eps).rsqrt()
+        return (normed * self.weight + self.bias).to(features.dtype)
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor, variance: Tensor) -> None:
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+
 
 def make_necks(config: DCALConfig) -> nn.ModuleDict:
     """One neck per branch that has a classifier; PWCA goes through SA's."""

@@ -1,7 +1,7 @@
 """Which parameters an optimiser moves, and how far: weight decay, learning rates by depth."""
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,12 +15,12 @@ class ParameterGroup:
     Args:
         parameters (`list` of `nn.Parameter`): In the model's order.
         scale (`float`): Share of the learning rate that they get.
-        is_special (`bool`): Whether they are those that the optimiser treats in another way (biases, say).
+        kind (`str`): What the optimiser treats in another way (`"bias"`, say); empty for all else.
     """
 
     parameters: list[nn.Parameter]
     scale: float
-    is_special: bool
+    kind: str
 
 
 def weight_matrix_names(model: nn.Module) -> list[str]:
@@ -50,26 +50,26 @@ def parameter_depths(model: DCALPreTrainedModel) -> dict[nn.Parameter, int]:
 
 
 def parameter_groups(
-    model: DCALPreTrainedModel, special_names: Collection[str], layer_decay: float
+    model: DCALPreTrainedModel, kinds: Mapping[str, str], layer_decay: float
 ) -> list[ParameterGroup]:
-    """The trained parameters, apart by depth and by whether they are special.
+    """The trained parameters, apart by depth and by kind.
 
     The learning rate of depth d is scaled by `layer_decay ** (L + 1 - d)`, as BEiT and MAE fine-tune
     (https://huggingface.co/papers/2111.06377, appendix A.1); with a layer decay of 1 there is one depth. The full rate
-    comes first, because the Trainer logs that of the first group; of one depth the special parameters come second. The
-    order is always the same, because the states of an optimiser are saved by it.
+    comes first, because the Trainer logs that of the first group; of one depth those of no kind come first. The order
+    is always the same, because the states of an optimiser are saved by it.
 
     Args:
-        special_names (`Collection[str]`): Names of the parameters that the optimiser treats in another way.
+        kinds (`Mapping[str, str]`): By their names, the parameters that the optimiser treats in another way.
     """
-    special_names, depths = set(special_names), parameter_depths(model)
+    depths = parameter_depths(model)
     last = max(depths.values())
     groups = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[layer_decay ** (last - depths[parameter]), name in special_names].append(parameter)
+            groups[layer_decay ** (last - depths[parameter]), kinds.get(name, "")].append(parameter)
     keys = sorted(groups, key=lambda key: (-key[0], key[1]))
-    return [ParameterGroup(groups[scale, is_special], scale, is_special) for scale, is_special in keys]
+    return [ParameterGroup(groups[scale, kind], scale, kind) for scale, kind in keys]
 
 
 __all__ = ["ParameterGroup", "parameter_depths", "parameter_groups", "weight_matrix_names"]

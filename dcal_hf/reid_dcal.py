@@ -8,7 +8,14 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_dcal import BRANCHES, DCALConfig
-from .loss_dcal import batch_hard_triplet, counted_branches, make_loss_weights, total_loss
+from .loss_dcal import (
+    IGNORED,
+    batch_hard_triplet,
+    branch_labels,
+    counted_branches,
+    make_loss_weights,
+    total_loss,
+)
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
@@ -23,8 +30,8 @@ class DCALReIDOutput(ModelOutput):
         loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
         losses (`dict` of `Tensor`): Cross-entropy plus triplet loss of each of these branches.
         embeddings (`Tensor` of shape `(B, branches * D)`): What is searched with; `AutoModel` gives the same.
-        sa_logits, glca_logits, pwca_logits (`Tensor` of shape `(B, identities)`): Of the training identities, per
-            branch; None if it did not run.
+        sa_logits, glca_logits (`Tensor` of shape `(B, identities)`), pwca_logits (`Tensor` of shape
+            `(2P, identities)`): Of the training identities, per branch; None if it did not run.
         rollout, local_query_indices: As in `DCALModelOutput`.
     """
 
@@ -45,6 +52,10 @@ class DCALForReID(DCALPreTrainedModel):
 
     def __init__(self, config: DCALConfig):
         super().__init__(config)
+        if config.num_labels < 2:
+            raise ValueError(
+                f"Individuals cannot be told apart with fewer than two identities, got num_labels={config.num_labels}."
+            )
         if not config.neck:
             raise ValueError("DCALForReID needs neck=True in its configuration; from_backbone sets it.")
         self.dcal = DCALModel(config)
@@ -66,25 +77,26 @@ class DCALForReID(DCALPreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
-        pair_index: Tensor | None = None,
+        pairs: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
     ) -> DCALReIDOutput:
         """
         Args:
-            pixel_values, pair_index, pair_noise, output_rollout: As in `DCALModel`.
-            labels (`Tensor` of shape `(B,)`, int64, *optional*): Training identities, from 0.
+            pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
+            labels (`Tensor` of shape `(B,)`, int64, *optional*):
+                Training identities, from 0. No loss counts an image of label -100, nor do the necks' statistics.
         """
-        outputs = self.dcal(pixel_values, pair_index, pair_noise, output_rollout, return_dict=True)
+        outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
         features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}
         ran = [name for name, feature in features.items() if feature is not None]
         loss, losses, logits = None, None, {}
         if labels is not None:
-            counted = counted_branches(ran, self.config.branches)
-            logits = {name: self.identity_logits(name, features[name]) for name in counted}
+            counted, targets = counted_branches(ran, self.config.branches), branch_labels(labels, pairs)
+            logits = {name: self.identity_logits(name, features[name], targets[name]) for name in counted}
             losses = {
-                name: nn.functional.cross_entropy(logits[name].float(), labels)
-                + batch_hard_triplet(features[name], labels)
+                name: nn.functional.cross_entropy(logits[name].float(), targets[name])
+                + batch_hard_triplet(features[name], targets[name])
                 for name in counted
             }
             loss = total_loss(losses, self.loss_weights)
@@ -99,10 +111,12 @@ class DCALForReID(DCALPreTrainedModel):
             local_query_indices=outputs.local_query_indices,
         )
 
-    def identity_logits(self, branch: str, feature: Tensor) -> Tensor:
+    def identity_logits(self, branch: str, feature: Tensor, labels: Tensor) -> Tensor:
         """Classifier on the feature after the neck, (B, D) -> (B, identities)."""
         shared = "sa" if branch == "pwca" else branch
-        return self.classifiers[shared](self.dcal.necks[shared](feature))
+        # PWCA is gone at inference: the running statistics are those of the branch that answers there.
+        feature = self.dcal.necks[shared](feature, counted=labels != IGNORED, remember=branch == shared)
+        return self.classifiers[shared](feature)
 
 
 __all__ = ["DCALForReID", "DCALReIDOutput"]

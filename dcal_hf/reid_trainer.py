@@ -22,7 +22,6 @@ from .reid_training_args import DCALReIDTrainingArguments
 from .reranking import rerank
 from .samplers import IdentityBalancedSampler
 from .trainer import DCALTrainer
-from .transforms import SeededDataset
 
 
 MOMENTUM = 0.9
@@ -62,17 +61,20 @@ class DCALReIDTrainer(DCALTrainer):
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.embeddings: dict[str, np.ndarray] = {}
 
-    def _get_train_sampler(self, train_dataset: SeededDataset | None = None) -> IdentityBalancedSampler:
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> IdentityBalancedSampler:
         sampler = IdentityBalancedSampler(
-            column(train_dataset.dataset, "label"),
+            self.training_labels(),
             self._train_batch_size,
             self.args.instances_per_identity,
-            train_dataset.seed,
+            self.data_seed,
             batches_per_step=self.args.world_size * self.args.gradient_accumulation_steps,
+            pair_sampling=self.pair_sampling,
         )
-        self.epoch_callback.listeners["sampler"] = sampler
+        self.listeners["sampler"] = sampler
         return sampler
+
+    def training_labels(self) -> np.ndarray:
+        return np.asarray(column(self.labelled_dataset, "label"))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """TransReID's SGD with every bias at twice the learning rate, or what the arguments name."""
@@ -80,19 +82,21 @@ class DCALReIDTrainer(DCALTrainer):
             return super().create_optimizer(model)
         if self.optimizer is None:
             model = self.model if model is None else model
-            biases = [name for name, _ in model.named_parameters() if name.endswith("bias")]
+            names = [name for name, _ in model.named_parameters()]
+            kinds = {name: "bias" for name in names if name.endswith("bias")}
+            kinds |= {name: "log_vars" for name in names if name.endswith("log_vars")}
             rate = self.args.learning_rate
             self.optimizer = torch.optim.SGD(
                 [
                     {
                         "params": group.parameters,
-                        "lr": group.scale * rate * (BIAS_FACTOR if group.is_special else 1),
+                        "lr": group.scale * rate * (BIAS_FACTOR if group.kind == "bias" else 1),
+                        "weight_decay": 0.0 if group.kind == "log_vars" else self.args.weight_decay,
                     }
-                    for group in parameter_groups(model, biases, self.args.layer_decay)
+                    for group in parameter_groups(model, kinds, self.args.layer_decay)
                 ],
                 lr=rate,
                 momentum=MOMENTUM,
-                weight_decay=self.args.weight_decay,
             )
         return self.optimizer
 

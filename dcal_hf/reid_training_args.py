@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .samplers import PAIR_SAMPLING
+from .pairs import PAIR_SAMPLING
 from .training_args import DCALTrainingArguments
 
 
@@ -25,18 +25,19 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
         instances_per_identity (`int`, *optional*, defaults to 4):
             K: a batch holds `per_device_train_batch_size / K` identities with K images each.
         pair_sampling (`str`, *optional*, defaults to `"inter_class"`):
-            As in [`DCALTrainingArguments`]. The paper draws the distractor from the whole training set, where it is
-            hardly ever of the same identity; in a batch of P x K images any other image is so with probability
-            (K - 1) / (P K - 1), 1 in 21 for 16 x 4. Another identity's image comes closest to the paper.
+            As in [`DCALTrainingArguments`], but among the images of a batch. The paper draws partners from the whole
+            training set, where they are hardly ever of the same identity; in a batch of P x K images any two are so
+            with probability (K - 1) / (P K - 1), 1 in 21 for 16 x 4. Another identity's image comes closest to it.
 
     > Parameters that control the optimiser
 
     Args:
         schedule (`str`, *optional*, defaults to `"transreid"`):
-            `"transreid"`: SGD with momentum 0.9, every bias at twice the learning rate, weight decay on everything, no
-            clipping, and one learning rate per epoch, see [`~dcal_hf.reid_trainer.transreid_factor`]; `warmup_steps`
-            and `lr_scheduler_type` are not read. `"trainer"`, for training from scratch: the Trainer's own `optim`,
-            `lr_scheduler_type` and `warmup_steps`, with the defaults of [`DCALTrainingArguments`].
+            `"transreid"`: SGD with momentum 0.9, every bias at twice the learning rate, weight decay on everything but
+            the losses' log-variances, no clipping, and one learning rate per epoch, see
+            [`~dcal_hf.reid_trainer.transreid_factor`]; `warmup_steps` and `lr_scheduler_type` are not read.
+            `"trainer"`, for training from scratch: the Trainer's own `optim`, `lr_scheduler_type` and `warmup_steps`,
+            with the defaults of [`DCALTrainingArguments`].
         optim, learning_rate, weight_decay, max_grad_norm (*optional*):
             Of the schedule, if not given: `"sgd"`, 0.008, 1e-4 and 0 (no clipping), or `"adamw_torch_fused"`,
             `base_learning_rate / 512 x batch`, 0.05 and 1.
@@ -74,7 +75,7 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
     rerank: bool = field(default=False, metadata={"help": "Score the k-reciprocal re-ranking too."})
     pair_sampling: str = field(
         default="inter_class",
-        metadata={"help": "Which image of the batch distracts each image in PWCA.", "choices": PAIR_SAMPLING},
+        metadata={"help": "Which two images of a batch distract each other in PWCA.", "choices": PAIR_SAMPLING},
     )
     optim: str | None = field(default=None, metadata={"help": "The optimiser; the schedule's if not given."})
     learning_rate: float | None = field(default=None, metadata={"help": "The schedule's if not given."})

@@ -1,41 +1,11 @@
-"""Who meets whom in a batch."""
+"""Batches of re-identification: which identities meet in a batch."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
-
-PAIR_SAMPLING = ("any", "inter_class", "intra_class", "half", "noise")
-
-
-def sample_pairs(labels: Tensor, strategy: str) -> Tensor:
-    """Draws each image's distractor for PWCA among the other images of the batch.
-
-    Paper: section 3.3, and Table 5 for the strategies (https://huggingface.co/papers/2205.02151). An image with no
-    candidate (a batch of one; no other image of its class) is paired with itself, which leaves it plain
-    self-attention.
-
-    Args:
-        labels (`Tensor` of shape `(B,)`): Class of each image.
-        strategy (`str`): `"any"`, `"inter_class"`, `"intra_class"`, or `"half"`: one of the last two at random.
-
-    Returns:
-        `Tensor` of shape `(B,)`, int64: image i is distracted by image `pair_index[i]`.
-    """
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    same_class = labels[:, None] == labels[None, :]
-    if strategy == "half":
-        heads = torch.rand(len(labels), 1, device=labels.device) < 0.5
-        candidates = same_class == heads
-    else:
-        candidates = {"any": ~itself, "inter_class": ~same_class, "intra_class": same_class}[strategy]
-    candidates = candidates & ~itself
-    lonely = ~candidates.any(dim=1, keepdim=True)
-    return torch.multinomial((candidates | (itself & lonely)).float(), 1).squeeze(1)
+from .pairs import count_unpaired, lay_out, pair_up
 
 
 class IdentityBalancedSampler(Sampler[int]):
@@ -56,6 +26,9 @@ class IdentityBalancedSampler(Sampler[int]):
         seed (`int`, *optional*, defaults to 0): Seed of all epochs.
         batches_per_step (`int`, *optional*, defaults to 1):
             The number of processes: so many successive batches share as few identities as they can.
+        pair_sampling (`str`, *optional*):
+            Arranges each batch so that images 2k and 2k + 1 may be a pair, see [`~dcal_hf.pairs.pair_up`]; if not
+            given, an identity's images stand together.
 
     Raises:
         ValueError: if the batch does not divide into identities of K images, or there are fewer than P identities.
@@ -68,24 +41,26 @@ class IdentityBalancedSampler(Sampler[int]):
         instances_per_identity: int = 4,
         seed: int = 0,
         batches_per_step: int = 1,
+        pair_sampling: str | None = None,
     ):
         if batch_size % instances_per_identity != 0:
             raise ValueError(
                 f"A batch of {batch_size} images does not divide into identities of {instances_per_identity} images: "
                 "make the batch size per device a multiple of instances_per_identity."
             )
-        _, labels = np.unique(labels, return_inverse=True)
-        counts = np.bincount(labels)
+        _, self.labels = np.unique(labels, return_inverse=True)
+        counts = np.bincount(self.labels)
         if len(counts) * instances_per_identity < batch_size:
             raise ValueError(
                 f"A batch of {batch_size} images, {instances_per_identity} of an identity, needs "
                 f"{batch_size // instances_per_identity} identities, and there are {len(counts)}: make the batch size "
                 "smaller or instances_per_identity larger."
             )
-        self.images = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+        self.images = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(counts)[:-1])
         self.batch_size = batch_size
         self.instances_per_identity = instances_per_identity
         self.batches_per_step = batches_per_step
+        self.pair_sampling = pair_sampling
         self.seed = seed
         self.epoch = 0
         self.num_batches = max(len(labels) // batch_size, 1)
@@ -97,15 +72,33 @@ class IdentityBalancedSampler(Sampler[int]):
         return self.num_batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
+        yield from self.order().tolist()
+
+    def order(self) -> np.ndarray:
+        """The epoch's indices, P x K of each batch in turn."""
+        batches = self.groups().reshape(-1, self.batch_size)
+        if self.pair_sampling is None:
+            return batches.ravel()
+        # Random numbers of its own: who is in a batch does not depend on who meets whom.
+        rng = np.random.default_rng([self.seed, self.epoch, 1])
+        arranged = (
+            lay_out(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng) for batch in batches
+        )
+        return np.concatenate([batch[places] for batch, places in zip(batches, arranged)])
+
+    def count_unpaired(self) -> int:
+        """How many images of the epoch have no partner."""
+        return count_unpaired(self.order(), self.labels, self.batch_size, self.pair_sampling)
+
+    def groups(self) -> np.ndarray:
+        """The epoch's indices, K of an identity in turn."""
         rng = np.random.default_rng([self.seed, self.epoch])
         size = self.instances_per_identity
         total = draw_groups([len(own) for own in self.images], self.num_batches, self.batch_size // size, size, rng)
         # An identity's images in turn, and from the first again where they do not fill its groups.
-        images = [
-            iter(np.resize(rng.permutation(own), count * size).tolist()) for own, count in zip(self.images, total)
-        ]
-        for identity in schedule_identities(total, self.num_batches, self.batches_per_step, rng).ravel():
-            yield from itertools.islice(images[identity], size)
+        images = [iter(np.resize(rng.permutation(own), count * size)) for own, count in zip(self.images, total)]
+        schedule = schedule_identities(total, self.num_batches, self.batches_per_step, rng)
+        return np.array([next(images[identity]) for identity in schedule.ravel() for _ in range(size)])
 
 
 def draw_groups(
@@ -175,4 +168,4 @@ def _next_due(taken: np.ndarray, total: np.ndarray, rng: np.random.Generator) ->
     return np.where(taken < total, moment, np.inf)
 
 
-__all__ = ["PAIR_SAMPLING", "IdentityBalancedSampler", "draw_groups", "sample_pairs", "schedule_identities"]
+__all__ = ["IdentityBalancedSampler", "draw_groups", "schedule_identities"]

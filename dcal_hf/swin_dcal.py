@@ -6,7 +6,6 @@ PWCA, both read from the mean of the tokens, but neither rollout nor GLCA.
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.swin.modeling_swin import SwinLayer
@@ -26,15 +25,15 @@ class SwinBlock(SwinLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        pair_index: Tensor | None = None,
+        num_paired: int = 0,
         **kwargs,
     ) -> Tensor:
         """(B, N, D) -> (B, N, D), at the end of most stages (B, N / 4, 2D); there is no `attention_mask` to pass."""
-        if pair_index is not None:
-            pair_index = window_pairs(pair_index, self.num_windows)
+        # Windows lie along the batch, image after image.
+        windows = {"windows": self.num_windows, "num_paired": num_paired * self.num_windows}
         # `always_partition`: `prepare_swin` has fixed the windows.
         hidden_states, _ = super().forward(
-            hidden_states, self.input_resolution, always_partition=True, pair_index=pair_index, **kwargs
+            hidden_states, self.input_resolution, always_partition=True, **windows, **kwargs
         )
         for merge in self.merging:
             hidden_states = merge(hidden_states, self.input_resolution)
@@ -47,14 +46,8 @@ class SwinBlock(SwinLayer):
         return rows * columns
 
 
-def window_pairs(pair_index: Tensor, num_windows: int) -> Tensor:
-    """Windows lie along the batch, image after image; each meets the same one of the other image: (B,) -> (B W,)."""
-    windows = torch.arange(num_windows, device=pair_index.device)
-    return (pair_index[:, None] * num_windows + windows).flatten()
-
-
 def prepare_swin(backbone: PreTrainedModel, image_size: tuple[int, int]) -> None:
-    """Makes SwinBlocks of the layers, whose windows fit their grid, and leaves stochastic depth to DCAL.
+    """Makes SwinBlocks of the layers, whose windows fit their grid.
 
     A grid as narrow as a window is not shifted, as ever. One that is narrower is padded to a window, which Swin does
     with `always_partition` alone: else it narrows the window, for which its bias of relative positions has no size.
@@ -62,7 +55,6 @@ def prepare_swin(backbone: PreTrainedModel, image_size: tuple[int, int]) -> None
     for stage in backbone.encoder.layers:
         for block in stage.blocks:
             block.__class__ = SwinBlock
-            block.drop_path = nn.Identity()
             if min(block.input_resolution) == block.window_size:
                 block.shift_size = 0
         if stage.downsample is not None:

@@ -2,41 +2,43 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from .configuration_dcal import BRANCHES
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
+from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
-from .samplers import sample_pairs
 from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
 from .transforms import SeededDataset
 
 
 class EpochCallback(TrainerCallback):
-    """Tells what draws the training data which epoch it is, also when a run resumes in the middle of one.
+    """Tells which epoch begins, also when a run resumes in the middle of one.
 
     The Trainer tells its data loader, but does not reach through the wrappers that skip batches or shard them.
 
-    Attributes:
-        listeners (`dict`): What has a `set_epoch`, by any name.
+    Args:
+        begin_epoch (`Callable`): Takes the number of the epoch.
     """
 
-    def __init__(self):
-        self.listeners: dict[str, Any] = {}
+    def __init__(self, begin_epoch: Callable[[int], None]):
+        self.begin_epoch = begin_epoch
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for listener in self.listeners.values():
-            listener.set_epoch(int(state.epoch or 0))
+        self.begin_epoch(int(state.epoch or 0))
 
 
 class DCALTrainer(Trainer):
@@ -49,37 +51,92 @@ class DCALTrainer(Trainer):
         model (`DCALForImageClassification`)
         args (`DCALTrainingArguments`)
         train_dataset: Gives `pixel_values` and `labels`; its transforms are seeded per image and epoch.
+        distractor_dataset (*optional*):
+            Gives `pixel_values`: images of another data set that take the place of each image's partner in PWCA (an
+            ablation of the paper, Table 4). No loss counts them, and they come on top of the batch.
         kwargs: As in `transformers.Trainer`.
 
     Raises:
         ValueError: On several GPUs in one process: `DataParallel` would tear pairs apart. For what
-            [`~dcal_hf.sharding.shard_by_blocks`] refuses under FSDP.
+            [`~dcal_hf.sharding.shard_by_blocks`] refuses under FSDP. For distractors that nothing would meet.
     """
 
     args: DCALTrainingArguments
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, model: nn.Module, args: DCALTrainingArguments, train_dataset: Dataset | None = None, **kwargs: Any
+        self,
+        model: nn.Module,
+        args: DCALTrainingArguments,
+        train_dataset: Dataset | None = None,
+        distractor_dataset: Dataset | None = None,
+        **kwargs: Any,
     ):
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs in one process would split pairs of images: start one process per GPU with "
                 "`accelerate launch`, or show this one a single GPU (CUDA_VISIBLE_DEVICES=0)."
             )
-        self.epoch_callback = EpochCallback()
+        self.listeners: dict[str, Any] = {}
+        self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        self.labelled_dataset = train_dataset
+        self.pair_sampling = args.pair_sampling
+        self.has_distractors = distractor_dataset is not None
+        if self.has_distractors:
+            check_distractors(model, args.pair_sampling)
+            # Any image meets the distractor behind it.
+            self.pair_sampling = "any"
+            train_dataset = DistractedDataset(train_dataset, distractor_dataset)
         if train_dataset is not None:
-            data_seed = args.seed if args.data_seed is None else args.data_seed
-            train_dataset = self.epoch_callback.listeners["dataset"] = SeededDataset(train_dataset, data_seed)
+            train_dataset = self.listeners["dataset"] = SeededDataset(train_dataset, self.data_seed)
         if args.freeze_backbone:
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.is_fsdp_enabled:
             shard_by_blocks(self.model, self.accelerator.state.fsdp_plugin)
-        self.add_callback(self.epoch_callback)
-        self.branch_losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
-        self.num_branch_losses = 0
+        self.add_callback(EpochCallback(self.begin_epoch))
+        self.branch_losses: dict[str, list[Tensor]] = defaultdict(list)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tells what draws the training data, and logs how many images have no partner in PWCA."""
+        for listener in self.listeners.values():
+            listener.set_epoch(epoch)
+        if self.model.config.uses_pwca and not self.has_distractors and "sampler" in self.listeners:
+            self.log({"unpaired_images": self.listeners["sampler"].count_unpaired()})
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> PairSampler:
+        self.listeners["sampler"] = PairSampler(
+            self.training_labels(), self._train_batch_size, self.pair_sampling, self.data_seed
+        )
+        return self.listeners["sampler"]
+
+    def training_labels(self) -> np.ndarray:
+        """The class of each training image (N,), past the transform; zeros where the strategy does not ask.
+
+        Raises:
+            ValueError: If it asks, and the data set has no column of classes.
+        """
+        if self.pair_sampling not in BY_CLASS:
+            return np.zeros(len(self.labelled_dataset), dtype=np.int64)
+        columns = getattr(self.labelled_dataset, "column_names", [])
+        names = [name for name in ("label", "labels") if name in columns]
+        if not names:
+            raise ValueError(
+                f"pair_sampling='{self.pair_sampling}' needs the class of every training image: give train_dataset as "
+                "a datasets.Dataset with a column label, or choose pair_sampling='any'."
+            )
+        return np.asarray(self.labelled_dataset.with_format(None)[names[0]][:])
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `transformers.Trainer`; with PWCA, batches name their pairs."""
+        collate = self.data_collator
+        if self.model.config.uses_pwca:
+            self.data_collator = PairCollator(collate, self.pair_sampling, self.args.pwca_fraction)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in `transformers.Trainer`.
@@ -118,44 +175,33 @@ class DCALTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Adds the pairs and the label smoothing to a training batch; the model computes its loss itself."""
+        """Adds noise and label smoothing to a training batch; the model computes its loss itself."""
         if model.training:
             if self.args.freeze_backbone:
                 # Features that cannot adapt to stochastic depth and dropout have nothing to gain from them.
                 self.model.base_model.backbone.eval()
-            inputs = {**inputs, **self.pairs(inputs["labels"])}
-            inputs["labels"] = self.smooth(inputs["labels"])
+            if "pairs" in inputs:
+                inputs = {**inputs, "pair_noise": self.pair_sampling == "noise"}
+            if self.args.label_smoothing_factor > 0:
+                inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
         outputs = model(**inputs)
         if model.training:
             for name, loss in outputs.losses.items():
-                self.branch_losses[name] += loss.detach()
-            self.num_branch_losses += 1
+                self.branch_losses[name].append(loss.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def pairs(self, labels: Tensor) -> dict[str, Tensor | bool]:
-        """The model's arguments for the PWCA branch."""
-        if not self.model.config.uses_pwca:
-            return {}
-        if self.args.pair_sampling == "noise":
-            return {"pair_noise": True}
-        return {"pair_index": sample_pairs(labels, self.args.pair_sampling)}
-
-    def smooth(self, labels: Tensor) -> Tensor:
-        """Labels (B,) as they are, or, with label smoothing, as probabilities (B, classes)."""
-        epsilon = self.args.label_smoothing_factor
-        if epsilon == 0:
-            return labels
-        num_labels = self.model.config.num_labels
-        return nn.functional.one_hot(labels, num_labels) * (1 - epsilon) + epsilon / num_labels
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean loss of each branch since the last line, over all processes: `loss_sa`, ..."""
-        if "loss" in logs and self.num_branch_losses > 0:
-            means = torch.stack(list(self.branch_losses.values())) / self.num_branch_losses
-            means = self.accelerator.reduce(means, reduction="mean").tolist()
-            logs.update({f"loss_{name}": round(value, 4) for name, value in zip(self.branch_losses, means)})
+        if "loss" in logs and self.branch_losses:
+            # A process whose images met no other has no loss of PWCA.
+            zero = torch.zeros((), device=self.args.device)
+            losses = [self.branch_losses[name] for name in BRANCHES]
+            sums = torch.stack([torch.stack([zero, *own]).sum() for own in losses])
+            counts = torch.tensor([len(own) for own in losses], device=sums.device)
+            sums, counts = (self.accelerator.reduce(x, reduction="sum").tolist() for x in (sums, counts))
+            means = {name: total / count for name, total, count in zip(BRANCHES, sums, counts) if count > 0}
+            logs.update({f"loss_{name}": round(mean, 4) for name, mean in means.items()})
             self.branch_losses.clear()
-            self.num_branch_losses = 0
         super().log(logs, *args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -166,17 +212,17 @@ class DCALTrainer(Trainer):
         """As in `transformers.Trainer`, with learning rates by depth if there is a `layer_decay`."""
         if self.optimizer is None and self.args.layer_decay < 1:
             model = self.model if model is None else model
-            decayed = self.get_decay_parameter_names(model)
-            undecayed = {name for name, _ in model.named_parameters()} - set(decayed)
+            decayed = set(self.get_decay_parameter_names(model))
+            kinds = {name: "undecayed" for name, _ in model.named_parameters() if name not in decayed}
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
                 [
                     {
                         "params": group.parameters,
                         "lr": group.scale * self.args.learning_rate,
-                        "weight_decay": 0.0 if group.is_special else self.args.weight_decay,
+                        "weight_decay": 0.0 if group.kind == "undecayed" else self.args.weight_decay,
                     }
-                    for group in parameter_groups(model, undecayed, self.args.layer_decay)
+                    for group in parameter_groups(model, kinds, self.args.layer_decay)
                 ],
                 **kwargs,
             )
@@ -205,6 +251,17 @@ class DCALTrainer(Trainer):
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def check_distractors(model: nn.Module, pair_sampling: str) -> None:
+    """
+    Raises:
+        ValueError: If the model has no PWCA branch, or noise is asked for as well.
+    """
+    if not model.config.uses_pwca:
+        raise ValueError("distractor_dataset is for PWCA, and the model is trained without: leave it out.")
+    if pair_sampling == "noise":
+        raise ValueError("Give either distractor_dataset or pair_sampling='noise': both would distract each image.")
 
 
 def last_checkpoint(output_dir: str | Path) -> str:

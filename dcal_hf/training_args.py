@@ -5,21 +5,26 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .lora import check_peft
-from .samplers import PAIR_SAMPLING
+from .pairs import PAIR_SAMPLING
 
 
 @dataclass
 class DCALTrainingArguments(TrainingArguments):
     r"""
-    `TrainingArguments` with the defaults of the paper's fine-grained recipe (section 4.1, DeiT's at a small batch).
+    `TrainingArguments` with the defaults of the paper's fine-grained recipe (section 4.1, DeiT's at a small batch),
+    with AdamW where the paper says Adam. Its stochastic depth is the model's: `drop_path_rate`, off by default.
 
     > Parameters that control the pairs of PWCA
 
     Args:
         pair_sampling (`str`, *optional*, defaults to `"any"`):
-            Which image of the batch distracts image i: `"any"` other, one of another class (`"inter_class"`), of the
-            same class (`"intra_class"`), either with equal chance (`"half"`), or Gaussian noise in the place of its
-            keys and values (`"noise"`). Table 5 of the paper compares them.
+            Which two images of the training set distract each other: any two (`"any"`), two of different classes
+            (`"inter_class"`), of the same class (`"intra_class"`), half of the pairs of either kind (`"half"`); or
+            Gaussian noise in the place of the other's keys and values (`"noise"`). Table 4 of the paper compares them.
+            The order of the epoch is arranged so that images 2k and 2k + 1 of a batch are a pair; how many images
+            have no partner is logged once an epoch, as `unpaired_images`.
+        pwca_fraction (`float`, *optional*, defaults to 1.0):
+            Share of a batch's pairs that take part in PWCA: a dial of its cost, as `num_pwca_blocks` is.
 
     > Parameters that control the learning rate
 
@@ -41,20 +46,25 @@ class DCALTrainingArguments(TrainingArguments):
             Train adapters of this rank on the linear layers of the backbone's attention instead of the backbone (LoRA,
             by peft, alpha twice the rank); 8 to 16 is usual, 0 is off. Saved models are plain, adapters merged.
 
+    > Inherited, and not in the paper: gradients are clipped at a norm of 1 (`max_grad_norm`; 0 is off).
+
     > Changed defaults: `weight_decay` 0.05, cosine schedule with a warm-up over 5 % of the steps, 100 epochs of batch
     > 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50 steps. Off,
     > too, are two that take time at every step: `ddp_find_unused_parameters`, because every parameter gets a gradient,
     > and `logging_nan_inf_filter`, which waits for the GPU to hide from the log what should be seen there.
 
     Raises:
-        ValueError: For an unknown `pair_sampling`, a `layer_decay` or `lora_rank` out of range, or a frozen backbone
-            with one of these.
+        ValueError: For an unknown `pair_sampling`, a `pwca_fraction`, `layer_decay` or `lora_rank` out of range, a
+            frozen backbone with one of the last two, or a `train_sampling_strategy`: pairs need an order of their own.
         ImportError: If `lora_rank` is given, but peft is not installed.
     """
 
     pair_sampling: str = field(
         default="any",
-        metadata={"help": "Which image of the batch distracts each image in PWCA.", "choices": PAIR_SAMPLING},
+        metadata={"help": "Which two images distract each other in PWCA.", "choices": PAIR_SAMPLING},
+    )
+    pwca_fraction: float = field(
+        default=1.0, metadata={"help": "Share of a batch's pairs that take part in PWCA, e.g. 0.5 for half its cost."}
     )
     base_learning_rate: float = field(
         default=5e-4, metadata={"help": "Learning rate for a batch of 512; scaled to the actual total batch."}
@@ -93,6 +103,16 @@ class DCALTrainingArguments(TrainingArguments):
         if self.pair_sampling not in PAIR_SAMPLING:
             raise ValueError(
                 f"pair_sampling='{self.pair_sampling}' is unknown; choose one of {', '.join(PAIR_SAMPLING)}."
+            )
+        if not 0 < self.pwca_fraction <= 1:
+            raise ValueError(
+                f"pwca_fraction={self.pwca_fraction} must be above 0 and at most 1; leave pwca out of branches to "
+                "train without PWCA."
+            )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy='{self.train_sampling_strategy}' would part the pairs of PWCA: leave it at "
+                "'random'."
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512

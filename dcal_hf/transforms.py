@@ -1,8 +1,9 @@
 """Images to model inputs: the paper's transforms for both tasks, driven by the image processor.
 
-Fine-grained categories: resize to 550/448 of the input size, random crop, flip (section 4.1); tested on the same
-resize and centre crop. Re-identification: TransReID's, see [`ReIDTrainTransform`]; tested on the resize alone. The
-transform of testing *is* the image processor, so a saved model prepares images exactly as it was evaluated.
+Fine-grained categories: resize to 550/448 of the input size, random crop (section 4.1), flip (not in the paper, but in
+every recipe like it); tested on the same resize and centre crop. Re-identification: TransReID's, see
+[`ReIDTrainTransform`]; tested on the resize alone. The transform of testing *is* the image processor, so a saved model
+prepares images exactly as it was evaluated.
 """
 
 import copy

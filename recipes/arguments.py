@@ -44,7 +44,9 @@ class ModelArguments:
     num_glca_blocks: int | None = field(default=None, metadata={"help": "M, the number of GLCA blocks."})
     num_pwca_blocks: int | None = field(default=None, metadata={"help": "T, the number of blocks with a PWCA twin."})
     local_query_ratio: float | None = field(default=None, metadata={"help": "R, the share of patches GLCA keeps."})
-    local_query_selection: str | None = field(default=None, metadata={"help": "rollout, last_layer or random."})
+    local_query_selection: str | None = field(
+        default=None, metadata={"help": "rollout, last_layer, similarity or random."}
+    )
     glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
     glca_readout: str | None = field(default=None, metadata={"help": "local or cls readout of GLCA."})
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth at the last block."})

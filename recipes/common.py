@@ -4,14 +4,17 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import datasets
 import transformers
 from arguments import ModelArguments
+from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
+from dcal_hf.data import load_images
 from dcal_hf.modeling_dcal import DCALPreTrainedModel
 from dcal_hf.trainer import last_checkpoint
 
@@ -86,6 +89,11 @@ def load_model(
     return model, prepare_processor(processor, model.config.image_size)
 
 
+def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:
+    """The images of `--distractor_dir`, transformed as those of training are."""
+    return None if folder is None else load_images(Path(folder)).with_transform(transform)
+
+
 def train(trainer: DCALTrainer) -> None:
     """Trains, from a checkpoint if asked to (`--resume_from_checkpoint last` finds it), and saves model and state."""
     checkpoint = trainer.args.resume_from_checkpoint
@@ -107,7 +115,7 @@ def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
     return {
         "image size": " x ".join(map(str, config.image_size)),
         **{name: getattr(config, name) for name in switches},
-        "pair_sampling": args.pair_sampling,
+        **{name: getattr(args, name) for name in ("pair_sampling", "pwca_fraction")},
         **{name: getattr(args, name) for name in ("freeze_backbone", "layer_decay", "lora_rank")},
         "optimiser": args.optim.value,
         "learning rate": args.learning_rate,

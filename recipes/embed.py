@@ -30,8 +30,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
 import dcal_hf  # noqa: F401
-from dcal_hf.data import load_fgvc, load_reid
-from dcal_hf.data.folder import IMAGE_SUFFIXES
+from dcal_hf.data import load_fgvc, load_images, load_reid
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
@@ -91,7 +90,7 @@ def main() -> None:
     set_up_logging(logging.WARNING)
     logger.setLevel(logging.INFO)
     with accelerator.main_process_first():
-        dataset = load_images(gallery_args)
+        dataset = load_table(gallery_args)
     model, processor = load_checkpoint(checkpoint_args)
     embeddings = embed_images(
         model, processor, dataset, skip_broken=gallery_args.skip_broken, **checkpoint_args.loader_kwargs
@@ -102,35 +101,16 @@ def main() -> None:
     accelerator.end_training()
 
 
-def load_images(args: GalleryArguments) -> Dataset:
+def load_table(args: GalleryArguments) -> Dataset:
     """The table to index, with the column image."""
     if args.image_dir is not None:
-        return image_table(image_files(Path(args.image_dir)))
+        return load_images(Path(args.image_dir))
     if args.task == "reid":
         return load_reid(args.dataset_name, args.data_dir, splits=(args.split,))[args.split]
     dataset = load_fgvc(args.dataset_name, args.data_dir, validation_fraction=0.0)
     if args.split not in dataset:
         raise ValueError(f"--split {args.split}: {args.dataset_name} has only {', '.join(dataset)}.")
     return dataset[args.split]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Images in the folder and the visible ones inside it, by the order of their paths."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The folder of images {folder} does not exist.")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not paths:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return paths
-
-
-def image_table(paths: list[Path]) -> Dataset:
-    return Dataset.from_dict({"image": [str(path.resolve()) for path in paths]})
 
 
 def load_checkpoint(args: CheckpointArguments) -> tuple[PreTrainedModel, BaseImageProcessor]:

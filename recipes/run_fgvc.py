@@ -20,7 +20,7 @@ from pathlib import Path
 import datasets
 import torch
 from arguments import ModelArguments, parse_arguments
-from common import hyperparameters, load_model, log_process, set_up_logging, train
+from common import hyperparameters, load_distractors, load_model, log_process, set_up_logging, train
 from PIL import Image
 from scipy.special import softmax
 from torchvision.transforms.v2.functional import to_pil_image
@@ -83,6 +83,10 @@ class DataArguments:
     )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of colour jitter."})
     random_erasing: float = field(default=0.0, metadata={"help": "Probability of random erasing."})
+    distractor_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of images of another data set: in PWCA they distract, not those of training."},
+    )
     attention_images: int = field(
         default=6, metadata={"help": "Images in attention.png; 0 for no picture, and no need of matplotlib."}
     )
@@ -119,10 +123,15 @@ def main() -> None:
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing
     )
+    train_dataset = distractors = None
+    if training_args.do_train:
+        train_dataset = dataset["train"].with_transform(train_transform)
+        distractors = load_distractors(data_args.distractor_dir, train_transform)
     trainer = DCALTrainer(
         model,
         training_args,
-        train_dataset=dataset["train"].with_transform(train_transform) if training_args.do_train else None,
+        train_dataset=train_dataset,
+        distractor_dataset=distractors,
         eval_dataset=transformed(dataset, data_args.eval_split, processor),
         processing_class=processor,
         compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
@@ -239,6 +248,7 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
         **hyperparameters(trainer),
         "resize ratio": round(data_args.resize_ratio, 4),
         "RandAugment, colour jitter, random erasing": augmentation,
+        **({} if data_args.distractor_dir is None else {"distractors": data_args.distractor_dir}),
     }
 
 

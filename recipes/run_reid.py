@@ -31,7 +31,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from arguments import ModelArguments, parse_arguments
-from common import hyperparameters, load_model, log_process, set_up_logging, train
+from common import hyperparameters, load_distractors, load_model, log_process, set_up_logging, train
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
@@ -108,6 +108,10 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Random rotation and shear up to so many degrees, shift and scale by so many per cent."},
     )
+    distractor_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of images of another data set: in PWCA they distract, not those of training."},
+    )
     ranked_queries: int = field(
         default=8, metadata={"help": "Queries in ranked_lists.png; 0 for no picture, and no need of matplotlib."}
     )
@@ -135,7 +139,7 @@ def main() -> None:
     dataset = load_data(data_args, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
-    train_dataset = None
+    train_dataset = distractors = None
     if training_args.do_train:
         train_transform = ReIDTrainTransform(
             processor,
@@ -145,10 +149,12 @@ def main() -> None:
             data_args.affine,
         )
         train_dataset = dataset["train"].with_transform(train_transform)
+        distractors = load_distractors(data_args.distractor_dir, train_transform)
     trainer = DCALReIDTrainer(
         model,
         training_args,
         train_dataset=train_dataset,
+        distractor_dataset=distractors,
         eval_dataset={
             split: dataset[split].with_transform(EvalTransform(processor))
             for split in ("query", "gallery")
@@ -276,6 +282,7 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
         **hyperparameters(trainer),
         "images per identity": args.instances_per_identity,
         "padding, random erasing": f"{data_args.padding}, {data_args.random_erasing}",
+        **({} if data_args.distractor_dir is None else {"distractors": data_args.distractor_dir}),
     }
     if args.schedule == "transreid":
         rows |= {"optimiser": "SGD, momentum 0.9, biases at twice the rate", "schedule": "TransReID's, per epoch"}

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from arguments import parse_arguments
 from common import set_up_logging
-from datasets import ClassLabel, Features
-from embed import CheckpointArguments, image_table, load_checkpoint
+from datasets import ClassLabel, Dataset, Features
+from embed import CheckpointArguments, load_checkpoint
 
 from dcal_hf.data import open_image
 from dcal_hf.files import save_table
@@ -61,7 +61,7 @@ def main() -> None:
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
     gallery.set_search_parameters(**json.loads(search_args.search_parameters))
-    queries = image_table([Path(image) for image in search_args.images])
+    queries = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in search_args.images]})
     embeddings = embed_images(model, processor, queries, **checkpoint_args.loader_kwargs)
     answers = ask(gallery, embeddings, search_args.top_k)
     columns = ["image", *(name for name in gallery.items.column_names if name != "image")]

@@ -4,11 +4,12 @@ import json
 import os
 import sys
 
+import datasets
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
@@ -34,17 +35,32 @@ class Random(Dataset):
         return {"pixel_values": torch.randn(3, 16, 16, generator=generator), "labels": index % 3}
 
 
-class NeighbourTrainer(DCALTrainer):
-    """Pairs images 2i and 2i + 1 of a batch: the same pairs however the batch is cut in even parts."""
+def train_data(size: int) -> datasets.Dataset:
+    """The same images, in a table whose classes can be read without them."""
 
-    def pairs(self, labels: Tensor) -> dict[str, Tensor]:
-        return {"pair_index": torch.arange(len(labels)) ^ 1} if self.model.config.uses_pwca else {}
+    def transform(batch: dict[str, list]) -> dict[str, list]:
+        samples = [Random(size)[index] for index in batch["index"]]
+        return {name: [sample[name] for sample in samples] for name in ("pixel_values", "labels")}
+
+    columns = {"index": range(size), "label": [index % 3 for index in range(size)]}
+    return datasets.Dataset.from_dict(columns).with_transform(transform)
+
+
+class RememberPairs:
+    """The classes of the partners, (P, 2), at each training step of this process."""
+
+    def __init__(self, model: nn.Module):
+        self.classes: list[list[list[int]]] = []
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Tensor]) -> None:
+        if "pairs" in kwargs:
+            self.classes.append(kwargs["labels"][kwargs["pairs"]].tolist())
 
 
 def make_trainer(
     output_dir: str,
     branches: str = "sa+glca+pwca",
-    trainer_class: type[DCALTrainer] = NeighbourTrainer,
     config: PreTrainedConfig = CONFIG,
     **options,
 ) -> DCALTrainer:
@@ -64,7 +80,7 @@ def make_trainer(
         **options,
     }
     arguments = DCALTrainingArguments(output_dir, **arguments)
-    return trainer_class(model, arguments, train_dataset=Random(16), eval_dataset=Random(22))
+    return DCALTrainer(model, arguments, train_dataset=train_data(16), eval_dataset=Random(22))
 
 
 def shard_on_the_cpu() -> None:
@@ -91,18 +107,20 @@ def main(output_dir: str, branches: str, options: str) -> None:
     """Trains, predicts and saves; the first process writes what it saw to `answer.json`.
 
     Args:
-        options: JSON, for [`make_trainer`]; with `resume_from_checkpoint`, training goes on from there, with
-            `random_pairs` pairs are the trainer's own, and `config` is a dictionary.
+        options: JSON, for [`make_trainer`]; with `resume_from_checkpoint`, training goes on from there, and `config`
+            is a dictionary.
     """
     options = json.loads(options)
     if "config" in options:
         options["config"] = AutoConfig.for_model(**options["config"])
     resume_from_checkpoint = options.pop("resume_from_checkpoint", None)
-    trainer_class = DCALTrainer if options.pop("random_pairs", False) else NeighbourTrainer
     if "fsdp" in options:
         shard_on_the_cpu()
-    trainer = make_trainer(output_dir, branches, trainer_class, **options)
+    trainer = make_trainer(output_dir, branches, **options)
+    pairs = RememberPairs(trainer.model)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    pairs_of_all = [None, None]
+    dist.all_gather_object(pairs_of_all, pairs.classes)
     parameters = [whole(parameter) for parameter in trainer.model.parameters()]
     flat = torch.cat([parameter.flatten() for parameter in parameters])
     both = [torch.empty_like(flat) for _ in range(2)]
@@ -116,6 +134,8 @@ def main(output_dir: str, branches: str, options: str) -> None:
             "equal": torch.equal(*both),
             "logits": logits.tolist(),
             "sharded": [type(block).__name__ for block in trainer.model.modules() if hasattr(block, "unshard")],
+            "pairs": pairs_of_all,
+            "unpaired": [line for line in trainer.state.log_history if "unpaired_images" in line],
             "log": [line for line in trainer.state.log_history if "loss" in line],
         }
         with open(os.path.join(output_dir, "answer.json"), "w", encoding="utf-8") as file:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedConfig, Trainer, TrainerCallback
+
+from dcal_hf import DCALForImageClassification
 
 
 # As a JSON configuration, and without its type as arguments of `ViTConfig`.
@@ -29,6 +32,16 @@ def shaken(model: torch.nn.Module, spread: float) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
     return model.eval()
+
+
+def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
+    kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **branches_for(backbone_config), **kwargs}
+    # So that a wrong pair or position shows.
+    return shaken(DCALForImageClassification.from_backbone(backbone_config, **kwargs), 0.15)
+
+
+def images(height: int = 32, width: int = 32) -> Tensor:
+    return torch.randn(4, 3, height, width)
 
 
 def is_cait(backbone_config: PreTrainedConfig) -> bool:

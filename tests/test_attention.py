@@ -9,6 +9,8 @@ from dcal_hf.attention_dcal import (
     cls_rollout,
     dcal_attention_forward,
     gather_tokens,
+    side_by_side,
+    taken_apart,
     top_patches,
 )
 
@@ -74,34 +76,60 @@ def attend_pairs(query, key, value, **kwargs):
     return dcal_attention_forward(None, query, key, value, attend=softmax_attention, scaling=0.3, **kwargs)[0]
 
 
+PARTNERS = [(2, 3), (3, 2), (4, 5), (5, 4)]
+
+
 def test_pairs_share_one_softmax_over_both_images():
     query, key, value = random_heads(blocks=3, batch=6)
-    pair_index = torch.tensor([2, 0, 0])
-    output = attend_pairs(query, key, value, pair_index=pair_index)
-    assert torch.equal(output[:3], attend_pairs(query[:3], key[:3], value[:3]))
-    for image, other in enumerate(pair_index.tolist()):
-        logits = torch.cat([query[3 + image] @ key[3 + i].transpose(1, 2) for i in (image, other)], dim=-1)
-        expected = (0.3 * logits).softmax(-1) @ torch.cat([value[3 + image], value[3 + other]], dim=1)
-        torch.testing.assert_close(output[3 + image], expected.transpose(0, 1))
+    output = attend_pairs(query, key, value, num_paired=4)
+    assert torch.equal(output[:2], attend_pairs(query[:2], key[:2], value[:2]))
+    for image, other in PARTNERS:
+        logits = torch.cat([query[image] @ key[i].transpose(1, 2) for i in (image, other)], dim=-1)
+        expected = (0.3 * logits).softmax(-1) @ torch.cat([value[image], value[other]], dim=1)
+        torch.testing.assert_close(output[image], expected.transpose(0, 1))
+
+
+def test_few_queries_of_a_pair_meet_all_tokens_of_both_images():
+    """As in the last block, where CLS alone is read: no image is the SA branch's."""
+    query, key, value = random_heads(blocks=3, batch=4)
+    output = attend_pairs(query[:, :, :1], key[:, :, :2], value, memory=(key, value), num_paired=4)
+    torch.testing.assert_close(output, attend_pairs(query, key, value, num_paired=4)[:, :1])
 
 
 @pytest.mark.parametrize("masks", [1, 6])
 def test_a_mask_holds_for_the_distractors_keys_as_for_the_images_own(masks):
     query, key, value = random_heads(blocks=3, batch=6)
-    mask, pair_index = torch.randn(masks, 3, 11, 11), [2, 0, 0]
+    mask = torch.randn(masks, 3, 11, 11)
 
     def attend(module, query, key, value, attention_mask, is_causal):
         return ((query @ key.transpose(2, 3) + attention_mask).softmax(-1) @ value).transpose(1, 2), None
 
-    output, _ = dcal_attention_forward(
-        None, query, key, value, mask, attend=attend, pair_index=torch.tensor(pair_index)
-    )
+    output, _ = dcal_attention_forward(None, query, key, value, mask, attend=attend, num_paired=4)
     mask = mask.expand(6, -1, -1, -1)
-    assert torch.equal(output[:3], attend(None, query[:3], key[:3], value[:3], mask[:3], False)[0])
-    for image, other in enumerate(pair_index):
-        logits = [query[3 + image] @ key[3 + i].transpose(1, 2) + mask[3 + image] for i in (image, other)]
-        expected = torch.cat(logits, dim=-1).softmax(-1) @ torch.cat([value[3 + image], value[3 + other]], dim=1)
-        torch.testing.assert_close(output[3 + image], expected.transpose(0, 1))
+    assert torch.equal(output[:2], attend(None, query[:2], key[:2], value[:2], mask[:2], False)[0])
+    for image, other in PARTNERS:
+        logits = [query[image] @ key[i].transpose(1, 2) + mask[image] for i in (image, other)]
+        expected = torch.cat(logits, dim=-1).softmax(-1) @ torch.cat([value[image], value[other]], dim=1)
+        torch.testing.assert_close(output[image], expected.transpose(0, 1))
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_windows_meet_the_same_window_of_the_other_image(windows):
+    """Two pairs; a window of image i at place w is row i W + w."""
+    x = torch.randn(4 * windows, 2, 5, 3)
+    rows = side_by_side(x, windows)
+    for pair in range(2):
+        for window in range(windows):
+            both = [x[image * windows + window] for image in (2 * pair, 2 * pair + 1)]
+            assert torch.equal(rows[pair * windows + window], torch.cat(both, dim=1))
+    assert torch.equal(taken_apart(rows.transpose(1, 2), windows), x.transpose(1, 2))
+
+
+def test_images_of_a_pair_are_put_side_by_side_without_a_copy():
+    projected = torch.randn(6, 5, 2, 3).transpose(1, 2)
+    assert side_by_side(projected[2:]).data_ptr() == projected[2:].data_ptr()
+    output = torch.randn(2, 10, 2, 3)
+    assert taken_apart(output).data_ptr() == output.data_ptr()
 
 
 def test_noise_takes_the_place_of_the_distractor():
@@ -109,7 +137,7 @@ def test_noise_takes_the_place_of_the_distractor():
     torch.manual_seed(3)
     noise_key, noise_value = torch.randn_like(key[2:]), torch.randn_like(value[2:])
     torch.manual_seed(3)
-    output = attend_pairs(query, key, value, pair_noise=True)
+    output = attend_pairs(query, key, value, num_paired=2, pair_noise=True)
     expected = attend_pairs(
         query[2:], torch.cat([key[2:], noise_key], dim=2), torch.cat([value[2:], noise_value], dim=2)
     )
@@ -125,7 +153,7 @@ def test_memory_takes_the_place_of_keys_and_values():
 def test_record_holds_self_attention_only_and_is_overwritten():
     query, key, value = random_heads(blocks=3, batch=4)
     record = {"query": None}
-    attend_pairs(query, key, value, pair_index=torch.tensor([1, 0]), record=record)
+    attend_pairs(query, key, value, num_paired=2, record=record)
     assert torch.equal(record["query"], query[:2]) and torch.equal(record["key"], key[:2])
 
 

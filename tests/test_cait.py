@@ -30,13 +30,13 @@ def softmax_of_mixed(attention, query: Tensor, keys: Tensor) -> Tensor:
 
 
 def test_talking_heads_share_one_softmax_over_both_images():
-    model, pair_index = cait(1, 1), [1, 2, 0]
+    model, pairs = cait(1, 1), [2, 0, 1, 3]
     block = model.seam.get_blocks(model.backbone)[0]
-    attention, tokens = block.attn, torch.randn(3, 13, 32)
-    paired = block(torch.cat([tokens, tokens]), attend=model.attend, pair_index=torch.tensor(pair_index))
-    assert torch.equal(paired[:3], block(tokens, attend=model.attend))
+    attention, tokens = block.attn, torch.randn(4, 13, 32)
+    paired = block(torch.cat([tokens, tokens[pairs]]), attend=model.attend, num_paired=4)
+    assert torch.equal(paired[:4], block(tokens, attend=model.attend))
     query, key, value = heads(attention.qkv, block.norm1(tokens[:, 1:])).chunk(3, dim=2)
-    for image, other in enumerate(pair_index):
+    for place, (image, other) in enumerate([(2, 0), (0, 2), (1, 3), (3, 1)]):
         keys, values = (torch.cat([x[image], x[other]]) for x in (key, value))
         softmax = softmax_of_mixed(attention, query[image], keys)
         weights = torch.einsum("gh,hnm->gnm", attention.proj_w.weight.double(), softmax)
@@ -45,8 +45,8 @@ def test_talking_heads_share_one_softmax_over_both_images():
         drawn = torch.einsum("hnm,mhd->nhd", weights, values).flatten(1).float()
         expected = tokens[image, 1:] + block.gamma_1 * attention.proj(drawn)
         expected = expected + block.gamma_2 * block.mlp(block.norm2(expected))
-        torch.testing.assert_close(paired[3 + image, 1:], expected, atol=1e-5, rtol=1e-4)
-        assert torch.equal(paired[3 + image, 0], tokens[image, 0])
+        torch.testing.assert_close(paired[4 + place, 1:], expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(paired[4 + place, 0], tokens[image, 0])
 
 
 def full_map(block, tokens: Tensor) -> Tensor:
@@ -79,5 +79,5 @@ def test_rollout_is_the_matrix_product_of_both_kinds_of_maps(depth, depth_token_
 
 def test_half_precision_weights_run_and_select():
     model = cait(1, 1).bfloat16()
-    output = model(torch.randn(2, 3, 32, 24).bfloat16(), pair_index=torch.tensor([1, 0]))
+    output = model(torch.randn(2, 3, 32, 24).bfloat16(), pairs=torch.tensor([[0, 1]]))
     assert output.embeddings.isfinite().all() and output.rollout.dtype == torch.float32

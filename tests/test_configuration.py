@@ -54,7 +54,7 @@ def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
         ({"local_query_ratio": 0.0}, "local_query_ratio=0.0 must be above 0"),
         ({"local_query_ratio": 1.5}, "local_query_ratio=1.5 must be above 0 and at most 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
-        ({"local_query_selection": "attention"}, "choose one of rollout, last_layer, random"),
+        ({"local_query_selection": "attention"}, "choose one of rollout, last_layer, similarity, random"),
         ({"glca_scope": "all"}, "glca_scope='all' is unknown; choose one of global, local"),
         ({"glca_readout": "mean"}, "choose one of local, cls"),
         ({"num_pwca_blocks": 13}, "num_pwca_blocks=13 must lie between 0 and the backbone's 12 blocks"),
@@ -71,6 +71,11 @@ def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
 def test_each_wrong_field_gets_its_sentence(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALConfig(**fields)
+
+
+def test_a_ratio_is_the_decimal_that_was_written():
+    config = DCALConfig(backbone_config=ViTConfig(image_size=160), local_query_ratio=0.29)
+    assert (config.grid, config.num_local_queries) == ((10, 10), 29)
 
 
 def test_wrong_type_names_the_field():

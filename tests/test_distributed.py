@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from dcal_hf import DCALForImageClassification, DCALTrainer
+from dcal_hf import DCALForImageClassification
 from dcal_hf.configuration_dcal import BRANCHES
 
 from distributed_worker import Random, make_trainer
@@ -72,9 +72,9 @@ def assert_predictions(answer: dict, model: DCALForImageClassification) -> None:
     ],
 )
 def test_two_processes_keep_equal_weights(tmp_path, branches, options):
-    answer = run_two(tmp_path / "out", branches, random_pairs=True, **options)
+    answer = run_two(tmp_path / "out", branches, **options)
     assert answer["steps"] == 4
-    before = make_trainer(str(tmp_path), branches, DCALTrainer).model
+    before = make_trainer(str(tmp_path), branches).model
     after = DCALForImageClassification.from_pretrained(tmp_path / "out")
     names = [name for name, _ in before.named_parameters()]
     assert moved(before, after) == [name for name in names if is_trained(name, options)]
@@ -88,7 +88,7 @@ def test_two_processes_keep_equal_weights(tmp_path, branches, options):
 
 @pytest.mark.parametrize("options", [{}, SHARDED], ids=["ddp", "fsdp"])
 def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
-    """With the same pairs: each process draws its own, among the images of its batch."""
+    """With the same pairs: images 2k and 2k + 1, however the global batch is cut in even parts."""
     answer = run_two(tmp_path / "two", **SGD, **options)
     one = make_trainer(str(tmp_path / "one"), per_device_train_batch_size=8, **SGD)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
@@ -103,6 +103,19 @@ def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
     assert_predictions(answer, two)
     losses = [line["loss"] for line in one.state.log_history if "loss" in line]
     assert [line["loss"] for line in answer["log"]] == pytest.approx(losses, rel=1e-4)
+
+
+def test_partners_satisfy_the_strategy_in_two_processes_and_after_a_resume(tmp_path):
+    """16 images of 3 classes in batches of 4: two steps an epoch, a resume after the third."""
+    options = {"pair_sampling": "inter_class", "save_strategy": "steps", "save_steps": 3}
+    whole = run_two(tmp_path / "whole", **options)
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    resumed = run_two(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **options)
+    for steps, rest in zip(whole["pairs"], resumed["pairs"], strict=True):
+        assert len(steps) == 4 and rest == steps[3:]
+        assert all(len(pairs) == 2 and all(first != second for first, second in pairs) for pairs in steps)
+    assert whole["pairs"][0] != whole["pairs"][1]
+    assert [line["unpaired_images"] for line in whole["unpaired"]] == [0, 0]
 
 
 @pytest.mark.slow
@@ -144,7 +157,7 @@ def test_sharded_runs_go_on_from_their_checkpoints(tmp_path, options):
 
 
 def test_accumulated_batches_train_as_one_batch(tmp_path):
-    """With the same pairs: images meet within a micro-batch."""
+    """With the same pairs: images 2k and 2k + 1, however the batch is cut in even parts."""
     weights = []
     for batch, steps in ((8, 1), (2, 4)):
         trainer = make_trainer(

@@ -202,7 +202,7 @@ def test_all_branches_attend_through_the_adapters(any_backbone_config):
     """What is trained is what the merged weights compute, PWCA and its last block included."""
     branches = branches_for(any_backbone_config)
     model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval()
-    inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "pair_index": torch.tensor([1, 2, 3, 0])}
+    inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "pairs": torch.tensor([[0, 3], [2, 1]])}
     lora = add_lora(model, 2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

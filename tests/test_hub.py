@@ -259,7 +259,7 @@ def test_checkpointing_and_autocast_change_nothing_but_precision(any_backbone_co
     fields = {"num_labels": 3, "drop_path_rate": 0.2, **branches_for(any_backbone_config)}
     model = DCALForImageClassification.from_backbone(any_backbone_config, **fields).train()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}
-    inputs["pair_index"] = torch.tensor([3, 2, 1, 0])
+    inputs["pairs"] = torch.tensor([[0, 3], [1, 2]])
 
     def gradients() -> dict[str, torch.Tensor]:
         torch.manual_seed(1)

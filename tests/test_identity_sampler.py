@@ -131,6 +131,21 @@ def test_two_processes_draw_what_one_draws():
     assert len(set(labels[second[-1]].tolist())) == 16
 
 
+@pytest.mark.parametrize(("size", "per_identity"), [(16, 4), (12, 2), (15, 5), (8, 4), (9, 3)])
+def test_partners_are_of_different_identities(size, per_identity):
+    """The batches are the same, whoever meets whom; an odd one leaves one image."""
+    labels = labels_of(UNEVEN)
+    plain, paired = (
+        IdentityBalancedSampler(labels, size, per_identity, pair_sampling=strategy)
+        for strategy in (None, "inter_class")
+    )
+    order = np.array(list(paired)).reshape(-1, size)
+    assert np.array_equal(np.sort(order), np.sort(np.array(list(plain)).reshape(-1, size)))
+    first, second = labels[order[:, :size // 2 * 2]].reshape(len(order), -1, 2).transpose(2, 0, 1)
+    assert (first != second).all()
+    assert paired.count_unpaired() == len(order) * (size % 2)
+
+
 def test_labels_may_be_any_integers():
     labels = labels_of([6] * 10)
     order = list(IdentityBalancedSampler(labels, 8, 4))

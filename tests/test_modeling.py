@@ -13,20 +13,10 @@ from dcal_hf import DCALForImageClassification, DCALModel
 from dcal_hf.cait_dcal import ClassBlock
 from dcal_hf.classification_dcal import mean_probability_logits
 
-from helpers import branches_for, shaken
+from helpers import classifier, images
 
 
-PAIRS = torch.tensor([1, 2, 3, 0])
-
-
-def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
-    kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **branches_for(backbone_config), **kwargs}
-    # So that a wrong pair or position shows.
-    return shaken(DCALForImageClassification.from_backbone(backbone_config, **kwargs), 0.15)
-
-
-def images(height: int = 32, width: int = 32) -> Tensor:
-    return torch.randn(4, 3, height, width)
+PAIRS = torch.tensor([[2, 0], [1, 3]])
 
 
 def plain_encoder(model: DCALForImageClassification, implementation: str):
@@ -92,30 +82,6 @@ def test_self_attention_is_bit_for_bit_the_plain_encoder(any_backbone_config, im
         assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
 
 
-def test_paired_with_itself_is_self_attention_and_with_another_is_not(any_backbone_config):
-    model, pixel_values = classifier(any_backbone_config), images()
-    itself = model(pixel_values, pair_index=torch.arange(4))
-    torch.testing.assert_close(itself.pwca_logits, itself.sa_logits)
-    other = model(pixel_values, pair_index=PAIRS)
-    assert (other.pwca_logits - other.sa_logits).abs().amax(dim=1).min() > 1e-2
-    alone = model(pixel_values)
-    for name in model.config.inference_branches:
-        torch.testing.assert_close(other[f"{name}_logits"], alone[f"{name}_logits"])
-
-
-def test_the_distractor_is_the_image_that_the_index_names(any_backbone_config):
-    """Changing image 3 changes the PWCA output of the images it distracts (and its own), and no other."""
-    model, pixel_values = classifier(any_backbone_config), images()
-    changed = torch.cat([pixel_values[:3], images()[:1]])
-    pair_index = torch.tensor([3, 0, 3, 1])
-    before, after = (model(x, pair_index=pair_index).pwca_logits for x in (pixel_values, changed))
-    # Image 1 is distracted by image 0, which image 3 distracts: through two blocks it feels the change as well.
-    shallow = classifier(any_backbone_config, num_pwca_blocks=1)
-    before, after = (shallow(x, pair_index=pair_index).pwca_logits for x in (pixel_values, changed))
-    moved = (before - after).abs().amax(dim=1) > 1e-4
-    assert moved.tolist() == [True, False, True, True]
-
-
 def test_rollout_is_the_matrix_product_of_the_plain_maps(backbone_config):
     model, pixel_values = classifier(backbone_config), images()
     maps = [attention.double() for attention in plain_maps(model, pixel_values)]
@@ -135,6 +101,17 @@ def test_last_layer_selection_is_the_top_of_the_last_map(backbone_config):
     last = plain_maps(model, pixel_values)[-1]
     output = model(pixel_values)
     assert torch.equal(output.local_query_indices, last[:, 0, -16:].topk(4).indices)
+    assert output.rollout is None
+    assert model(pixel_values, output_rollout=True).rollout is not None
+
+
+def test_similarity_selects_by_the_cosine_with_cls(backbone_config):
+    model, pixel_values = classifier(backbone_config, local_query_selection="similarity"), images()
+    tokens = plain_tokens(plain_encoder(model, "sdpa"), pixel_values).double()
+    cosines = torch.einsum("bd,bnd->bn", tokens[:, 0], tokens[:, -16:])
+    cosines = cosines / tokens[:, -16:].norm(dim=2)
+    output = model(pixel_values)
+    assert torch.equal(output.local_query_indices, cosines.topk(4).indices)
     assert output.rollout is None
     assert model(pixel_values, output_rollout=True).rollout is not None
 
@@ -224,28 +201,6 @@ def test_local_scope_reads_nothing_but_the_selected_tokens(backbone_config):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
-def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks):
-    """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
-    model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
-    whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
-    dcal = model.dcal
-    hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
-    blocks = dcal.seam.get_blocks(dcal.backbone)
-    positions = {} if rotary is None else {"position_embeddings": rotary}
-    for block in blocks[:-num_pwca_blocks]:
-        hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
-    hidden_states = torch.cat([hidden_states, hidden_states])
-    for block in blocks[-num_pwca_blocks:]:
-        hidden_states = block(
-            hidden_states, attention_mask=None, attend=dcal.attend, pair_index=PAIRS, **positions
-        )
-    tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
-    torch.testing.assert_close(pair_tokens, hidden_states[4:, :pair_tokens.size(1)])
-    assert pair_tokens.size(1) == (1 if dcal.seam.has_cls else hidden_states.size(1))
-    torch.testing.assert_close(tokens, whole)
-
-
 def test_probabilities_are_the_mean_of_the_branches(vit_config):
     output = classifier(vit_config)(images())
     expected = (output.sa_logits.softmax(-1) + output.glca_logits.softmax(-1)) / 2
@@ -269,12 +224,13 @@ def test_inference_runs_the_chosen_branches_only(vit_config, inference_branches)
 
 def test_loss_is_the_weighted_cross_entropy_of_each_branch(vit_config):
     model, labels = classifier(vit_config).train(), torch.arange(4)
-    output = model(images(), labels=labels, pair_index=PAIRS)
+    output = model(images(), labels=labels, pairs=PAIRS)
     weights = dict(zip(model.config.branches, model.loss_weights.log_vars))
     total = 0
     for name, weight in weights.items():
         logits = output[f"{name}_logits"]
-        loss = -logits.log_softmax(-1)[torch.arange(4), labels].mean()
+        targets = torch.tensor([2, 0, 1, 3]) if name == "pwca" else labels
+        loss = -logits.log_softmax(-1)[torch.arange(4), targets].mean()
         torch.testing.assert_close(output.losses[name], loss)
         total = total + 0.5 * (torch.exp(-weight) * loss + weight)
     torch.testing.assert_close(output.loss, total)
@@ -286,6 +242,18 @@ def test_labels_may_be_probabilities(vit_config):
     torch.testing.assert_close(model(pixel_values, one_hot).loss, model(pixel_values, labels).loss)
 
 
+def test_label_smoothing_is_that_of_torch(vit_config):
+    model, pixel_values, labels = classifier(vit_config), images(), torch.tensor([4, 0, -100, 1])
+    output = model(pixel_values, labels, PAIRS, smoothing=0.3)
+    smooth = torch.nn.functional.one_hot(labels.clamp(min=0), 5) * 0.7 + 0.3 / 5
+    cross_entropies = -(output.pwca_logits.log_softmax(-1) * smooth[[2, 0, 1, 3]]).sum(1)
+    # The first of the pairs is image 2, which does not count.
+    torch.testing.assert_close(output.losses["pwca"], cross_entropies[1:].mean())
+    probabilities = torch.nn.functional.one_hot(labels[:2], 5).float()
+    expected = model(pixel_values[:2], labels[:2], smoothing=0.3).loss
+    torch.testing.assert_close(model(pixel_values[:2], probabilities, smoothing=0.3).loss, expected)
+
+
 BRANCH_SETS = [("sa",), ("glca",), ("pwca",), ("sa", "glca"), ("sa", "pwca"), ("glca", "pwca"), ("sa", "glca", "pwca")]
 
 
@@ -293,7 +261,7 @@ BRANCH_SETS = [("sa",), ("glca",), ("pwca",), ("sa", "glca"), ("sa", "pwca"), ("
 def test_every_parameter_of_every_subset_gets_a_gradient(vit_config, branches):
     """DistributedDataParallel without `find_unused_parameters` depends on it."""
     model = classifier(vit_config, branches=branches).train()
-    output = model(images(), labels=torch.arange(4), pair_index=PAIRS if "pwca" in branches else None)
+    output = model(images(), labels=torch.arange(4), pairs=PAIRS if "pwca" in branches else None)
     assert set(output.losses) == set(branches)
     output.loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
@@ -303,7 +271,7 @@ def test_every_parameter_of_every_subset_gets_a_gradient(vit_config, branches):
 def test_every_parameter_of_every_encoder_gets_a_gradient(any_backbone_config):
     for readout in ("local", "cls"):
         model = classifier(any_backbone_config, glca_readout=readout).train()
-        model(images(), labels=torch.arange(4), pair_index=PAIRS).loss.backward()
+        model(images(), labels=torch.arange(4), pairs=PAIRS).loss.backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -318,7 +286,7 @@ def test_sa_alone_costs_the_plain_parameters(vit_config):
     ("kwargs", "sentence"),
     [
         ({"pixel_values": torch.zeros(2, 3, 32, 40)}, r"are \(32, 40\) pixels, the model takes \(32, 32\)"),
-        ({"pixel_values": torch.zeros(2, 3, 32, 32), "pair_index": torch.tensor([1, 0])}, "has no PWCA branch"),
+        ({"pixel_values": torch.zeros(2, 3, 32, 32), "pairs": torch.tensor([[0, 1]])}, "has no PWCA branch"),
         ({"pixel_values": torch.zeros(2, 3, 32, 32), "pair_noise": True}, "has no PWCA branch"),
     ],
 )
@@ -336,16 +304,16 @@ def test_an_implementation_that_ignores_pairs_is_refused(vit_config):
     model = classifier(vit_config)
     model.dcal.backbone.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="ignores pairs; call set_attn_implementation on the DCAL model"):
-        model(images(), pair_index=PAIRS)
+        model(images(), pairs=PAIRS)
     with CaptureLogger(get_logger("transformers.modeling_utils")) as log:
         model.set_attn_implementation("eager")
     assert log.out == "" and model.config._attn_implementation == "eager"
-    assert model(images(), pair_index=PAIRS).pwca_logits is not None
+    assert model(images(), pairs=PAIRS).pwca_logits is not None
 
 
 def test_rectangular_images(backbone_config):
     model = classifier(backbone_config, image_size=(48, 32))
-    output = model(images(48, 32), pair_index=PAIRS)
+    output = model(images(48, 32), pairs=PAIRS)
     assert output.rollout.shape == (4, 24) and output.local_query_indices.shape == (4, 7)
 
 

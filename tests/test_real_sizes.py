@@ -27,8 +27,8 @@ def test_a_training_step_at_the_real_size(name, rows, columns):
     patch = 14 if "dinov2" in name else 16
     image_size = (patch * rows, patch * columns)
     model = DCALForImageClassification.from_backbone(ENCODERS[name], image_size=image_size, num_labels=7)
-    images, labels, pairs = torch.randn(2, 3, *image_size), torch.tensor([0, 6]), torch.tensor([1, 0])
-    output = model(images, labels=labels, pair_index=pairs)
+    images, labels, pairs = torch.randn(2, 3, *image_size), torch.tensor([0, 6]), torch.tensor([[0, 1]])
+    output = model(images, labels=labels, pairs=pairs)
     output.loss.backward()
     assert output.loss.isfinite() and output.rollout.shape == (2, rows * columns)
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

@@ -11,13 +11,14 @@ from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor, pipel
 
 from dcal_hf import DCALConfig, DCALForReID
 from dcal_hf.loss_dcal import batch_hard_triplet
+from dcal_hf.neck_dcal import Neck
 from dcal_hf.transforms import EvalTransform, reid_processor
 
 from helpers import noise_picture, shaken
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
-PAIRS = torch.tensor([3, 4, 5, 0, 1, 2])
+PAIRS = torch.tensor([[3, 0], [1, 4]])
 
 
 def reid_model(config, **kwargs) -> DCALForReID:
@@ -38,6 +39,13 @@ def triplet_loop(features: np.ndarray, labels: list[int]) -> float:
         if positives and negatives:
             losses.append(np.log1p(np.exp(max(positives) - min(negatives))))
     return float(np.mean(losses))
+
+
+def test_an_image_that_does_not_count_is_in_no_triplet():
+    features, labels = torch.randn(6, 8), torch.tensor([0, -100, 0, 1, -100, 1])
+    counted = labels >= 0
+    expected = triplet_loop(features[counted].double().numpy(), labels[counted].tolist())
+    assert batch_hard_triplet(features, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 5]])
@@ -71,19 +79,63 @@ def test_identical_images_keep_the_gradient_finite():
 def test_loss_is_cross_entropy_after_the_neck_plus_triplet_before_it(vit_config):
     model = reid_model(vit_config)
     pixel_values = torch.randn(6, 3, 32, 32)
-    output = model(pixel_values, labels=LABELS, pair_index=PAIRS)
-    features = model.dcal(pixel_values, pair_index=PAIRS)
+    output = model(pixel_values, labels=LABELS, pairs=PAIRS)
+    features = model.dcal(pixel_values, pairs=PAIRS)
     total = 0
     for name, weight in zip(("sa", "glca", "pwca"), model.loss_weights.log_vars):
         feature, shared = features[f"{name}_embedding"], "glca" if name == "glca" else "sa"
         neck = model.dcal.necks[shared]
         after = (feature - neck.running_mean) / (neck.running_var + neck.eps).sqrt() * neck.weight
         logits = after @ model.classifiers[shared].weight.T
-        loss = -logits.log_softmax(-1)[torch.arange(6), LABELS].mean()
-        loss = loss + triplet_loop(feature.detach().double().numpy(), LABELS.tolist())
+        labels = LABELS[[3, 0, 1, 4]] if name == "pwca" else LABELS
+        loss = -logits.log_softmax(-1)[torch.arange(len(labels)), labels].mean()
+        loss = loss + triplet_loop(feature.detach().double().numpy(), labels.tolist())
         torch.testing.assert_close(output.losses[name], loss, atol=1e-4, rtol=1e-4)
         total = total + 0.5 * (torch.exp(-weight) * loss + weight)
     torch.testing.assert_close(output.loss, total, atol=1e-4, rtol=1e-4)
+
+
+def test_running_statistics_are_those_of_the_sa_branch_once(vit_config):
+    """Not of PWCA, whose features pass through the same neck; as torch's BatchNorm would remember them."""
+    model, pixel_values = reid_model(vit_config).train(), torch.randn(6, 3, 32, 32)
+    reference = torch.nn.BatchNorm1d(32)
+    reference.load_state_dict(model.dcal.necks["sa"].state_dict())
+    reference(model.dcal(pixel_values).sa_embedding)
+    model(pixel_values, LABELS, PAIRS)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(model.dcal.necks["sa"].state_dict()[name], value)
+
+
+def test_a_neck_in_training_is_torchs_batch_norm_over_what_counts():
+    neck, reference = Neck(8).train(), torch.nn.BatchNorm1d(8).train()
+    with torch.no_grad():
+        reference.weight.copy_(neck.weight.normal_())
+    features, counted = torch.randn(6, 8, requires_grad=True), torch.tensor([True, True, False, True, False, True])
+    again = features.detach().clone().requires_grad_()
+    found, expected = neck(features, counted)[counted], reference(again[counted])
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(4, 8)
+    for output in (found, expected):
+        (output * weights).sum().backward()
+    torch.testing.assert_close(features.grad, again.grad)
+    torch.testing.assert_close(neck.running_var, reference.running_var)
+    before = neck.running_mean.clone()
+    neck(features, counted, remember=False)
+    assert torch.equal(neck.running_mean, before) and neck.num_batches_tracked == 1
+
+
+def test_no_loss_counts_a_distractor(vit_config):
+    """Behind each image of a batch one without a label: in training, the losses of SA and GLCA do not see them."""
+    model, pixel_values = reid_model(vit_config).train(), torch.randn(12, 3, 32, 32)
+    labels = torch.stack([LABELS, torch.full_like(LABELS, -100)], dim=1).flatten()
+    pairs = torch.arange(12).view(6, 2)
+    output = model(pixel_values, labels, pairs)
+    alone = model(pixel_values[::2], LABELS, torch.tensor([[0, 1]]))
+    for name in ("sa", "glca"):
+        torch.testing.assert_close(output.losses[name], alone.losses[name], atol=1e-4, rtol=1e-4)
+    changed = model(torch.where(labels.view(-1, 1, 1, 1) < 0, 0.5, pixel_values), labels, pairs)
+    torch.testing.assert_close(changed.losses["sa"], output.losses["sa"], atol=1e-4, rtol=1e-4)
+    assert (changed.losses["pwca"] - output.losses["pwca"]).abs() > 1e-3
 
 
 def test_embeddings_are_sa_and_glca_before_or_after_the_neck(vit_config):
@@ -152,6 +204,11 @@ def test_a_process_without_the_package_gets_the_same_embeddings(tmp_path, monkey
     assert run.returncode == 0, run.stderr
     torch.manual_seed(7)
     assert json.loads(run.stdout.splitlines()[-1]) == model(torch.randn(2, 3, 32, 32)).embeddings.tolist()
+
+
+def test_one_identity_is_refused(vit_config):
+    with pytest.raises(ValueError, match="fewer than two identities, got num_labels=1"):
+        DCALForReID.from_backbone(vit_config, num_labels=1)
 
 
 def test_a_missing_neck_gets_a_sentence(vit_config):

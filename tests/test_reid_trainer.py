@@ -55,15 +55,15 @@ def make_trainer(output_dir, dataset, callbacks=(), model_kwargs=None, **kwargs)
 
 
 class Batches:
-    """The labels and partners of every training batch, seen at the model."""
+    """The labels and pairs of every training batch, seen at the model."""
 
     def __init__(self, trainer):
-        self.labels, self.partners = [], []
+        self.labels, self.pairs = [], []
         trainer.model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module, args, kwargs):
         self.labels.append(kwargs["labels"].tolist())
-        self.partners.append(kwargs["labels"][kwargs["pair_index"]].tolist())
+        self.pairs.append(kwargs["labels"][kwargs["pairs"]].tolist())
 
 
 @torch.no_grad()
@@ -97,12 +97,13 @@ def test_learning_rates_are_those_of_transreid(epoch, rate):
 def test_the_rate_stays_for_an_epoch_and_is_twice_as_high_for_biases(tmp_path, dataset):
     trainer = make_trainer(tmp_path, dataset, num_train_epochs=120)
     trainer.create_optimizer_and_scheduler(num_training_steps=120 * 7)
-    main, biases = trainer.optimizer.param_groups
-    assert {group["weight_decay"] for group in (main, biases)} == {1e-4}
+    main, biases, log_vars = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in (main, biases)} == {1e-4} and log_vars["weight_decay"] == 0
+    assert [parameter is trainer.model.loss_weights.log_vars for parameter in log_vars["params"]] == [True]
     assert {group["momentum"] for group in (main, biases)} == {0.9}
     bias_ids = {id(parameter) for name, parameter in trainer.model.named_parameters() if name.endswith("bias")}
     assert {id(parameter) for parameter in biases["params"]} == bias_ids
-    assert len(main["params"]) + len(biases["params"]) == len(list(trainer.model.parameters()))
+    assert len(main["params"]) + len(biases["params"]) + 1 == len(list(trainer.model.parameters()))
     for step in range(120 * 7):
         expected = 0.008 * transreid_factor(step // 7 + 1, 120)
         assert (main["lr"], biases["lr"]) == pytest.approx((expected, 2 * expected))
@@ -149,10 +150,21 @@ def test_every_batch_holds_identities_with_several_images_each(tmp_path, dataset
     batches = Batches(trainer)
     trainer.train()
     assert len(batches.labels) == 3 * (54 // 6)
-    for labels, partners in zip(batches.labels, batches.partners):
+    for labels, pairs in zip(batches.labels, batches.pairs):
         assert np.unique(labels, return_counts=True)[1].tolist() == [2, 2, 2]
-        assert all(label != partner for label, partner in zip(labels, partners))
+        assert len(pairs) == 3 and all(first != second for first, second in pairs)
+    assert [log["unpaired_images"] for log in trainer.state.log_history if "unpaired_images" in log] == [0, 0, 0]
     assert batches.labels[:9] != batches.labels[9:18] != batches.labels[18:]
+
+
+@pytest.mark.parametrize(("strategy", "same"), [("intra_class", 3), ("half", 1), ("any", None)])
+def test_partners_in_a_batch_of_identities_satisfy_the_strategy(tmp_path, dataset, strategy, same):
+    trainer = make_trainer(tmp_path, dataset, pair_sampling=strategy, num_train_epochs=1, save_strategy="no")
+    batches = Batches(trainer)
+    trainer.train()
+    counts = [sum(first == second for first, second in pairs) for pairs in batches.pairs]
+    assert set(counts) == {same} if same is not None else len(set(counts)) > 1
+    assert all(np.unique(labels, return_counts=True)[1].tolist() == [2, 2, 2] for labels in batches.labels)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"gradient_accumulation_steps": 2, "save_steps": 2}])

@@ -24,8 +24,8 @@ def plain_swin(model: DCALModel):
     return plain
 
 
-def paired_rows(block, normed: np.ndarray, pair_index: list[int]) -> np.ndarray:
-    """Window attention of each image beside its distractor, token by token, (B, rows, columns, D) -> the same.
+def paired_rows(block, normed: np.ndarray, partners: list[int]) -> np.ndarray:
+    """Window attention of each image beside its partner, token by token, (B, rows, columns, D) -> the same.
 
     A token meets those of its window, a window reaching round the border after the shift, but not those it meets only
     because of that: there the distance in the image is not that in the window.
@@ -40,7 +40,7 @@ def paired_rows(block, normed: np.ndarray, pair_index: list[int]) -> np.ndarray:
     )
     places = [(row, column) for row in range(rows) for column in range(columns)]
     output = np.zeros_like(query)
-    for image, other in enumerate(pair_index):
+    for image, other in enumerate(partners):
         for row, column in places:
             moved = ((row - shift) % rows, (column - shift) % columns)
             logits, values = [], []
@@ -62,24 +62,25 @@ def paired_rows(block, normed: np.ndarray, pair_index: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_window_meets_the_same_window_of_the_other_image(number):
     """A block of the second stage without a shift, and one with it."""
-    model, pair_index = swin((32, 48)), [2, 0, 1]
+    model, partners = swin((32, 48)), [2, 3, 0, 1]
     block = model.seam.get_blocks(model.backbone)[number]
     assert (block.shift_size, block.input_resolution, block.num_windows) == (number - 1, (4, 6), 6)
-    tokens = torch.randn(3, 24, 32)
-    output = block(torch.cat([tokens, tokens]), attend=model.attend, pair_index=torch.tensor(pair_index))
-    assert torch.equal(output[:3], block(tokens, attend=model.attend))
-    normed = block.layernorm_before(tokens).detach().double().numpy().reshape(3, 4, 6, 32)
-    expected = tokens + torch.from_numpy(paired_rows(block, normed, pair_index)).float().view(3, 24, 32)
+    tokens = torch.randn(4, 24, 32)
+    pairs = [0, 2, 1, 3]
+    output = block(torch.cat([tokens, tokens[pairs]]), attend=model.attend, num_paired=4)
+    assert torch.equal(output[:4], block(tokens, attend=model.attend))
+    normed = block.layernorm_before(tokens).detach().double().numpy().reshape(4, 4, 6, 32)
+    expected = tokens + torch.from_numpy(paired_rows(block, normed, partners)).float().view(4, 24, 32)
     expected = expected + block.mlp(block.layernorm_after(expected))
-    torch.testing.assert_close(output[3:], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output[4:], expected[pairs], atol=1e-5, rtol=1e-4)
 
 
 def test_the_readout_is_the_mean_of_the_tokens():
     model, pixel_values = swin((32, 32)), torch.randn(2, 3, 32, 32)
-    output = model(pixel_values, pair_index=torch.tensor([0, 1]))
+    output = model(pixel_values, pairs=torch.tensor([[0, 0], [1, 1]]))
     expected = plain_swin(model)(pixel_values).pooler_output
     torch.testing.assert_close(output.sa_embedding, expected)
-    torch.testing.assert_close(output.pwca_embedding, expected)
+    torch.testing.assert_close(output.pwca_embedding, expected[[0, 0, 1, 1]])
     assert output.glca_embedding is None and output.rollout is None and output.embeddings.shape == (2, 32)
 
 
@@ -96,11 +97,11 @@ def test_a_grid_smaller_than_the_window_is_padded():
     with pytest.raises(RuntimeError, match="must match the size"):
         plain_swin(model)(pixel_values)
     plain = plain_swin(model)
-    output = model(pixel_values, pair_index=torch.tensor([1, 2, 0]))
+    output = model(pixel_values, pairs=torch.tensor([[2, 0]]))
     assert torch.equal(output.last_hidden_state, plain(pixel_values, always_partition=True).last_hidden_state)
-    itself = model(pixel_values, pair_index=torch.arange(3))
-    torch.testing.assert_close(itself.pwca_embedding, output.sa_embedding)
-    assert (output.pwca_embedding - output.sa_embedding).abs().amax(dim=1).min() > 1e-2
+    itself = model(pixel_values, pairs=torch.tensor([[1, 1]]))
+    torch.testing.assert_close(itself.pwca_embedding, output.sa_embedding[[1, 1]])
+    assert (output.pwca_embedding - output.sa_embedding[[2, 0]]).abs().amax(dim=1).min() > 1e-2
 
 
 def test_absolute_positions_are_resampled_as_well(tmp_path):

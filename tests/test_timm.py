@@ -38,7 +38,7 @@ def test_the_r50_hybrid_of_the_paper(tmp_path):
     stem_runs = []
     model.dcal.backbone.timm_model.patch_embed.register_forward_hook(lambda *_: stem_runs.append(1))
     pixel_values = torch.randn(2, 3, 96, 64)
-    output = model(pixel_values, labels=torch.tensor([0, 1]), pair_index=torch.tensor([1, 0]))
+    output = model(pixel_values, labels=torch.tensor([0, 1]), pairs=torch.tensor([[0, 1]]))
     output.loss.backward()
     assert len(stem_runs) == 1
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

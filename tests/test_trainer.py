@@ -146,7 +146,8 @@ def test_logged_means_cover_gradient_accumulation(tmp_path, vit_config):
         tmp_path, vit_config, max_steps=2, gradient_accumulation_steps=3, learning_rate=1e-9, save_strategy="no"
     )
     trainer.train()
-    for log in trainer.state.log_history[:2]:
+    lines = [log for log in trainer.state.log_history if "loss" in log]
+    for log in lines:
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
@@ -183,33 +184,173 @@ def test_schedule_warms_up_and_falls_as_a_cosine(tmp_path, vit_config):
     assert rates == pytest.approx(expected)
 
 
-def test_pair_sampling_reaches_the_model(tmp_path, vit_config):
-    seen = []
-    trainer = make_trainer(tmp_path, vit_config, pair_sampling="inter_class", max_steps=2, save_strategy="no")
-    trainer.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["labels"], kwargs["pair_index"])), with_kwargs=True
+class Steps:
+    """What the model got at every training step: labels, and pairs of places."""
+
+    def __init__(self, trainer):
+        self.labels, self.pairs, self.images = [], [], []
+        trainer.model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module, args, kwargs):
+        self.labels.append(kwargs["labels"])
+        self.pairs.append(kwargs["pairs"])
+        self.images.append(len(kwargs["pixel_values"]))
+
+    def labels_of_pairs(self) -> torch.Tensor:
+        """(P, 2) over all steps."""
+        return torch.cat([labels[pairs] for labels, pairs in zip(self.labels, self.pairs)])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "same", "unpaired"),
+    [("inter_class", 0, 0), ("intra_class", 12, 0), ("half", 6, 0)],
+)
+def test_partners_satisfy_the_strategy_over_the_epoch(tmp_path, vit_config, strategy, same, unpaired):
+    """24 images of 3 classes, in batches of 4."""
+    trainer = make_trainer(tmp_path, vit_config, pair_sampling=strategy, num_train_epochs=2, save_strategy="no")
+    steps = Steps(trainer)
+    trainer.train()
+    for epoch in steps.labels_of_pairs().view(2, 12, 2):
+        assert (epoch[:, 0] == epoch[:, 1]).sum() == same
+    assert all(pairs.tolist() == [[0, 1], [2, 3]] for pairs in steps.pairs)
+    logged = [log["unpaired_images"] for log in trainer.state.log_history if "unpaired_images" in log]
+    assert logged == [unpaired, unpaired]
+
+
+def test_images_without_a_partner_are_counted(tmp_path, vit_config):
+    """Batches of 5 of 24 images: one in each is left, of the last one, of 4, none."""
+    trainer = make_trainer(
+        tmp_path, vit_config, per_device_train_batch_size=5, num_train_epochs=1, save_strategy="no"
+    )
+    steps = Steps(trainer)
+    trainer.train()
+    assert [(images, len(pairs)) for images, pairs in zip(steps.images, steps.pairs)] == [(5, 2)] * 4 + [(4, 2)]
+    assert trainer.state.log_history[0]["unpaired_images"] == 4
+
+
+def test_a_mid_epoch_resume_goes_on_with_the_same_pairs(tmp_path, vit_config):
+    arguments = {"pair_sampling": "inter_class", "save_steps": 4, "num_train_epochs": 2}
+    whole = make_trainer(tmp_path / "whole", vit_config, **arguments)
+    steps = Steps(whole)
+    whole.train()
+    killed = make_trainer(tmp_path / "killed", vit_config, **arguments)
+    train_until_killed(killed, 9)
+    resumed = make_trainer(tmp_path / "killed", vit_config, **arguments)
+    rest = Steps(resumed)
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
+    assert len(steps.labels) == 12 and len(rest.labels) == 4
+    assert [x.tolist() for x in rest.labels] == [x.tolist() for x in steps.labels[8:]]
+    assert (rest.labels_of_pairs()[:, 0] != rest.labels_of_pairs()[:, 1]).all()
+
+
+def test_a_fraction_of_the_pairs_takes_part(tmp_path, vit_config):
+    trainer = make_trainer(
+        tmp_path, vit_config, per_device_train_batch_size=8, pwca_fraction=0.5, max_steps=1, save_strategy="no"
+    )
+    steps = Steps(trainer)
+    trainer.train()
+    assert [pairs.tolist() for pairs in steps.pairs] == [[[0, 1], [2, 3]]]
+    assert trainer.state.log_history[0]["unpaired_images"] == 0
+
+
+def test_a_batch_of_one_image_trains_without_pwca(tmp_path, vit_config):
+    trainer = make_trainer(
+        tmp_path, vit_config, per_device_train_batch_size=1, max_steps=2, logging_steps=2, save_strategy="no"
     )
     trainer.train()
-    assert len(seen) == 2
-    assert all((labels != labels[pair]).all() for labels, pair in seen)
+    (line,) = [log for log in trainer.state.log_history if "loss" in log]
+    assert "loss_sa" in line and "loss_pwca" not in line
+    assert trainer.state.log_history[0]["unpaired_images"] == 24
 
 
-def test_noise_runs_pwca_without_partners(tmp_path, vit_config):
+def test_the_order_of_images_is_that_of_a_run_without_pwca(tmp_path, vit_config):
+    orders = []
+    for branches in (("sa",), ("sa", "glca", "pwca")):
+        trainer = make_trainer(tmp_path, vit_config, model_kwargs={"branches": branches}, save_strategy="no")
+        batches = [batch["pixel_values"] for batch in trainer.get_train_dataloader()]
+        orders.append(torch.cat(batches))
+        assert "unpaired_images" not in str(trainer.state.log_history)
+    assert torch.equal(*orders)
+
+
+def test_evaluation_has_no_pairs(tmp_path, vit_config):
+    trainer = make_trainer(tmp_path, vit_config)
+    assert "pairs" in next(iter(trainer.get_train_dataloader()))
+    assert "pairs" not in next(iter(trainer.get_eval_dataloader()))
+
+
+def test_noise_runs_pwca_beside_noise(tmp_path, vit_config):
     trainer = make_trainer(tmp_path, vit_config, pair_sampling="noise", max_steps=1, save_strategy="no")
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["pair_noise"]), with_kwargs=True
+    )
     trainer.train()
-    assert "loss_pwca" in trainer.state.log_history[0]
+    assert seen == [True]
+    assert "loss_pwca" in trainer.state.log_history[1]
+
+
+def make_distracted_trainer(tmp_path, config, model_kwargs=None, **kwargs) -> DCALTrainer:
+    plain = make_trainer(tmp_path, config, model_kwargs=model_kwargs, save_strategy="no", **kwargs)
+    noise = pictures(5, seed=7).remove_columns("label").with_transform(TrainTransform(PROCESSOR))
+    return DCALTrainer(plain.model, plain.args, plain.train_dataset.dataset, distractor_dataset=noise)
+
+
+def test_images_of_another_data_set_distract(tmp_path, vit_config):
+    """They come on top of the batch, each behind its image; the images are those of a run without them."""
+    trainer = make_distracted_trainer(tmp_path, vit_config, per_device_train_batch_size=3, num_train_epochs=1)
+    plain = make_trainer(tmp_path, vit_config, per_device_train_batch_size=3)
+    distracted, batches = ([*x.get_train_dataloader()] for x in (trainer, plain))
+    for batch, own in zip(distracted, batches, strict=True):
+        assert torch.equal(batch["pixel_values"][::2], own["pixel_values"])
+        assert torch.equal(batch["labels"][::2], own["labels"]) and (batch["labels"][1::2] == -100).all()
+        assert batch["pairs"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    drawn = torch.cat([batch["pixel_values"][1::2] for batch in distracted])
+    assert len({tuple(image.flatten().tolist()) for image in drawn}) > 5
+    trainer.train()
+    assert trainer.state.log_history[0]["loss_pwca"] > 0
+    assert not any("unpaired_images" in log for log in trainer.state.log_history)
+
+
+def test_distractors_that_nothing_meets_get_a_sentence(tmp_path, vit_config):
+    with pytest.raises(ValueError, match="the model is trained without: leave it out"):
+        make_distracted_trainer(tmp_path, vit_config, {"branches": ("sa",)})
+    with pytest.raises(ValueError, match="Give either distractor_dataset or pair_sampling='noise'"):
+        make_distracted_trainer(tmp_path, vit_config, pair_sampling="noise")
+
+
+def test_classes_that_cannot_be_read_get_a_sentence(tmp_path, vit_config):
+    arguments = DCALTrainingArguments(str(tmp_path), pair_sampling="half", use_cpu=True)
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    samples = [{"pixel_values": torch.zeros(3, 32, 32), "labels": 0}] * 4
+    with pytest.raises(ValueError, match="pair_sampling='half' needs the class of every training image"):
+        DCALTrainer(model, arguments, train_dataset=samples).train()
 
 
 def test_label_smoothing_is_that_of_torch(tmp_path, vit_config):
-    trainer = make_trainer(tmp_path, vit_config, label_smoothing_factor=0.3)
-    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, 1, 0])
-    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, trainer.smooth(labels)), expected)
+    """In training, and there alone, also of labels that are probabilities."""
+    trainer = make_trainer(tmp_path, vit_config, label_smoothing_factor=0.3, model_kwargs={"branches": ("sa",)})
+    pixel_values, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0])
+    for given in (labels, torch.nn.functional.one_hot(labels, 3).float()):
+        batch = {"pixel_values": pixel_values, "labels": given}
+        for is_training, epsilon in ((True, 0.3), (False, 0.0)):
+            loss, output = trainer.compute_loss(trainer.model.train(is_training), batch, return_outputs=True)
+            expected = torch.nn.functional.cross_entropy(output.sa_logits, labels, label_smoothing=epsilon)
+            torch.testing.assert_close(loss, expected)
 
 
-def test_unknown_pair_sampling_gets_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match="pair_sampling='other' is unknown; choose one of any, inter_class"):
-        DCALTrainingArguments(str(tmp_path), pair_sampling="other", use_cpu=True)
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"pair_sampling": "other"}, "pair_sampling='other' is unknown; choose one of any, inter_class"),
+        ({"pwca_fraction": 0.0}, "pwca_fraction=0.0 must be above 0 and at most 1; leave pwca out of branches"),
+        ({"pwca_fraction": 1.5}, "pwca_fraction=1.5 must be above 0"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would part the pairs"),
+    ],
+)
+def test_unknown_ways_of_pairing_get_a_sentence(tmp_path, option, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DCALTrainingArguments(str(tmp_path), use_cpu=True, **option)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path, vit_config):

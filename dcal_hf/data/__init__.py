@@ -3,6 +3,7 @@
 from .drawn import DRAWN_CLASSES, draw_bird, drawn_fgvc
 from .drawn_reid import drawn_reid
 from .fgvc import load_fgvc
+from .folder import load_images
 from .images import open_image
 from .reid import load_reid
 from .splits import stratified_split
@@ -14,6 +15,7 @@ __all__ = [
     "drawn_fgvc",
     "drawn_reid",
     "load_fgvc",
+    "load_images",
     "load_reid",
     "open_image",
     "stratified_split",

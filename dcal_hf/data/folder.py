@@ -46,6 +46,26 @@ def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
     return dataset
 
 
+def load_images(folder: Path) -> Dataset:
+    """All images in the folder and the visible ones inside it, by the order of their paths, in the column image.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it holds no images.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of images {folder} does not exist.")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return Dataset.from_dict({"image": [str(path.resolve()) for path in paths]})
+
+
 def labelled_images(paths: Sequence[str], labels: Sequence[int], label: ClassLabel, split: str) -> Dataset:
     """A split of the columns image and label, of files that are opened when they are read."""
     features = Features({"image": Image(mode="RGB"), "label": label})
@@ -81,4 +101,4 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-__all__ = ["IMAGE_SUFFIXES", "labelled_images", "load_image_folder"]
+__all__ = ["IMAGE_SUFFIXES", "labelled_images", "load_image_folder", "load_images"]

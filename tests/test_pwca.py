@@ -1,0 +1,135 @@
+"""PWCA in the model, on every supported encoder: which images meet, and what comes of it."""
+
+import copy
+
+import pytest
+import torch
+
+from helpers import classifier, images
+
+
+PAIRS = torch.tensor([[2, 0], [1, 3]])
+
+
+def test_paired_with_itself_is_self_attention_and_with_another_is_not(any_backbone_config):
+    model, pixel_values = classifier(any_backbone_config), images()
+    itself = model(pixel_values, pairs=torch.tensor([[0, 0], [3, 3]]))
+    torch.testing.assert_close(itself.pwca_logits, itself.sa_logits[[0, 0, 3, 3]])
+    other = model(pixel_values, pairs=PAIRS)
+    assert (other.pwca_logits - other.sa_logits[PAIRS.flatten()]).abs().amax(dim=1).min() > 1e-2
+    alone = model(pixel_values)
+    for name in model.config.inference_branches:
+        torch.testing.assert_close(other[f"{name}_logits"], alone[f"{name}_logits"])
+
+
+def test_paired_with_itself_is_self_attention_in_training_too(backbone_configs):
+    """DINOv3 shifts and scales its positions at random then: alike in both branches."""
+    config = copy.deepcopy(backbone_configs["dinov3_vit"])
+    config.pos_embed_shift, config.pos_embed_rescale = 0.5, 2.0
+    model, pixel_values = classifier(config).train(), images()
+    output = model(pixel_values, pairs=torch.tensor([[1, 1]]))
+    torch.testing.assert_close(output.pwca_logits, output.sa_logits[[1, 1]])
+    assert (output.sa_logits - model(pixel_values).sa_logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
+def test_a_pair_knows_nothing_of_other_images(any_backbone_config, num_pwca_blocks):
+    """Through all blocks, to the last bit; and each of the pair knows of the other."""
+    model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
+    before = model(pixel_values, pairs=PAIRS).pwca_logits
+    for replaced, place in ((0, 1), (1, 2), (2, 0), (3, 3)):
+        changed = pixel_values.clone()
+        changed[replaced] = torch.randn(3, 32, 32)
+        after = model(changed, pairs=PAIRS).pwca_logits
+        pair = place // 2
+        other = slice(2 - 2 * pair, 4 - 2 * pair)
+        assert torch.equal(after[other], before[other])
+        assert (after - before)[2 * pair:2 * pair + 2].abs().amax(dim=1).min() > 1e-4
+
+
+def test_the_order_within_a_pair_does_not_matter(any_backbone_config):
+    model, pixel_values = classifier(any_backbone_config), images()
+    given, turned = (model(pixel_values, pairs=pairs).pwca_logits for pairs in (PAIRS, PAIRS.flip(1)))
+    torch.testing.assert_close(given.view(2, 2, -1), turned.view(2, 2, -1).flip(1))
+
+
+@pytest.mark.parametrize("pair_noise", [False, True])
+def test_a_part_of_the_batch_is_paired_as_if_it_were_alone(any_backbone_config, pair_noise):
+    """Images 0 and 2 of an odd batch; of the others there is no PWCA."""
+    model, pixel_values = classifier(any_backbone_config), images()[:3]
+    torch.manual_seed(1)
+    part = model(pixel_values, pairs=torch.tensor([[2, 0]]), pair_noise=pair_noise)
+    torch.manual_seed(1)
+    alone = model(pixel_values[[2, 0]], pairs=torch.tensor([[0, 1]]), pair_noise=pair_noise)
+    assert part.pwca_logits.shape == (2, 5) and part.sa_logits.shape == (3, 5)
+    torch.testing.assert_close(part.pwca_logits, alone.pwca_logits)
+    torch.testing.assert_close(part.sa_logits[[2, 0]], alone.sa_logits)
+
+
+def test_without_a_row_there_is_no_branch(vit_config):
+    model, pixel_values, labels = classifier(vit_config), images()[:1], torch.tensor([2])
+    output = model(pixel_values, labels, pairs=torch.empty(0, 2, dtype=torch.int64))
+    assert output.pwca_logits is None and torch.equal(output.loss, model(pixel_values, labels).loss)
+
+
+def test_noise_needs_no_partners(any_backbone_config):
+    model, pixel_values = classifier(any_backbone_config), images()[:3]
+    torch.manual_seed(1)
+    everyone = model(pixel_values, labels=torch.arange(3), pair_noise=True)
+    torch.manual_seed(1)
+    named = model(pixel_values, pairs=torch.tensor([[0, 1], [2, 2]]), pair_noise=True)
+    assert everyone.pwca_logits.shape == (3, 5) and everyone.loss.isfinite()
+    assert (everyone.pwca_logits - everyone.sa_logits).abs().amax(dim=1).min() > 1e-3
+    # The last row is image 2 beside other noise.
+    assert named.pwca_logits.shape == (4, 5) and not torch.equal(named.pwca_logits[2], named.pwca_logits[3])
+
+
+@pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
+def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks):
+    """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
+    model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
+    whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
+    dcal = model.dcal
+    hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
+    blocks = dcal.seam.get_blocks(dcal.backbone)
+    positions = {} if rotary is None else {"position_embeddings": rotary}
+    for block in blocks[:-num_pwca_blocks]:
+        hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
+    hidden_states = torch.cat([hidden_states, hidden_states[[2, 0, 1, 3]]])
+    for block in blocks[-num_pwca_blocks:]:
+        hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, num_paired=4, **positions)
+    tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
+    torch.testing.assert_close(pair_tokens, hidden_states[4:, :pair_tokens.size(1)])
+    assert pair_tokens.size(1) == (1 if dcal.seam.has_cls else hidden_states.size(1))
+    torch.testing.assert_close(tokens, whole)
+
+
+def test_no_loss_counts_a_distractor(vit_config):
+    """Own images and distractors by turns: the losses are those of the own alone."""
+    model, pixel_values = classifier(vit_config), images()
+    pairs, own = torch.tensor([[0, 1], [2, 3]]), [0, 2]
+    output = model(pixel_values, torch.tensor([4, -100, 1, -100]), pairs)
+    alone = model(pixel_values[own], torch.tensor([4, 1]))
+    for name in ("sa", "glca"):
+        torch.testing.assert_close(output.losses[name], alone.losses[name])
+    expected = torch.nn.functional.cross_entropy(output.pwca_logits[own], torch.tensor([4, 1]))
+    torch.testing.assert_close(output.losses["pwca"], expected)
+    changed = model(torch.cat([pixel_values[:1], images()[:1], pixel_values[2:]]), torch.arange(4), pairs)
+    assert (changed.pwca_logits - output.pwca_logits)[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        (torch.tensor([1, 0]), r"is torch.int64 of shape \(2,\): it must be int64 of shape \(P, 2\)"),
+        (torch.tensor([[0, 1, 2]]), r"of shape \(1, 3\)"),
+        (torch.tensor([[0.0, 1.0]]), "is torch.float32 of shape"),
+        (torch.tensor([[0, 1], [2, 4]]), "names image 4, but the batch has images 0 to 3"),
+        (torch.tensor([[0, -1]]), "names image -1, but"),
+        (torch.tensor([[0, 1], [2, 0]]), r"names image 0 in 2 rows: .* itself in a row \[0, 0\]"),
+        (torch.tensor([[1, 1], [0, 1]]), "names image 1 in 2 rows"),
+    ],
+)
+def test_wrong_pairs_get_a_sentence(vit_config, pairs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        classifier(vit_config)(images(), pairs=pairs)
