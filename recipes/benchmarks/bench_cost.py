@@ -146,9 +146,9 @@ def inference_cost(row: Row, **fields: object) -> Cost:
 def training_cost(row: Row, **fields: object) -> Cost:
     """One image's share of a training step on two."""
     model = build(row, row.task.trained, **fields).train()
+    pair = {"pairs": torch.tensor([[0, 1]])} if model.config.uses_pwca else {}
     with fake_tensors(), FlopCounterMode(display=False) as counter:
         labels = torch.zeros(2, dtype=torch.int64)
-        pair = {"pair_index": labels} if model.config.uses_pwca else {}
         model(torch.empty(2, 3, *row.image_size), labels=labels, **pair).loss.backward()
     return Cost(num_parameters(model), counter.get_total_flops() // 2)
 

@@ -15,7 +15,18 @@ from pathlib import Path
 
 import torch
 from harness import Figures, arguments, bullets, machine, markdown_table, measure, write_report
-from steps import SHAPES, Setting, Shape, add_arguments, batches, build, dcal_config, random_batch, training_step
+from steps import (
+    SHAPES,
+    Setting,
+    Shape,
+    add_arguments,
+    batches,
+    build,
+    dcal_config,
+    pairs,
+    random_batch,
+    training_step,
+)
 from tensors import made_tensors
 
 from dcal_hf.attention_dcal import ROLLOUT_CHUNK
@@ -60,7 +71,8 @@ def run_case(name: str, batch: int, device: str, dtype: str) -> Figures:
     torch.manual_seed(0)
     shape_name, attention = CASES[name]
     shape, setting = SHAPES[shape_name], Setting(device, dtype, attention=attention)
-    step = training_step(build(shape, MODEL, setting), random_batch(shape, batch, setting), setting)
+    model = build(shape, MODEL, setting)
+    step = training_step(model, random_batch(shape, batch, setting) | pairs(model, batch), setting)
     step()
     return (largest_allocated if device == "cuda" else largest_made)(step)
 

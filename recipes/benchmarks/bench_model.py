@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/bench_model.py                                     # writes recipes/benchmarks/model.md
     python recipes/benchmarks/bench_model.py --shapes deit_tiny --batch 2 --steps 1 --output small.md
+    python recipes/benchmarks/bench_model.py --models local-12 local-6-half      # these beside the plain ViT alone
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16      # writes model_cuda.md, batch 64
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16 --compile --attention flash_attention_2
 
@@ -28,6 +29,7 @@ from harness import (
     write_report,
 )
 from steps import (
+    PWCA_FRACTION,
     SHAPES,
     STEPS,
     Setting,
@@ -39,6 +41,7 @@ from steps import (
     counted_flops,
     dcal_config,
     memory,
+    pairs,
     random_batch,
     training_step,
 )
@@ -51,19 +54,34 @@ MODELS = {
     "timm": "plain ViT, timm",
     "local-12": "DCAL, readout `local`, T = 12",
     "local-6": "DCAL, readout `local`, T = 6",
+    "local-12-half": "DCAL, readout `local`, T = 12, `--pwca_fraction 0.5`",
+    "local-6-half": "DCAL, readout `local`, T = 6, `--pwca_fraction 0.5`",
     "local-0": "DCAL, readout `local`, T = 0",
     "cls-12": "DCAL, readout `cls`, T = 12",
-    "cls-6": "DCAL, readout `cls`, T = 6",
     "cls-0": "DCAL, readout `cls`, T = 0",
+    "similarity-12": "DCAL, readout `local`, selection `similarity`",
     "sa": "DCAL, SA only",
 }
 # Inference has no PWCA, whatever T was; SA alone is a way of inference, not of training.
 WORK = {
-    "train": (PLAIN, "timm", "local-12", "local-6", "local-0", "cls-12", "cls-6", "cls-0"),
-    "infer": (PLAIN, "timm", "local-12", "cls-12", "sa"),
+    "train": (
+        PLAIN,
+        "timm",
+        "local-12",
+        "local-6",
+        "local-12-half",
+        "local-6-half",
+        "local-0",
+        "similarity-12",
+        "cls-12",
+        "cls-0",
+    ),
+    "infer": (PLAIN, "timm", "local-12", "similarity-12", "cls-12", "sa"),
     "trainer": (PLAIN, "local-12"),
     "alternate": ("local-12",),
 }
+# FLOPs are those of so many images, times the rest: of half of their pairs there is still one.
+IMAGES_COUNTED = 4
 # For each of training: they are short, and the more disturbed by whatever else the machine does.
 STEPS_OF_INFERENCE = 5
 TITLES = {
@@ -94,19 +112,22 @@ def run_case(name: str, batch: int, steps: int, setting: Setting) -> Figures:
         seconds = trainer_seconds(model, shape, batch, setting, steps)
         return {"seconds": statistics.median(seconds), "bytes": memory(before, setting)}
     inputs = random_batch(shape, batch, setting)
+    inputs |= pairs(model, batch, PWCA_FRACTION.get(model_name, 1.0))
     step = STEPS[work](model, inputs, setting)
     if work == "infer":
         steps *= STEPS_OF_INFERENCE
     seconds = [timed(step, setting) for _ in range(steps + 1)][1:]
     figures = {"seconds": statistics.median(seconds), "bytes": memory(before, setting)}
-    image = {key: value[:1] for key, value in inputs.items()}
-    return figures | {"flops": batch * counted_flops(work, model, image, setting)}
+    few = min(batch, IMAGES_COUNTED)
+    counted = random_batch(shape, few, setting) | pairs(model, few, PWCA_FRACTION.get(model_name, 1.0))
+    return figures | {"flops": counted_flops(work, model, counted, setting) * batch / few}
 
 
 def alternate(shape: Shape, model_name: str, batch: int, steps: int, setting: Setting) -> Figures:
     """The plain model's step and DCAL's by turns."""
     inputs = random_batch(shape, batch, setting)
-    plain, dcal = (training_step(build(shape, name, setting), inputs, setting) for name in (PLAIN, model_name))
+    models = [build(shape, name, setting) for name in (PLAIN, model_name)]
+    plain, dcal = (training_step(model, inputs | pairs(model, batch), setting) for model in models)
     times = [(timed(plain, setting), timed(dcal, setting)) for _ in range(steps + 1)][1:]
     plain_seconds, seconds = map(statistics.median, zip(*times))
     return {"seconds": seconds, "plain_seconds": plain_seconds}
@@ -114,7 +135,10 @@ def alternate(shape: Shape, model_name: str, batch: int, steps: int, setting: Se
 
 def needed_flops(shape: Shape, work: str, model: str) -> int:
     """The floor, of one image."""
-    return (inference_flops if work == "infer" else training_flops)(dcal_config(shape, model))
+    config = dcal_config(shape, model)
+    if work == "infer":
+        return inference_flops(config)
+    return training_flops(config, PWCA_FRACTION.get(model, 1.0))
 
 
 def row(shape: Shape, work: str, model: str, batch: int, figures: Figures, plain: Figures) -> list[str]:
@@ -153,21 +177,23 @@ HEADER = (
 
 
 def section(shape_name: str, results: dict[str, Figures], batch: int) -> list[str]:
-    """One shape's tables."""
+    """One shape's tables, of the models that were measured."""
     shape = SHAPES[shape_name]
     blocks = [f"## {shape.title}, batch {batch}"]
-    for work in ("train", "infer", "trainer"):
-        plain = results[f"{shape_name}/{work}/{PLAIN}"]
+    for work, title in TITLES.items():
+        measured = {model: results.get(f"{shape_name}/{work}/{model}") for model in WORK[work]}
         rows = [
-            row(shape, work, model, batch, results[f"{shape_name}/{work}/{model}"], plain) for model in WORK[work]
+            row(shape, work, model, batch, figures, measured[PLAIN])
+            for model, figures in measured.items()
+            if figures is not None
         ]
-        blocks += [f"### {TITLES[work]}", markdown_table(HEADER, rows)]
-    return blocks + [alternation(shape_name, results)]
+        blocks += [f"### {title}", markdown_table(HEADER, rows)]
+    alternated = [model for model in WORK["alternate"] if f"{shape_name}/alternate/{model}" in results]
+    return blocks + [alternation(shape_name, model, results) for model in alternated]
 
 
-def alternation(shape_name: str, results: dict[str, Figures]) -> str:
+def alternation(shape_name: str, model: str, results: dict[str, Figures]) -> str:
     """What a benchmark in one process would have read."""
-    (model,) = WORK["alternate"]
     mixed = results[f"{shape_name}/alternate/{model}"]
     alone = [results[f"{shape_name}/train/{name}"]["seconds"] for name in (model, PLAIN)]
     return (
@@ -183,8 +209,8 @@ NOTES = (
     "**floor**: the FLOPs of the matrix products that cannot be left out (`flops.py`: SA, PWCA with twice the keys, "
     "GLCA, rollout), against the plain model's. **time / floor**: how far the time is above it, where 1.00 is as "
     "many FLOPs per second as the plain model's.",
-    "**GFLOP counted**: by `FlopCounterMode` on one image, times the batch; a fused attention computes its scores "
-    "once more in backward, which the floor does not.",
+    "**GFLOP counted**: by `FlopCounterMode`, on four images; a fused attention computes its scores once more in "
+    "backward, which the floor does not.",
     "**MB**: the peak of a process above its size after the imports; weights, gradients and optimiser are in it. "
     "On a GPU, the peak of what torch has allocated there.",
     "A training step is forward, loss, backward and fused AdamW; the loss is of 200 classes. In a `Trainer` run it is "
@@ -199,6 +225,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile, plain models too")
     parser.add_argument("--attention", default="sdpa", help="attn_implementation, of the plain model too")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="beside the plain ViT")
     args = parser.parse_args()
     setting = Setting(args.device, args.dtype, args.compile, args.attention)
     images = batches(args, SHAPES)
@@ -206,7 +233,8 @@ def main() -> None:
         print(json.dumps(run_case(args.case, images[CASES[args.case][0]], args.steps, setting)))
         return
     options = {name: getattr(args, name) for name in ("device", "dtype", "compile", "attention", "batch", "steps")}
-    cases = {name: options for name, (shape, _, _) in CASES.items() if shape in args.shapes}
+    models = {PLAIN, *args.models}
+    cases = {name: options for name, (shape, _, model) in CASES.items() if shape in args.shapes and model in models}
     results = measure(__file__, cases, args.repeats)
     how = f"{args.dtype}, {args.attention}, {'compiled' if args.compile else 'not compiled'}"
     write_report(

@@ -45,6 +45,8 @@ SWITCHES = {
     "freeze": Switch("`--freeze_backbone`", options={"freeze_backbone": True}),
     "lora": Switch("`--lora_rank 8`", options={"lora_rank": 8}),
     "pwca-6": Switch("`num_pwca_blocks=6`", model="local-6"),
+    "pwca-half": Switch("`--pwca_fraction 0.5`", options={"pwca_fraction": 0.5}),
+    "similarity": Switch('`local_query_selection="similarity"`', model="similarity-12"),
     "cls": Switch('`glca_readout="cls"`', model="cls-12"),
     INFERENCE: Switch("none", compared_to=INFERENCE),
     "inference-sa": Switch('`inference_branches=("sa",)`', model="sa", compared_to=INFERENCE),

@@ -101,7 +101,7 @@ def forward_parts(config: DCALConfig, training: bool) -> dict[str, int]:
     if "glca" in branches:
         queries = size.local if config.glca_readout == "local" else 1
         parts["glca"] = config.num_glca_blocks * glca_block(size, queries) + head
-        if config.reads_local_queries:
+        if config.reads_local_queries and config.local_query_selection == "rollout":
             parts["rollout"] = rollout(size)
     return parts
 
@@ -110,7 +110,11 @@ def inference_flops(config: DCALConfig) -> int:
     return sum(forward_parts(config, training=False).values())
 
 
-def training_flops(config: DCALConfig) -> int:
-    """Backward is twice the forward, except for the stem (no gradient for pixels) and the rollout (none at all)."""
-    passes = {"stem": 2, "rollout": 1}
+def training_flops(config: DCALConfig, pwca_fraction: float = 1.0) -> float:
+    """Backward is twice the forward, except for the stem (no gradient for pixels) and the rollout (none at all).
+
+    Args:
+        pwca_fraction (`float`): Share of the images that PWCA runs for.
+    """
+    passes = {"stem": 2, "rollout": 1, "pwca": 3 * pwca_fraction}
     return sum(passes.get(name, 3) * flops for name, flops in forward_parts(config, training=True).items())

@@ -52,11 +52,15 @@ DCAL = {
     "local-12": {},
     "local-6": {"num_pwca_blocks": 6},
     "local-0": {"num_pwca_blocks": 0},
+    "local-12-half": {},
+    "local-6-half": {"num_pwca_blocks": 6},
     "cls-12": {"glca_readout": "cls"},
-    "cls-6": {"glca_readout": "cls", "num_pwca_blocks": 6},
     "cls-0": {"glca_readout": "cls", "num_pwca_blocks": 0},
+    "similarity-12": {"local_query_selection": "similarity"},
     "sa": {"inference_branches": ("sa",)},
 }
+# Of the pairs of a batch, the share that takes part in PWCA, where it is not all.
+PWCA_FRACTION = {"local-12-half": 0.5, "local-6-half": 0.5}
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,18 @@ def random_batch(shape: Shape, batch: int, setting: Setting) -> dict[str, Tensor
     }
 
 
-def pairs(model: nn.Module, batch: int) -> dict[str, Tensor]:
-    """Each image distracted by the one before it, where the model has PWCA."""
+def pairs(model: nn.Module, batch: int, fraction: float = 1.0) -> dict[str, Tensor]:
+    """Images 2k and 2k + 1, where the model has PWCA: of the pairs a share, rounded, at least one."""
     if not isinstance(model, DCALForImageClassification) or not model.config.uses_pwca:
         return {}
-    return {"pair_index": torch.arange(batch, device=model.device).roll(1)}
+    rows = torch.arange(batch).view(-1, 2)
+    return {"pairs": rows[:max(round(fraction * len(rows)), 1)]}
 
 
 def training_step(model: nn.Module, batch: dict[str, Tensor], setting: Setting) -> Step:
     """Forward, loss, backward, AdamW: in its fused form, which is the Trainer's default."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    inputs, model = {**batch, **pairs(model, len(batch["labels"]))}, model.train()
+    model.train()
     is_timm = not isinstance(model, PreTrainedModel)
     run = torch.compile(model) if setting.compile else model
 
@@ -139,7 +144,7 @@ def training_step(model: nn.Module, batch: dict[str, Tensor], setting: Setting) 
             if is_timm:
                 loss = nn.functional.cross_entropy(run(batch["pixel_values"]), batch["labels"])
             else:
-                loss = run(**inputs).loss
+                loss = run(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -170,12 +175,12 @@ FUSED_ON_CPU = {
 }
 
 
-def counted_flops(work: str, model: nn.Module, image: dict[str, Tensor], setting: Setting) -> int:
-    """FLOPs of the matrix products that a step on one image really makes, a fused attention's recomputation too."""
+def counted_flops(work: str, model: nn.Module, batch: dict[str, Tensor], setting: Setting) -> int:
+    """FLOPs of the matrix products that a step really makes, a fused attention's recomputation too."""
     if isinstance(model, PreTrainedModel) and setting.attention.startswith("flash"):
         # torch knows the formulas of its own kernels only; these make the same products.
         model.set_attn_implementation("sdpa")
-    step = STEPS[work](model, image, replace(setting, compile=False))
+    step = STEPS[work](model, batch, replace(setting, compile=False))
     with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
         step()
     return counter.get_total_flops()
