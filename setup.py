@@ -3,24 +3,33 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 
+# The tests pass on the lower bounds together, and on the newest versions: `.ci/versions` runs them on both.
 INSTALL_REQUIRES = [
-    "torch>=2.8,<3",
-    "torchvision>=0.23,<1",
-    "transformers>=5.20,<6",
+    # torch 2.8 cannot compile the UserDict in which a forward hands on queries and keys.
+    "torch>=2.11,<3",
+    "torchvision>=0.26,<1",
+    # `activation_checkpointing`, of the training arguments and of the models.
+    "transformers>=5.23,<6",
     "datasets>=4.0,<6",
     "accelerate>=1.10,<2",
     "evaluate>=0.4.6,<0.5",
-    "huggingface_hub>=1.0,<3",
-    "timm>=1.0.20,<2",
-    "faiss-cpu>=1.9,<2",
+    # What transformers wants.
+    "huggingface_hub>=1.31,<3",
+    # `Attention.gate`; `attn_layer` came with 1.0.23.
+    "timm>=1.0.28,<2",
+    # The digits of a search depend on how many queries are asked at once up to 1.13.
+    "faiss-cpu>=1.14.2,<2",
     # timm's RandAugment posterizes down to 0 bits, which Pillow 13 refuses.
     "pillow>=10.1,<13",
-    "numpy>=1.26,<3",
-    "scipy>=1.11,<2",
+    # datasets' pyarrow refuses NumPy 1.
+    "numpy>=2.0,<3",
+    # Up to 1.15.1, a .mat file of zeros is read as one without variables.
+    "scipy>=1.15.2,<2",
     "pyyaml>=6.0,<7",
 ]
 EXTRAS = {
-    "pictures": ["matplotlib>=3.8,<4"],
+    # The first one for NumPy 2.
+    "pictures": ["matplotlib>=3.8.4,<4"],
     "peft": ["peft>=0.20,<1"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
@@ -37,7 +46,8 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    # transformers'.
+    python_requires=">=3.11",
     packages=find_packages(include=["dcal_hf", "dcal_hf.*"]),
     package_data={"dcal_hf": ["py.typed"]},
     zip_safe=False,
