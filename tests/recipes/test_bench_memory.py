@@ -32,7 +32,7 @@ def made_by_a_step(tensors, config, dtype=None, **fields) -> set:
 
     def step() -> None:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            output = model(images, labels=labels, pair_index=labels.flip(0), output_rollout=True)
+            output = model(images, labels=labels, pairs=torch.tensor([[0, 1]]), output_rollout=True)
         assert output.rollout.shape == (2, PATCHES)
         output.loss.backward()
 
@@ -64,12 +64,12 @@ def test_no_switch_makes_an_attention_map(load, vit_config, fields):
 
 
 def test_maps_are_seen_where_there_are_some(load, vit_config):
-    """Eager attention makes those of SA, and PWCA's of twice as many keys."""
+    """Eager attention makes those of SA, and PWCA's of both images side by side."""
     tensors, tokens = load("tensors"), PATCHES + 1
     found = maps(tensors, made_by_a_step(tensors, vit_config, attn_implementation="eager"))
     for operation in ("_softmax", "_softmax_backward_data"):
         shapes = {made.shape for made in found if made.operation == operation}
-        assert shapes == {(2, 4, tokens, tokens), (2, 4, tokens, 2 * tokens)}
+        assert shapes == {(2, 4, tokens, tokens), (1, 4, 2 * tokens, 2 * tokens)}
 
 
 @pytest.mark.parametrize(

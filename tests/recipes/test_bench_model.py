@@ -24,6 +24,7 @@ VARIANTS = [
     {"glca_readout": "cls"},
     {"inference_branches": ("sa",)},
     {"num_glca_blocks": 2, "local_query_ratio": 0.5},
+    {"local_query_selection": "similarity"},
 ]
 
 
@@ -55,9 +56,20 @@ def test_training_makes_the_products_of_the_floor_and_no_more(load, vit_config, 
     model, batch = make(vit_config, **fields)
     unread = 0
     if model.config.uses_pwca:
-        batch["pair_index"] = torch.tensor([1, 0])
+        batch["pairs"] = torch.tensor([[0, 1]])
         unread = 4 * vit_config.hidden_size**2
     assert count(lambda: model.train()(**batch).loss.backward()) == load("flops").training_flops(model.config) + unread
+
+
+def test_half_of_the_pairs_cost_half_of_pwca(load, vit_config):
+    model, _ = make(vit_config)
+    batch = {"pixel_values": torch.randn(4, 3, 32, 16), "labels": torch.tensor([0, 1, 2, 3])}
+    batch |= load("steps").pairs(model, 4, 0.5)
+    assert batch["pairs"].tolist() == [[0, 1]]
+    with FlopCounterMode(display=False) as counter:
+        model.train()(**batch).loss.backward()
+    unread = 4 * vit_config.hidden_size**2
+    assert counter.get_total_flops() == 4 * load("flops").training_flops(model.config, 0.5) + 2 * unread
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
@@ -119,7 +131,12 @@ def test_a_report_from_the_command_line(load, monkeypatch, tmp_path):
     bench.main()
     report = (tmp_path / "m.md").read_text()
     assert report.startswith("# DCAL beside the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
-    assert "DeiT-Tiny" not in report
+    assert "DeiT-Tiny" not in report and "plain ViT, timm" in report and "alternate in one process" in report
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--models", "cls-12"])
+    bench.main()
+    report = (tmp_path / "m.md").read_text()
+    assert "`cls`" in report and "timm |" not in report and "alternate in one process" not in report
 
 
 def test_a_case_prints_json(load, monkeypatch, capsys):
