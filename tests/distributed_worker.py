@@ -144,3 +144,5 @@ def main(output_dir: str, branches: str, options: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # Left to the end of the interpreter, gloo's threads abort it at times.
+    dist.destroy_process_group()
