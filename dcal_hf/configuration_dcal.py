@@ -1,7 +1,5 @@
 """DCAL model configuration."""
 
-from decimal import Decimal
-
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -142,8 +140,8 @@ class DCALConfig(PreTrainedConfig):
     def num_local_queries(self) -> int:
         """How many patches R keeps: rounded down, at least one."""
         rows, columns = self.grid
-        # As written in decimals: 0.29 of 100 is 29, though as a binary number 0.29 is a little less.
-        return max(1, int(Decimal(str(self.local_query_ratio)) * rows * columns))
+        # 0.29 of 100 is 29, though as a binary number 0.29 is a little less.
+        return max(1, int(round(self.local_query_ratio * rows * columns, 9)))
 
     @property
     def reads_local_queries(self) -> bool:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import load_images
+from dcal_hf.data import unlabelled_images
 from dcal_hf.modeling_dcal import DCALPreTrainedModel
 from dcal_hf.trainer import last_checkpoint
 
@@ -91,7 +91,7 @@ def load_model(
 
 def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:
     """The images of `--distractor_dir`, transformed as those of training are."""
-    return None if folder is None else load_images(Path(folder)).with_transform(transform)
+    return None if folder is None else unlabelled_images(Path(folder)).with_transform(transform)
 
 
 def train(trainer: DCALTrainer) -> None:

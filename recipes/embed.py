@@ -30,7 +30,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
 import dcal_hf  # noqa: F401
-from dcal_hf.data import load_fgvc, load_images, load_reid
+from dcal_hf.data import load_fgvc, load_reid, unlabelled_images
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     set_up_logging(logging.WARNING)
     logger.setLevel(logging.INFO)
     with accelerator.main_process_first():
-        dataset = load_table(gallery_args)
+        dataset = load_images(gallery_args)
     model, processor = load_checkpoint(checkpoint_args)
     embeddings = embed_images(
         model, processor, dataset, skip_broken=gallery_args.skip_broken, **checkpoint_args.loader_kwargs
@@ -101,10 +101,10 @@ def main() -> None:
     accelerator.end_training()
 
 
-def load_table(args: GalleryArguments) -> Dataset:
+def load_images(args: GalleryArguments) -> Dataset:
     """The table to index, with the column image."""
     if args.image_dir is not None:
-        return load_images(Path(args.image_dir))
+        return unlabelled_images(Path(args.image_dir))
     if args.task == "reid":
         return load_reid(args.dataset_name, args.data_dir, splits=(args.split,))[args.split]
     dataset = load_fgvc(args.dataset_name, args.data_dir, validation_fraction=0.0)

@@ -112,8 +112,8 @@ def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, a
 def test_without_layer_decay_the_groups_are_transformers_own(vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     names = [name for name, _ in model.named_parameters() if name.endswith("bias")]
-    plain, special = parameter_groups(model, names, 1.0)
-    assert (plain.scale, special.scale, plain.is_special, special.is_special) == (1, 1, False, True)
+    plain, special = parameter_groups(model, dict.fromkeys(names, "bias"), 1.0)
+    assert (plain.scale, special.scale, plain.kind, special.kind) == (1, 1, "", "bias")
     assert [id(p) for p in special.parameters] == [id(p) for n, p in model.named_parameters() if n in names]
 
 
@@ -135,7 +135,8 @@ def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_
     trainer = DCALReIDTrainer(model, arguments)
     trainer.create_optimizer_and_scheduler(num_training_steps=120)
     groups = trainer.optimizer.param_groups
-    assert {group["weight_decay"] for group in groups} == {1e-4}
+    decays = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decays.pop(model.loss_weights.log_vars) == 0 and set(decays.values()) == {1e-4}
     depths = parameter_depths(model)
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():

@@ -3,7 +3,7 @@
 from .drawn import DRAWN_CLASSES, draw_bird, drawn_fgvc
 from .drawn_reid import drawn_reid
 from .fgvc import load_fgvc
-from .folder import load_images
+from .folder import unlabelled_images
 from .images import open_image
 from .reid import load_reid
 from .splits import stratified_split
@@ -15,8 +15,8 @@ __all__ = [
     "drawn_fgvc",
     "drawn_reid",
     "load_fgvc",
-    "load_images",
     "load_reid",
     "open_image",
     "stratified_split",
+    "unlabelled_images",
 ]

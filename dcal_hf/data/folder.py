@@ -46,7 +46,7 @@ def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
     return dataset
 
 
-def load_images(folder: Path) -> Dataset:
+def unlabelled_images(folder: Path) -> Dataset:
     """All images in the folder and the visible ones inside it, by the order of their paths, in the column image.
 
     Raises:
@@ -101,4 +101,4 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-__all__ = ["IMAGE_SUFFIXES", "labelled_images", "load_image_folder", "load_images"]
+__all__ = ["IMAGE_SUFFIXES", "labelled_images", "load_image_folder", "unlabelled_images"]

@@ -97,6 +97,19 @@ def test_an_encoder_without_a_rollout_leaves_no_picture_of_one(tmp_path, run_mai
     assert (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out" / "attention.png").exists()
 
 
+def test_another_folder_distracts_and_the_card_says_so(tmp_path, run_main):
+    options = {"data_dir": str(make_folder(tmp_path / "birds")), "disable_tqdm": True, "logging_steps": 1}
+    options |= {"pwca_fraction": 0.5, "local_query_selection": "similarity"}
+    others = make_folder(tmp_path / "others")
+    run_main(tmp_path, "--do_train", "--do_eval", "--distractor_dir", str(others), **options)
+    history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
+    assert "loss_pwca" in history[0] and not any("unpaired_images" in line for line in history)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "others" in card and "similarity" in card and "pwca_fraction" in card
+    with pytest.raises(FileNotFoundError, match="The folder of images .*nowhere does not exist"):
+        run_main(tmp_path, "--do_train", "--distractor_dir", str(tmp_path / "nowhere"), **options)
+
+
 def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     folder = make_folder(tmp_path / "birds")
     run = run_recipe(

@@ -197,6 +197,14 @@ def test_a_folder_of_ones_own_is_split_and_the_trainers_schedule_reads_the_usual
     assert all(name.startswith("turtle ") for name in read_json(out / "config.json")["label2id"])
 
 
+def test_another_folder_distracts(tmp_path, run_main):
+    others = make_market(tmp_path / "others", first=30) / "query"
+    options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "logging_steps": 1}
+    run_main(tmp_path, "--do_train", "--distractor_dir", str(others), **options)
+    history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
+    assert all(line["loss_pwca"] > 0 for line in history if "loss" in line) and "loss" in history[0]
+
+
 def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
     ViTModel(ViTConfig(image_size=32, initializer_range=0.3, **TINY_SIZES)).save_pretrained(tmp_path / "vit")
     ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
