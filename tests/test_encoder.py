@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from timm.layers import DropPath
@@ -8,7 +10,7 @@ from dcal_hf.cait_dcal import CAIT_FAMILY
 from dcal_hf.configuration_dcal import HIERARCHICAL_BACKBONES, SUPPORTED_BACKBONES
 from dcal_hf.encoder_dcal import SEAMS, StochasticDepth, resize_positions
 
-from helpers import branches_for
+from helpers import branches_for, classifier, images
 
 
 def test_every_supported_backbone_has_a_seam():
@@ -75,3 +77,17 @@ def test_rates_rise_linearly_from_zero_on_every_encoder(any_backbone_config, rat
         # Its own: the same in each block (one module for both branches), none in class attention, so none in GLCA.
         expected = [0.5]
     assert rates == ([] if rate == 0 else expected)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers", "dinov3_vit", "swin"])
+def test_the_encoders_own_stochastic_depth_gives_way_to_dcals(backbone_configs, name):
+    """It would come on top: with a rate of DCAL's of 0 nothing is dropped, whatever the encoder's configuration says."""
+    config = copy.deepcopy(backbone_configs[name])
+    config.drop_path_rate = 0.9
+    if name == "dinov3_vit":
+        # Moves its positions at random in training.
+        config.pos_embed_rescale = None
+    model, pixel_values = classifier(config), images()
+    evaluated = model(pixel_values).sa_logits
+    torch.testing.assert_close(model.train()(pixel_values).sa_logits, evaluated)
+    assert config.drop_path_rate == model.config.backbone_config.drop_path_rate == 0.9
