@@ -81,7 +81,7 @@ def test_rates_rise_linearly_from_zero_on_every_encoder(any_backbone_config, rat
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers", "dinov3_vit", "swin"])
 def test_the_encoders_own_stochastic_depth_gives_way_to_dcals(backbone_configs, name):
-    """It would come on top: with a rate of DCAL's of 0 nothing is dropped, whatever the encoder's configuration says."""
+    """It would come on top: at a rate of 0 of DCAL's nothing is dropped, whatever the encoder's own is."""
     config = copy.deepcopy(backbone_configs[name])
     config.drop_path_rate = 0.9
     if name == "dinov3_vit":
