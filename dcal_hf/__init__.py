@@ -2,10 +2,15 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-from .classification_dcal import DCALForImageClassification, DCALImageClassifierOutput
-from .configuration_dcal import DCALConfig
-from .modeling_dcal import DCALModel, DCALModelOutput
-from .reid_dcal import DCALForReID, DCALReIDOutput
+from .models import (
+    DCALConfig,
+    DCALForImageClassification,
+    DCALForReID,
+    DCALImageClassifierOutput,
+    DCALModel,
+    DCALModelOutput,
+    DCALReIDOutput,
+)
 from .reid_trainer import DCALReIDTrainer
 from .reid_training_args import DCALReIDTrainingArguments
 from .trainer import DCALTrainer

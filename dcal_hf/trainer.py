@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from .configuration_dcal import BRANCHES
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
+from .models.configuration_dcal import BRANCHES
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .sharding import connect_shards, shard_by_blocks

@@ -28,11 +28,11 @@ from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.attention_dcal import top_patches
 from dcal_hf.data import load_fgvc
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import write_model_card
+from dcal_hf.models import top_patches
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dcal_hf import attention_dcal
-from dcal_hf.attention_dcal import (
+from dcal_hf.models.attention_dcal import (
     attention_flow,
     batch_flow,
     cls_attention,

@@ -6,9 +6,9 @@ from timm.layers import DropPath
 from torch import nn
 from transformers import AutoModel
 
-from dcal_hf.cait_dcal import CAIT_FAMILY
-from dcal_hf.configuration_dcal import HIERARCHICAL_BACKBONES, SUPPORTED_BACKBONES
-from dcal_hf.encoder_dcal import SEAMS, StochasticDepth, resize_positions
+from dcal_hf.models.cait_dcal import CAIT_FAMILY
+from dcal_hf.models.configuration_dcal import HIERARCHICAL_BACKBONES, SUPPORTED_BACKBONES
+from dcal_hf.models.encoder_dcal import SEAMS, StochasticDepth, resize_positions
 
 from helpers import branches_for, classifier, images
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dcal_hf.loss_dcal import UncertaintyWeights, counted_branches, make_loss_weights, total_loss
+from dcal_hf.models.loss_dcal import UncertaintyWeights, counted_branches, make_loss_weights, total_loss
 
 
 def test_total_is_the_papers_formula():

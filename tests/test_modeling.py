@@ -10,8 +10,8 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils.logging import get_logger
 
 from dcal_hf import DCALForImageClassification, DCALModel
-from dcal_hf.cait_dcal import ClassBlock
-from dcal_hf.classification_dcal import mean_probability_logits
+from dcal_hf.models.cait_dcal import ClassBlock
+from dcal_hf.models.classification_dcal import mean_probability_logits
 
 from helpers import classifier, images
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor, pipeline
 
 from dcal_hf import DCALConfig, DCALForReID
-from dcal_hf.loss_dcal import batch_hard_triplet
-from dcal_hf.neck_dcal import Neck
+from dcal_hf.models.loss_dcal import batch_hard_triplet
+from dcal_hf.models.neck_dcal import Neck
 from dcal_hf.transforms import EvalTransform, reid_processor
 
 from helpers import noise_picture, shaken

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, SwinConfig, TimmWrapperConfig, ViTCon
 from transformers.initialization import no_init_weights
 
 from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
-from dcal_hf.modeling_dcal import DCALPreTrainedModel
+from dcal_hf.models import DCALPreTrainedModel
 
 
 def vit(width: int, heads: int) -> ViTConfig:

@@ -29,7 +29,7 @@ from steps import (
 )
 from tensors import made_tensors
 
-from dcal_hf.attention_dcal import ROLLOUT_CHUNK
+from dcal_hf.models.attention_dcal import ROLLOUT_CHUNK
 
 
 MODEL = "local-12"

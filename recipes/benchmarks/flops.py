@@ -7,8 +7,8 @@ P patches, R local queries, width D, MLP width F, H heads, L blocks, T of them w
 from dataclasses import dataclass
 
 from dcal_hf import DCALConfig
-from dcal_hf.configuration_dcal import as_pair
-from dcal_hf.encoder_dcal import SEAMS
+from dcal_hf.models.configuration_dcal import as_pair
+from dcal_hf.models.encoder_dcal import SEAMS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.attention_dcal import ROLLOUT_CHUNK
+from dcal_hf.models.attention_dcal import ROLLOUT_CHUNK
 
 from helpers import is_cait
 
