@@ -11,10 +11,7 @@ from .models import (
     DCALModelOutput,
     DCALReIDOutput,
 )
-from .reid_trainer import DCALReIDTrainer
-from .reid_training_args import DCALReIDTrainingArguments
-from .trainer import DCALTrainer
-from .training_args import DCALTrainingArguments
+from .training import DCALReIDTrainer, DCALReIDTrainingArguments, DCALTrainer, DCALTrainingArguments
 from .version import __version__
 
 

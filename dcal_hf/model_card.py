@@ -222,3 +222,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+__all__ = ["framework_versions", "write_model_card"]

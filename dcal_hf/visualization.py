@@ -247,3 +247,6 @@ def _frame_pixels(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     width = max(1, min(size[1] // grid[0], size[0] // grid[1]) // 16)
     from_rows, from_columns = _cells(grid[0], size[1])[1], _cells(grid[1], size[0])[1]
     return np.minimum(from_rows[:, None], from_columns) < width
+
+
+__all__ = ["attention_figure", "ranked_list", "rollout_overlay", "save_figure", "selection_overlay"]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViT
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import unlabelled_images
 from dcal_hf.models import DCALPreTrainedModel
-from dcal_hf.trainer import last_checkpoint
+from dcal_hf.training import last_checkpoint
 
 
 logger = logging.getLogger(__name__)

@@ -35,11 +35,10 @@ from common import hyperparameters, load_distractors, load_model, log_process, s
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import load_reid, open_image
-from dcal_hf.data.reid_layouts import OFFICIAL_REID
+from dcal_hf.data import OFFICIAL_REID, load_reid, open_image
 from dcal_hf.metrics import FeatureDistances
 from dcal_hf.model_card import write_model_card
-from dcal_hf.reid_trainer import column, protocol_columns
+from dcal_hf.training import column, protocol_columns
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 

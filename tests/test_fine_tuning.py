@@ -16,9 +16,9 @@ from dcal_hf import (
     DCALTrainer,
     DCALTrainingArguments,
 )
-from dcal_hf.lora import LORA_FILE, add_lora, merged_state_dict
-from dcal_hf.parameter_groups import parameter_depths, parameter_groups
-from dcal_hf.trainer import last_checkpoint
+from dcal_hf.training.lora import LORA_FILE, add_lora, merged_state_dict
+from dcal_hf.training.parameter_groups import parameter_depths, parameter_groups
+from dcal_hf.training.trainer import last_checkpoint
 
 from helpers import RememberSaved, assert_same_weights, branches_for, copy_of_weights, is_cait, train_until_killed
 
@@ -272,7 +272,7 @@ def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):
 
 
 def test_without_peft_only_the_flag_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcal_hf.lora.is_peft_available", lambda: False)
+    monkeypatch.setattr("dcal_hf.training.lora.is_peft_available", lambda: False)
     DCALTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ImportError, match=r'LoRA needs peft: pip install "dcal_hf\[peft\]"'):
         DCALTrainingArguments(str(tmp_path), lora_rank=8, use_cpu=True)

@@ -6,7 +6,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from dcal_hf.samplers import IdentityBalancedSampler, draw_groups, schedule_identities
+from dcal_hf.training.samplers import IdentityBalancedSampler, draw_groups, schedule_identities
 
 
 def labels_of(counts):

@@ -8,7 +8,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from dcal_hf.pairs import PairCollator, PairSampler, batch_pairs, lay_out, pair_up
+from dcal_hf.training.pairs import PairCollator, PairSampler, batch_pairs, lay_out, pair_up
 
 
 STRATEGIES = ("any", "inter_class", "intra_class", "half")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import dcal_hf.reranking as reranking
+import dcal_hf.retrieval.reranking as reranking
 from dcal_hf.metrics import distance_metrics
-from dcal_hf.reranking import rerank
+from dcal_hf.retrieval.reranking import rerank
 
 
 class HeldDistances:

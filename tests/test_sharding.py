@@ -4,7 +4,7 @@ import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.sharding import shard_by_blocks
+from dcal_hf.training.sharding import shard_by_blocks
 
 from helpers import is_cait
 

@@ -10,7 +10,7 @@ from transformers import ViTImageProcessor
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
 from dcal_hf.metrics import ClassificationMetrics
-from dcal_hf.trainer import last_checkpoint
+from dcal_hf.training.trainer import last_checkpoint
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
 from helpers import (

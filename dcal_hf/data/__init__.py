@@ -6,11 +6,13 @@ from .fgvc import load_fgvc
 from .folder import unlabelled_images
 from .images import open_image
 from .reid import load_reid
+from .reid_layouts import OFFICIAL_REID
 from .splits import stratified_split
 
 
 __all__ = [
     "DRAWN_CLASSES",
+    "OFFICIAL_REID",
     "draw_bird",
     "drawn_fgvc",
     "drawn_reid",

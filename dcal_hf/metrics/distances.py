@@ -16,7 +16,8 @@ COLUMNS_PER_PRODUCT = 4096
 class Distances(Protocol):
     """Distances from queries to gallery items that are made when they are asked for, not held.
 
-    [`FeatureDistances`] and [`~dcal_hf.reranking.RerankedDistances`] are such; [`distance_metrics`] scores them.
+    [`FeatureDistances`] and [`~dcal_hf.retrieval.reranking.RerankedDistances`] are such; [`distance_metrics`] scores
+    them.
 
     Attributes:
         shape (`tuple[int, int]`): How many queries and gallery items there are.

@@ -23,7 +23,7 @@ from steps import SHAPES
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 
-from dcal_hf.data.images import open_image
+from dcal_hf.data import open_image
 from dcal_hf.transforms import (
     EvalTransform,
     ReIDTrainTransform,

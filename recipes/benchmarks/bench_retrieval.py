@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from harness import Figures, arguments, bullets, machine, markdown_table, measure, peak_memory, write_report
 
-from dcal_hf.metrics import distance_metrics, retrieval_metrics
-from dcal_hf.metrics.retrieval import QUERIES_PER_CHUNK
-from dcal_hf.reranking import rerank
+from dcal_hf.metrics import QUERIES_PER_CHUNK, distance_metrics, retrieval_metrics
+from dcal_hf.retrieval import rerank
 
 
 NUM_QUERIES, NUM_ITEMS, NUM_IDENTITIES, NUM_CAMERAS, DIM = 11_659, 82_161, 3_060, 15, 768

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .files import write_atomically
+from ..files import write_atomically
 
 
 def save_sealed(

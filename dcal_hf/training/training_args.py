@@ -41,7 +41,7 @@ class DCALTrainingArguments(TrainingArguments):
             Leave the backbone as it is, its final norm included, and run it without stochastic depth and dropout.
         layer_decay (`float`, *optional*, defaults to 1.0):
             Layer-wise learning-rate decay: each block of the backbone learns at this share of the next one's rate, see
-            [`~dcal_hf.parameter_groups.parameter_groups`]. 0.65 to 0.75 is usual, 1 is off.
+            [`~dcal_hf.training.parameter_groups.parameter_groups`]. 0.65 to 0.75 is usual, 1 is off.
         lora_rank (`int`, *optional*, defaults to 0):
             Train adapters of this rank on the linear layers of the backbone's attention instead of the backbone (LoRA,
             by peft, alpha twice the rank); 8 to 16 is usual, 0 is off. Saved models are plain, adapters merged.

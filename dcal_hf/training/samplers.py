@@ -27,8 +27,8 @@ class IdentityBalancedSampler(Sampler[int]):
         batches_per_step (`int`, *optional*, defaults to 1):
             The number of processes: so many successive batches share as few identities as they can.
         pair_sampling (`str`, *optional*):
-            Arranges each batch so that images 2k and 2k + 1 may be a pair, see [`~dcal_hf.pairs.pair_up`]; if not
-            given, an identity's images stand together.
+            Arranges each batch so that images 2k and 2k + 1 may be a pair, see [`~dcal_hf.training.pairs.pair_up`]; if
+            not given, an identity's images stand together.
 
     Raises:
         ValueError: if the batch does not divide into identities of K images, or there are fewer than P identities.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from .models.encoder_dcal import Seam, softmax_flow
-from .models.modeling_dcal import DCALModel, DCALPreTrainedModel
+from ..models.encoder_dcal import Seam, softmax_flow
+from ..models.modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
 @dataclass(frozen=True)

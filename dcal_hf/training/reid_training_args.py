@@ -35,7 +35,7 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
         schedule (`str`, *optional*, defaults to `"transreid"`):
             `"transreid"`: SGD with momentum 0.9, every bias at twice the learning rate, weight decay on everything but
             the losses' log-variances, no clipping, and one learning rate per epoch, see
-            [`~dcal_hf.reid_trainer.transreid_factor`]; `warmup_steps` and `lr_scheduler_type` are not read.
+            [`~dcal_hf.training.reid_trainer.transreid_factor`]; `warmup_steps` and `lr_scheduler_type` are not read.
             `"trainer"`, for training from scratch: the Trainer's own `optim`, `lr_scheduler_type` and `warmup_steps`,
             with the defaults of [`DCALTrainingArguments`].
         optim, learning_rate, weight_decay, max_grad_norm (*optional*):

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .data.images import open_image
-from .transforms import EvalTransform
+from ..data.images import open_image
+from ..transforms import EvalTransform
 
 
 logger = logging.getLogger(__name__)

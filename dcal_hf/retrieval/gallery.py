@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 
-from .embedding import embed_images, model_fingerprint
-from .metrics.distances import DistanceMetric, as_tensor
-from .reranking import rerank
+from ..metrics.distances import DistanceMetric, as_tensor
 from .sealed_folder import check_files, read_description, save_sealed
 
 
@@ -44,7 +42,8 @@ class GalleryIndex:
         index (`faiss.Index`): The embeddings, under the numbers in `ids`.
         items (`datasets.Dataset` of `N` rows): What was indexed.
         ids (`np.ndarray` of shape `(N,)`, int64): Ascending; the number of each row of `items` in `index`.
-        model_id (`str`): What made the embeddings, such as [`model_fingerprint`]; nothing else can be compared.
+        model_id (`str`):
+            What made the embeddings, such as [`~dcal_hf.retrieval.model_fingerprint`]; nothing else can be compared.
         model_name (`str`, *optional*): What people call that model; it is shown, not compared.
         metric (`"cosine"` or `"euclidean"`): Cosine normalises embeddings to length 1 as they come in.
         factory (`str`): The faiss factory string of `index`.
@@ -335,4 +334,4 @@ def _as_table(items: Dataset | Mapping[str, Sequence]) -> Dataset:
     return table
 
 
-__all__ = ["GalleryIndex", "embed_images", "model_fingerprint", "rerank"]
+__all__ = ["GalleryIndex"]

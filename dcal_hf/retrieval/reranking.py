@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from .metrics.distances import FeatureDistances, as_tensor
+from ..metrics.distances import FeatureDistances, as_tensor
 
 
 # What is in work at once, which bounds the memory of each step to some ten MB and keeps its data near the caches.

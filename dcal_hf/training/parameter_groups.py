@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .models.modeling_dcal import DCALPreTrainedModel
+from ..models.modeling_dcal import DCALPreTrainedModel
 
 
 @dataclass

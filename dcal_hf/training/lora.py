@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import is_peft_available
 
-from .models.modeling_dcal import DCALPreTrainedModel
+from ..models.modeling_dcal import DCALPreTrainedModel
 
 
 # Not peft's own name: `from_pretrained` would put what it finds there on weights that hold it already.

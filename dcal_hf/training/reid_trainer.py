@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import speed_metrics
 
-from .embedding import embed_batch
-from .metrics.retrieval import distance_metrics, retrieval_metrics
+from ..metrics.retrieval import distance_metrics, retrieval_metrics
+from ..retrieval.embedding import embed_batch
+from ..retrieval.query_expansion import expand_queries
 from .parameter_groups import parameter_groups
-from .query_expansion import expand_queries
 from .reid_training_args import DCALReIDTrainingArguments
-from .reranking import rerank
 from .samplers import IdentityBalancedSampler
 from .trainer import DCALTrainer
 
@@ -180,6 +179,8 @@ class DCALReIDTrainer(DCALTrainer):
             if prefix:
                 metrics |= _ranking(prefix, retrieval_metrics(*part, **columns, fprs=()))
         if self.args.rerank:
+            from ..retrieval.reranking import rerank  # imports faiss
+
             metrics |= _ranking("reranked_", distance_metrics(rerank(*parts[""]), **columns, fprs=()))
         return metrics
 

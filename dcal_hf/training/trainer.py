@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from ..models.configuration_dcal import BRANCHES
+from ..transforms import SeededDataset
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
-from .models.configuration_dcal import BRANCHES
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
-from .transforms import SeededDataset
 
 
 class EpochCallback(TrainerCallback):
@@ -58,7 +58,7 @@ class DCALTrainer(Trainer):
 
     Raises:
         ValueError: On several GPUs in one process: `DataParallel` would tear pairs apart. For what
-            [`~dcal_hf.sharding.shard_by_blocks`] refuses under FSDP. For distractors that nothing would meet.
+            [`~dcal_hf.training.sharding.shard_by_blocks`] refuses under FSDP. For distractors that nothing would meet.
     """
 
     args: DCALTrainingArguments

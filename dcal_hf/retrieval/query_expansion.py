@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .metrics.distances import ROWS_PER_PRODUCT, FeatureDistances, as_tensor
+from ..metrics.distances import ROWS_PER_PRODUCT, FeatureDistances, as_tensor
 
 
 def expand_queries(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .models.loss_dcal import IGNORED
+from ..models.loss_dcal import IGNORED
 
 
 PAIR_SAMPLING = ("any", "inter_class", "intra_class", "half", "noise")

@@ -1,0 +1,29 @@
+"""What `import dcal_hf` brings along, and what it leaves until it is asked for."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+PROGRAM = """
+import json, sys
+import dcal_hf
+print(json.dumps([name for name in ("faiss", "matplotlib", "evaluate") if name in sys.modules]))
+"""
+
+
+def test_search_metrics_and_pictures_are_imported_when_asked_for():
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == []
+
+
+@pytest.mark.parametrize("name", ["data", "metrics", "models", "retrieval", "training"])
+def test_every_public_name_is_there(name):
+    package = importlib.import_module(f"dcal_hf.{name}")
+    assert [public for public in package.__all__ if not hasattr(package, public)] == []
+    with pytest.raises(AttributeError, match="nothing"):
+        package.nothing
