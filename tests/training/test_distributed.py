@@ -16,7 +16,7 @@ from distributed_worker import Random, make_trainer
 from helpers import branches_for, is_cait
 
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+WORKER = Path(__file__).parents[1] / "distributed_worker.py"
 # Without adaptive steps, whose first ones are as large for a gradient of rounding errors as for any other.
 SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "warmup_steps": 0}
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
