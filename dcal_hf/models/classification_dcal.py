@@ -45,8 +45,11 @@ class DCALForImageClassification(DCALPreTrainedModel):
         self.dcal = DCALModel(config)
         width = config.backbone_config.hidden_size
         has_sa_head = config.branches != ("glca",)
-        self.sa_classifier = nn.Linear(width, config.num_labels) if has_sa_head else None
-        self.glca_classifier = nn.Linear(width, config.num_labels) if "glca" in config.branches else None
+        # `post_init` draws the weights. What constructors draw before it must not depend on the branches: from one
+        # seed SA's classifier starts the same with and without GLCA's.
+        with torch.random.fork_rng(devices=[]):
+            self.sa_classifier = nn.Linear(width, config.num_labels) if has_sa_head else None
+            self.glca_classifier = nn.Linear(width, config.num_labels) if "glca" in config.branches else None
         self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
         self.post_init()
 

@@ -60,9 +60,11 @@ class DCALForReID(DCALPreTrainedModel):
             raise ValueError("DCALForReID needs neck=True in its configuration; from_backbone sets it.")
         self.dcal = DCALModel(config)
         width = config.backbone_config.hidden_size
-        self.classifiers = nn.ModuleDict(
-            {name: nn.Linear(width, config.num_labels, bias=False) for name in self.dcal.necks}
-        )
+        # As in `DCALForImageClassification`: from one seed SA's classifier starts the same with and without GLCA's.
+        with torch.random.fork_rng(devices=[]):
+            self.classifiers = nn.ModuleDict(
+                {name: nn.Linear(width, config.num_labels, bias=False) for name in self.dcal.necks}
+            )
         self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
         self.post_init()
 

@@ -9,7 +9,7 @@ from transformers import AutoModel, ViTConfig
 from transformers.testing_utils import CaptureLogger
 from transformers.utils.logging import get_logger
 
-from dcal_hf import DCALForImageClassification, DCALModel
+from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 from dcal_hf.models.cait_dcal import ClassBlock
 from dcal_hf.models.classification_dcal import mean_probability_logits
 
@@ -273,6 +273,20 @@ def test_every_parameter_of_every_encoder_gets_a_gradient(any_backbone_config):
         model = classifier(any_backbone_config, glca_readout=readout).train()
         model(images(), labels=torch.arange(4), pairs=PAIRS).loss.backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("model_class", [DCALForImageClassification, DCALForReID])
+@pytest.mark.parametrize("branches", [("sa",), ("sa", "pwca"), ("sa", "glca")])
+def test_what_branches_share_starts_the_same_from_one_seed(vit_config, model_class, branches):
+    """So an ablation compares runs that start alike."""
+    starts = []
+    for trained in (("sa", "glca", "pwca"), branches):
+        torch.manual_seed(3)
+        starts.append(model_class.from_backbone(vit_config, num_labels=5, branches=trained).state_dict())
+    full, part = starts
+    shared = [name for name in part if name != "loss_weights.log_vars"]
+    assert any("classifier" in name for name in shared)
+    assert [name for name in shared if not torch.equal(part[name], full[name])] == []
 
 
 def test_sa_alone_costs_the_plain_parameters(vit_config):
