@@ -107,8 +107,11 @@ class DataArguments:
         return self.dataset_name or Path(self.data_dir or self.train_dir).resolve().name
 
 
+ARGUMENTS = (ModelArguments, DataArguments, DCALTrainingArguments)
+
+
 def main() -> None:
-    model_args, data_args, training_args = parse_arguments((ModelArguments, DataArguments, DCALTrainingArguments))
+    model_args, data_args, training_args = parse_arguments(ARGUMENTS)
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
     set_up_logging(training_args.get_process_log_level())

@@ -126,9 +126,11 @@ class DataArguments:
         return name if not Path(name).exists() else Path(name).resolve().stem
 
 
+ARGUMENTS = (ReIDModelArguments, DataArguments, DCALReIDTrainingArguments)
+
+
 def main() -> None:
-    types = (ReIDModelArguments, DataArguments, DCALReIDTrainingArguments)
-    model_args, data_args, training_args = parse_arguments(types)
+    model_args, data_args, training_args = parse_arguments(ARGUMENTS)
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train or --do_eval.")
     set_up_logging(training_args.get_process_log_level())

@@ -1,0 +1,297 @@
+# /// script
+# dependencies = ["dcal_hf[pictures]"]
+# ///
+"""Runs an ablation: the same recipe with other options, over paired seeds, and reports what each option buys.
+
+    python recipes/ablate.py recipes/ablations/grocery_components.yaml --data_dir grocery \
+        --encoder_data_dir clothing-small --output_dir out/components --jobs 2
+
+Options that are not listed below go to every run (`--data_dir`, `--model_name_or_path`, ...). When the command is
+given again, finished runs are skipped, and a run that was killed is resumed from its last checkpoint, or starts again.
+One row:
+
+    python recipes/ablate.py ... --arms sa_glca --seeds 0
+
+The report alone, from the runs that are finished:
+
+    python recipes/ablate.py recipes/ablations/grocery_components.yaml --output_dir out/components --report
+
+The ablation is a YAML file with the keys
+
+    recipe: run_fgvc.py          # or run_reid.py, in this folder
+    config: grocery.yaml         # its configuration, as a path from the ablation's own folder
+    encoder: small_encoder.yaml  # optional: a plain encoder that is trained first, and that all runs start from
+    metrics: [accuracy]          # of the recipe's results; the first one is plotted
+    reference: sa                # the arm that the others are compared with
+    seeds: [0, 1, 2, 3, 4]
+    arms: {sa: {branches: [sa]}, dcal: {}, ...}  # options of each arm, over the configuration; $NAME is a variable of
+                                                 # the environment
+
+Seeds are paired: from one seed, what arms share starts with the same weights, and images come in the same order with
+the same augmentation. Nothing is chosen by the images that are scored: the weights of the last epoch count.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Queue
+
+import torch
+import yaml
+from ablation_report import Row, read_rows, save_rows, write_report
+from arguments import read_configuration
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModel
+
+from dcal_hf.files import write_atomically
+from dcal_hf.trainer import last_checkpoint
+
+
+RECIPES = Path(__file__).parent
+# The weights of the last epoch, and no evaluation before: it would only cost time.
+LAST_EPOCH = {"eval_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """An ablation as its file describes it; see the docstring of this script.
+
+    Raises:
+        ValueError: If a key is missing or unknown, or the reference is no arm.
+    """
+
+    recipe: str
+    config: str
+    metrics: Sequence[str]
+    reference: str
+    seeds: Sequence[int]
+    arms: Mapping[str, Mapping[str, object]]
+    encoder: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "Ablation":
+        values = read_configuration(path)
+        names = set(cls.__dataclass_fields__)
+        missing, unknown = names - set(values) - {"encoder"}, set(values) - names
+        if missing or unknown:
+            raise ValueError(
+                f"{path} is no ablation: it lacks {sorted(missing)} and has the unknown {sorted(unknown)}; its keys "
+                f"are {', '.join(sorted(names))}."
+            )
+        ablation = cls(**values)
+        if ablation.reference not in ablation.arms:
+            raise ValueError(
+                f"{path}: the reference '{ablation.reference}' is none of the arms {', '.join(ablation.arms)}."
+            )
+        return ablation
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Args:
+        options (`dict`): All options of the recipe, the seed and the output folder among them.
+        digest (`str`): Of the arm's options, without paths: tells whether a finished run is the one that is asked for.
+    """
+
+    arm: str
+    seed: int
+    options: Mapping[str, object]
+    digest: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.options["output_dir"])
+
+
+def plan(ablation: Ablation, path: Path, output_dir: Path, extra: Mapping[str, object]) -> list[Run]:
+    """All runs, seed by seed, so that an ablation that is cut short has compared all arms with some seeds."""
+    base = {**read_configuration(path.parent / ablation.config), **LAST_EPOCH}
+    runs = []
+    for seed in ablation.seeds:
+        for arm, options in ablation.arms.items():
+            described = {**base, **options}
+            digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:8]
+            folder = output_dir / f"{arm}-{seed}"
+            given = {name: expanded(value) for name, value in {**described, **extra}.items()}
+            runs.append(Run(arm, seed, {**given, "seed": seed, "output_dir": str(folder)}, digest))
+    return runs
+
+
+def expanded(value: object) -> object:
+    """A text with the environment variables that it names, as `$OTHER_IMAGES`, in their place."""
+    return os.path.expandvars(value) if isinstance(value, str) else value
+
+
+def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
+    """The runs that no row is of.
+
+    Raises:
+        ValueError: If a row is of a run with other options, or an environment variable is not set.
+    """
+    done = {(row.arm, row.seed): row.digest for row in rows}
+    for run in runs:
+        if done.get((run.arm, run.seed), run.digest) != run.digest:
+            raise ValueError(
+                f"{run.folder.parent}/results.csv has a run of '{run.arm}' with seed {run.seed} and other options: "
+                "delete its line and its folder, or give another --output_dir."
+            )
+    todo = [run for run in runs if (run.arm, run.seed) not in done]
+    for run in todo:
+        unset = [value for value in run.options.values() if isinstance(value, str) and value.startswith("$")]
+        if unset:
+            raise ValueError(
+                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave it out by --arms."
+            )
+    return todo
+
+
+def call(recipe: str, options: Mapping[str, object], threads: int, device: int = 0) -> bool:
+    """Runs a recipe in a process of its own; what it prints goes to `log.txt` in its output folder.
+
+    Returns:
+        Whether it was resumed from a checkpoint.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    folder = Path(options["output_dir"])
+    config = write_atomically(folder / "config.yaml", yaml.safe_dump(dict(options), sort_keys=False))
+    command = [sys.executable, str(RECIPES / recipe), str(config)]
+    resumes = any(folder.glob("checkpoint-*/trainer_state.json"))
+    if resumes:
+        command += ["--resume_from_checkpoint", last_checkpoint(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if torch.cuda.device_count() > 0:
+        environment["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+    if code != 0:
+        raise RuntimeError(f"{recipe} failed with exit status {code}; its last words are in {log.name}.")
+    return resumes
+
+
+def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: int) -> None:
+    """Trains a plain encoder, unless that is done: a checkpoint that any run can start from.
+
+    Raises:
+        ValueError: If there are no images to train it on.
+    """
+    folder = encoder.with_name("encoder_run")
+    if (encoder / "preprocessor_config.json").is_file():
+        return
+    if data_dir is None:
+        raise ValueError(
+            f"The runs start from an encoder that {config} trains: name its images with --encoder_data_dir, or give "
+            "another encoder with --model_name_or_path."
+        )
+    if not (folder / "all_results.json").is_file():
+        options = {**read_configuration(config), "data_dir": data_dir, "output_dir": str(folder)}
+        call("run_fgvc.py", options, threads)
+    save_encoder(folder, encoder)
+
+
+def save_encoder(checkpoint: Path, folder: Path) -> None:
+    """Writes the plain encoder of a DCAL checkpoint, with its image processor, whose file comes last."""
+    AutoModel.from_pretrained(checkpoint).backbone.save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+
+
+def result(run: Run, metrics: Sequence[str], resumed: bool) -> Row:
+    """What a finished run has measured."""
+    results = json.loads((run.folder / "all_results.json").read_text(encoding="utf-8"))
+    scores = {
+        f"{branch}{metric}": results[f"eval_{branch}{metric}"]
+        for metric in metrics
+        for branch in ("", "sa_", "glca_")
+        if f"eval_{branch}{metric}" in results
+    }
+    # A resumed run has timed a part of its steps alone.
+    seconds = None if resumed else 1 / results["train_steps_per_second"]
+    return Row(run.arm, run.seed, run.digest, seconds, results["train_loss"], scores)
+
+
+def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int, threads: int) -> list[str]:
+    """Runs what remains, `jobs` at a time, and saves each result as it comes; returns what went wrong."""
+    results, errors = output_dir / "results.csv", []
+    slots: Queue[int] = Queue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def one(run: Run) -> Row:
+        slot = slots.get()
+        try:
+            resumed = call(ablation.recipe, run.options, threads, slot)
+        finally:
+            slots.put(slot)
+        return result(run, ablation.metrics, resumed)
+
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run", smoothing=0) as progress:
+        futures = {pool.submit(one, run): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                run, error = futures[future], future.exception()
+                if error is None:
+                    save_rows([*read_rows(results), future.result()], results)
+                else:
+                    errors.append(f"{run.arm}, seed {run.seed}: {error}")
+                progress.set_postfix_str(f"{run.arm}, seed {run.seed}")
+                progress.update()
+        except KeyboardInterrupt:
+            # The runs in progress have been interrupted as well.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return errors
+
+
+def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
+    """This script's options, and those that go to every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablation", type=Path, help="the YAML file")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and of the report")
+    parser.add_argument("--encoder_data_dir", help="folder of the images that the encoder is trained on")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with several GPUs, each has one")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--arms", nargs="+", help="these arms alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the ablation's")
+    parser.add_argument("--report", action="store_true", help="write the report and run nothing")
+    args, rest = parser.parse_known_args()
+    if len(rest) % 2 == 1 or any(not name.startswith("--") for name in rest[::2]):
+        parser.error(f"options of the recipe come as pairs, '--name value', got: {' '.join(rest)}")
+    return args, {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2])}
+
+
+def main() -> None:
+    args, extra = parse_arguments()
+    ablation = Ablation.read(args.ablation)
+    arms = list(ablation.arms) if args.arms is None else args.arms
+    if not set(arms) <= set(ablation.arms):
+        raise ValueError(f"--arms {' '.join(arms)}: the arms of {args.ablation} are {', '.join(ablation.arms)}.")
+    results, errors = args.output_dir / "results.csv", []
+    if not args.report:
+        encoder = args.output_dir / "encoder"
+        trains_encoder = ablation.encoder is not None and "model_name_or_path" not in extra
+        if trains_encoder:
+            extra["model_name_or_path"] = str(encoder)
+        chosen = replace(ablation, seeds=ablation.seeds if args.seeds is None else args.seeds)
+        runs = [run for run in plan(chosen, args.ablation, args.output_dir, extra) if run.arm in arms]
+        todo = remaining(runs, read_rows(results))
+        if todo and trains_encoder:
+            config = args.ablation.parent / ablation.encoder
+            train_encoder(config, encoder, args.encoder_data_dir, args.threads * args.jobs)
+        errors = execute(todo, ablation, args.output_dir, args.jobs, args.threads)
+    write_report(read_rows(results), list(ablation.arms), ablation.reference, ablation.metrics, args.output_dir)
+    if errors:
+        raise SystemExit("\n".join([f"{len(errors)} runs failed:", *errors]))
+
+
+if __name__ == "__main__":
+    main()

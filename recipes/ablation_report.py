@@ -1,0 +1,207 @@
+"""The results of an ablation: a table of runs, and the report that is made of it (Markdown, and a picture)."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from dcal_hf.files import save_table, write_atomically
+
+
+BRANCHES = {"": "both", "sa_": "SA", "glca_": "GLCA"}
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run has measured.
+
+    Args:
+        digest (`str`): Of the run's options.
+        seconds (`float`, *optional*): Per training step; None if the run was resumed, which has timed a part alone.
+        loss (`float`): Mean training loss over the whole run.
+        scores (`dict`): Metrics in [0, 1], those of a branch with its name in front (`"sa_accuracy"`).
+    """
+
+    arm: str
+    seed: int
+    digest: str
+    seconds: float | None
+    loss: float
+    scores: dict[str, float]
+
+
+def save_rows(rows: Sequence[Row], path: Path) -> None:
+    """Writes a CSV table, a line per run; a metric that a run has not, as that of a branch it lacks, stays empty."""
+    metrics = sorted({name for row in rows for name in row.scores})
+    lines = [
+        (
+            row.arm,
+            row.seed,
+            row.digest,
+            "" if row.seconds is None else f"{row.seconds:.4f}",
+            f"{row.loss:.4f}",
+            *(f"{row.scores[name]:.6f}" if name in row.scores else "" for name in metrics),
+        )
+        for row in sorted(rows, key=lambda row: (row.seed, row.arm))
+    ]
+    save_table(["arm", "seed", "digest", "seconds", "loss", *metrics], lines, path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows that `save_rows` wrote; none if there is no such file yet."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            Row(
+                line.pop("arm"),
+                int(line.pop("seed")),
+                line.pop("digest"),
+                float(line.pop("seconds") or "nan"),
+                float(line.pop("loss")),
+                {name: float(value) for name, value in line.items() if value},
+            )
+            for line in csv.DictReader(file)
+        ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences between two arms, with its confidence interval (Student's t over the seeds).
+
+    Args:
+        mean (`float`), margin (`float`): The interval is `mean - margin` to `mean + margin`; NaN if there are too few.
+        n (`int`): Seeds that both arms were run with.
+    """
+
+    mean: float
+    margin: float
+    n: int
+
+
+def paired_difference(values: dict[int, float], reference: dict[int, float]) -> Difference:
+    """`mean_s(x_s - y_s)` over the seeds s of both, each a mapping from seeds to values."""
+    seeds = sorted(set(values) & set(reference))
+    differences = np.array([values[seed] - reference[seed] for seed in seeds])
+    n = len(seeds)
+    if n < 2:
+        return Difference(differences.mean() if n else np.nan, np.nan, n)
+    margin = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n)
+    return Difference(differences.mean(), margin, n)
+
+
+def by_seed(rows: Sequence[Row], arm: str, metric: str) -> dict[int, float]:
+    """In per cent, of the runs of an arm that have the metric."""
+    return {row.seed: 100 * row.scores[metric] for row in rows if row.arm == arm and metric in row.scores}
+
+
+def spread(values: dict[int, float]) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return ""
+    numbers = np.array(list(values.values()))
+    return f"{numbers.mean():.1f}" + (f" ± {numbers.std(ddof=1):.1f}" if len(numbers) > 1 else "")
+
+
+def interval(difference: Difference) -> str:
+    """`+1.2 [+0.3, +2.1]`."""
+    if difference.n == 0:
+        return ""
+    if difference.n == 1:
+        return f"{difference.mean:+.1f}"
+    low, high = difference.mean - difference.margin, difference.mean + difference.margin
+    return f"{difference.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def time_ratio(rows: Sequence[Row], arm: str, reference: str) -> str:
+    """Median over the seeds of an arm's seconds per step over the reference's."""
+    seconds = {(row.arm, row.seed): row.seconds for row in rows}
+    ratios = [
+        seconds[arm, seed] / seconds[reference, seed]
+        for name, seed in seconds
+        if name == arm and (reference, seed) in seconds
+    ]
+    ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
+    return f"{np.median(ratios):.2f}" if ratios else ""
+
+
+def table(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str) -> str:
+    """A line per arm, in Markdown."""
+    header = ["arm", "n", *BRANCHES.values(), f"both - {reference}", f"SA - {reference}", "loss", "step"]
+    baseline = by_seed(rows, reference, metric)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for arm in arms:
+        values = {branch: by_seed(rows, arm, f"{branch}{metric}") for branch in BRANCHES}
+        losses = [row.loss for row in rows if row.arm == arm]
+        if not losses:
+            continue
+        is_reference = arm == reference
+        lines.append(
+            [
+                f"`{arm}`",
+                str(len(values[""])),
+                *(spread(values[branch]) for branch in BRANCHES),
+                "" if is_reference else interval(paired_difference(values[""], baseline)),
+                "" if is_reference else interval(paired_difference(values["sa_"], baseline)),
+                f"{np.mean(losses):.2f}",
+                time_ratio(rows, arm, reference),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+NOTES = """\
+- Per cent, mean ± standard deviation over n seeds, of the weights of the last epoch. **both**: SA and GLCA together,
+  or the one that there is.
+- **- {reference}**: mean of the paired differences with its 95 % interval (Student's t over the seeds that both have).
+  An interval that holds zero proves no difference.
+- **loss**: mean training loss over the run. **step**: median of the seconds per step over those of `{reference}` with
+  the same seed."""
+
+
+def write_report(
+    rows: Sequence[Row], arms: Sequence[str], reference: str, metrics: Sequence[str], folder: Path
+) -> None:
+    """Writes `report.md` and `report.png`, the differences of the first metric.
+
+    Raises:
+        ValueError: If there is no run of the reference.
+    """
+    if not any(row.arm == reference for row in rows):
+        raise ValueError(f"{folder}/results.csv has no run of the reference '{reference}' to compare with yet.")
+    parts = [f"## {metric}\n\n{table(rows, arms, reference, metric)}" for metric in metrics]
+    text = "\n\n".join(["# Ablation", *parts, "![Differences](report.png)", NOTES.format(reference=reference)])
+    write_atomically(folder / "report.md", text + "\n")
+    plot(rows, [arm for arm in arms if arm != reference], reference, metrics[0], folder / "report.png")
+
+
+def plot(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str, path: Path) -> None:
+    """A picture of the paired differences and their intervals, an arm a line."""
+    from matplotlib.figure import Figure
+
+    from dcal_hf.visualization import save_figure
+
+    baseline = by_seed(rows, reference, metric)
+    figure = Figure(figsize=(7, 0.8 + 0.45 * len(arms)), layout="constrained")
+    axes = figure.add_subplot()
+    for offset, (branch, name) in zip((-0.15, 0.0, 0.15), BRANCHES.items()):
+        differences = {arm: paired_difference(by_seed(rows, arm, f"{branch}{metric}"), baseline) for arm in arms}
+        shown = [(place, d) for place, d in enumerate(differences.values()) if d.n > 0]
+        axes.errorbar(
+            [d.mean for _, d in shown],
+            [place + offset for place, _ in shown],
+            xerr=np.nan_to_num([d.margin for _, d in shown]),
+            fmt="o",
+            capsize=3,
+            label=name,
+        )
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_yticks(range(len(arms)), arms)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{metric}, points above {reference} (95 % intervals over paired seeds)")
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,237 @@
+"""Ablations: what is run, what is skipped, and what the report says of it."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+from transformers import AutoImageProcessor, ViTImageProcessor
+
+from dcal_hf import DCALForImageClassification, DCALModel
+
+from helpers import TINY_VIT
+
+
+ROOT = Path(__file__).parents[2]
+ABLATION = {
+    "recipe": "run_fgvc.py",
+    "config": "config.yaml",
+    "metrics": ["accuracy"],
+    "reference": "sa",
+    "seeds": [0, 1],
+    "arms": {"sa": {"branches": ["sa"]}, "dcal": {"num_train_epochs": 3}},
+}
+CONFIG = {"do_train": True, "num_train_epochs": 2, "eval_strategy": "epoch", "load_best_model_at_end": True}
+
+
+@pytest.fixture
+def ablate(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    return importlib.import_module("ablate")
+
+
+@pytest.fixture
+def report(ablate):
+    return importlib.import_module("ablation_report")
+
+
+@pytest.fixture
+def calls(ablate, monkeypatch) -> list[dict]:
+    """Recipes are not run: the options that they would get, of which each leaves results."""
+    seen = []
+
+    def call(recipe, options, threads, device=0):
+        seen.append(dict(options))
+        folder = Path(options["output_dir"])
+        folder.mkdir(parents=True)
+        if options.get("seed") == 13:
+            raise RuntimeError("out of luck")
+        scores = {"eval_accuracy": 0.5 + options.get("seed", 0) / 10, "eval_glca_accuracy": 0.25}
+        results = {"train_steps_per_second": 4.0, "train_loss": 1.5, **scores}
+        (folder / "all_results.json").write_text(json.dumps(results))
+        return False
+
+    monkeypatch.setattr(ablate, "call", call)
+    return seen
+
+
+@pytest.fixture
+def run_main(ablate, monkeypatch, tmp_path):
+    def run(*arguments: str, **changes: object) -> None:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+        (tmp_path / "ablation.yaml").write_text(yaml.safe_dump({**ABLATION, **changes}, sort_keys=False))
+        command = ["ablate.py", str(tmp_path / "ablation.yaml"), "--output_dir", str(tmp_path / "out"), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        ablate.main()
+
+    return run
+
+
+def test_every_arm_runs_with_every_seed(run_main, calls, tmp_path):
+    run_main("--data_dir", "birds", "--jobs", "2")
+    assert {(Path(options["output_dir"]).name, options["seed"]) for options in calls} == {
+        ("sa-0", 0), ("sa-1", 1), ("dcal-0", 0), ("dcal-1", 1)
+    }
+    by_name = {Path(options["output_dir"]).name: options for options in calls}
+    assert by_name["sa-1"]["branches"] == ["sa"] and "branches" not in by_name["dcal-1"]
+    assert by_name["sa-1"]["num_train_epochs"] == 2 and by_name["dcal-1"]["num_train_epochs"] == 3
+    assert all(options["data_dir"] == "birds" for options in calls)
+    assert (tmp_path / "out" / "report.png").stat().st_size > 0
+
+
+def test_no_epoch_is_chosen_by_what_is_scored(run_main, calls):
+    run_main()
+    assert {(options["load_best_model_at_end"], options["eval_strategy"]) for options in calls} == {(False, "no")}
+
+
+def test_finished_runs_are_skipped(run_main, calls, tmp_path):
+    run_main("--seeds", "0")
+    assert len(calls) == 2
+    run_main("--arms", "dcal")
+    assert [Path(options["output_dir"]).name for options in calls[2:]] == ["dcal-1"]
+    run_main()
+    assert len(calls) == 4
+    lines = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert lines[0] == "arm,seed,digest,seconds,loss,accuracy,glca_accuracy" and len(lines) == 5
+    assert lines[-1].startswith("sa,1,") and lines[-1].endswith(",0.2500,1.5000,0.600000,0.250000")
+
+
+def test_a_run_of_other_options_is_not_taken_for_this_one(run_main, calls):
+    run_main()
+    with pytest.raises(ValueError, match="'dcal' with seed 0 and other options: delete its line"):
+        run_main(arms={**ABLATION["arms"], "dcal": {"num_train_epochs": 4}})
+
+
+def test_a_failed_run_is_told_and_stops_no_other(run_main, calls, tmp_path):
+    with pytest.raises(SystemExit, match="2 runs failed:\n.*seed 13: out of luck"):
+        run_main(seeds=[0, 13, 1])
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 5
+
+
+def test_a_killed_run_is_resumed_where_it_can_be(ablate, monkeypatch, tmp_path):
+    commands = []
+
+    class Finished:
+        returncode = 0
+
+    monkeypatch.setattr(ablate.subprocess, "run", lambda command, **kwargs: commands.append(command) or Finished)
+    folder = tmp_path / "sa-0"
+    assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
+    assert commands[0][2:] == [str(folder / "config.yaml")]
+    assert commands[1][3:] == ["--resume_from_checkpoint", str(folder / "checkpoint-3")]
+
+
+@pytest.mark.parametrize(
+    "changes, arguments, sentence",
+    [
+        ({"reference": "plain"}, (), "the reference 'plain' is none of the arms sa, dcal"),
+        ({"arm": {}}, (), "is no ablation: it lacks .* and has the unknown \\['arm'\\]"),
+        ({}, ("--arms", "both"), "the arms of .*ablation.yaml are sa, dcal"),
+        ({"encoder": "config.yaml"}, (), "name its images with --encoder_data_dir"),
+        ({"arms": {"sa": {"data_dir": "$NOWHERE"}}}, (), "'sa' needs the environment variable \\$NOWHERE: set it"),
+        ({}, ("--report",), "has no run of the reference 'sa' to compare with yet"),
+    ],
+)
+def test_mistakes_get_a_sentence(run_main, calls, changes, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run_main(*arguments, **changes)
+    assert calls == []
+
+
+def test_all_runs_start_from_the_encoder_that_is_trained_once(run_main, calls, ablate, monkeypatch, tmp_path):
+    saved = []
+    monkeypatch.setattr(ablate, "save_encoder", lambda checkpoint, folder: saved.append((checkpoint, folder)))
+    run_main("--encoder_data_dir", "clothes", encoder="config.yaml", seeds=[0])
+    out = tmp_path / "out"
+    assert saved == [(out / "encoder_run", out / "encoder")]
+    assert calls[0]["data_dir"] == "clothes" and calls[0]["output_dir"] == str(out / "encoder_run")
+    assert [options["model_name_or_path"] for options in calls[1:]] == [str(out / "encoder")] * 2
+
+
+@pytest.mark.parametrize("model_type", ["vit", "timm_wrapper"])
+def test_the_encoder_of_a_checkpoint_is_one_to_start_from(ablate, backbone_configs, model_type, tmp_path):
+    config = backbone_configs["vit" if model_type == "vit" else "timm_deit"]
+    model = DCALForImageClassification.from_backbone(config, num_labels=3, branches=("sa",)).eval()
+    model.save_pretrained(tmp_path / "run")
+    ViTImageProcessor().save_pretrained(tmp_path / "run")
+    ablate.save_encoder(tmp_path / "run", tmp_path / "encoder")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "encoder").size
+    start = DCALModel.from_backbone(tmp_path / "encoder").eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(start(pixel_values).sa_embedding, model(pixel_values).embeddings, rtol=0, atol=0)
+
+
+def test_the_interval_is_that_of_a_paired_t_test(report):
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 7))
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    found = report.paired_difference(dict(enumerate(first)), {**dict(enumerate(second)), 99: 5.0})
+    assert found.n == 7
+    np.testing.assert_allclose([found.mean - found.margin, found.mean + found.margin], expected)
+
+
+def test_one_seed_has_no_interval(report):
+    difference = report.paired_difference({0: 2.0}, {0: 1.5})
+    assert difference.mean == 0.5 and math.isnan(difference.margin) and report.interval(difference) == "+0.5"
+
+
+def test_rows_come_back_from_their_table(report, tmp_path):
+    rows = [
+        report.Row("sa", 0, "ab12", 0.25, 1.5, {"accuracy": 0.5}),
+        report.Row("dcal", 0, "cd34", None, 2.5, {"accuracy": 0.625, "glca_accuracy": 0.75}),
+    ]
+    report.save_rows(rows, tmp_path / "results.csv")
+    resumed, plain = report.read_rows(tmp_path / "results.csv")
+    assert plain == rows[0] and resumed.scores == rows[1].scores and math.isnan(resumed.seconds)
+    lines = report.table([plain, resumed], ["sa", "dcal"], "sa", "accuracy").splitlines()
+    assert lines[2] == "| `sa` | 1 | 50.0 |  |  |  |  | 1.50 | 1.00 |"
+    assert lines[3] == "| `dcal` | 1 | 62.5 |  | 75.0 | +12.5 |  | 2.50 |  |"
+
+
+ABLATIONS = [path for path in (ROOT / "recipes" / "ablations").glob("*.yaml") if "recipe:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted(ABLATIONS), ids=lambda path: path.stem)
+def test_the_ablations_that_come_along_name_options_that_exist(ablate, monkeypatch, path, tmp_path):
+    """Each arm's options are parsed as the recipe would parse them."""
+    ablation = ablate.Ablation.read(path)
+    recipe = importlib.import_module(ablation.recipe.removesuffix(".py"))
+    extra = {"data_dir": "images", "use_cpu": True}
+    for run in ablate.plan(ablation, path, tmp_path, extra):
+        if ablation.encoder is not None:
+            run.options["model_name_or_path"] = "encoder"
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(dict(run.options)))
+        _, data_args, training_args = recipe.parse_arguments(recipe.ARGUMENTS, [str(config)])
+        assert training_args.seed == run.seed and data_args.data_dir == "images"
+
+
+@pytest.mark.slow
+def test_an_ablation_from_end_to_end(ablate, monkeypatch, tmp_path):
+    """Two arms, an encoder, real recipes; given twice it runs once."""
+    tiny = {"do_train": True, "do_eval": True, "dataset_name": "drawn", "max_train_samples": 32, "use_cpu": True}
+    tiny |= {"max_eval_samples": 20, "image_size": 48, "num_train_epochs": 1, "attention_images": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny))
+    (tmp_path / "encoder.yaml").write_text(yaml.safe_dump({**tiny, "branches": ["sa"], "backbone_config": TINY_VIT}))
+    arms = {"sa": {"branches": ["sa"]}, "dcal": {}}
+    (tmp_path / "ablation.yaml").write_text(
+        yaml.safe_dump({**ABLATION, "arms": arms, "seeds": [0], "encoder": "encoder.yaml"})
+    )
+    out = tmp_path / "out"
+    command = ["ablate.py", str(tmp_path / "ablation.yaml"), "--output_dir", str(out), "--encoder_data_dir", "none"]
+    monkeypatch.setattr(sys, "argv", command)
+    ablate.main()
+    assert "| `dcal` | 1 |" in (out / "report.md").read_text()
+    written = (out / "dcal-0" / "all_results.json").stat().st_mtime_ns
+    ablate.main()
+    assert (out / "dcal-0" / "all_results.json").stat().st_mtime_ns == written
