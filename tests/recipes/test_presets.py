@@ -55,11 +55,9 @@ def parse(monkeypatch, tmp_path):
         options = ["--data_dir", "images", "--output_dir", str(tmp_path), "--use_cpu", *options]
         if name.startswith(REID):
             recipe = importlib.import_module("run_reid")
-            types = (recipe.ReIDModelArguments, recipe.DataArguments, recipe.DCALReIDTrainingArguments)
         else:
             recipe = importlib.import_module("run_fgvc")
-            types = (recipe.ModelArguments, recipe.DataArguments, recipe.DCALTrainingArguments)
-        return recipe.parse_arguments(types, [str(PRESETS[name]), *options])
+        return recipe.parse_arguments(recipe.ARGUMENTS, [str(PRESETS[name]), *options])
 
     return read
 
@@ -80,6 +78,7 @@ def test_a_preset_is_the_papers_recipe_and_says_what_to_expect(parse, name):
     assert yaml.safe_load(text)["output_dir"] == f"out/{name}"
     assert training_args.do_train and training_args.do_eval and model_args.drop_path_rate == 0.1
     assert model_args.branches == (["sa", "pwca"] if name.endswith("swin_tiny") else None)
+    assert model_args.glca_readout == "cls"
     if name.startswith(REID):
         size = (256, 256) if name.startswith("veri776") else (256, 128)
         assert (model_args.input_size, model_args.local_query_ratio) == (size, 0.3)
