@@ -51,7 +51,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from dcal_hf.files import write_atomically
-from dcal_hf.trainer import last_checkpoint
+from dcal_hf.training import last_checkpoint
 
 
 RECIPES = Path(__file__).parent
