@@ -107,8 +107,8 @@ def build_timm(config: PreTrainedConfig, image_size: tuple[int, int], drop_path_
         **(CAIT_CLASSES if is_cait else {"block_fn": TimmBlock, "attn_layer": TimmAttention}),
     }
     backbone = AutoModel.from_config(config, attn_implementation=ATTENTION_NAME)
-    # Classes cannot be written to JSON.
-    backbone.config.model_args = model_args
+    # Classes cannot be written to JSON. With the size of its positions the encoder loads when saved by itself.
+    backbone.config.model_args = {**model_args, "img_size": list(image_size)}
     return backbone
 
 

@@ -160,13 +160,13 @@ def test_all_runs_start_from_the_encoder_that_is_trained_once(run_main, calls, a
 @pytest.mark.parametrize("model_type", ["vit", "timm_wrapper"])
 def test_the_encoder_of_a_checkpoint_is_one_to_start_from(ablate, backbone_configs, model_type, tmp_path):
     config = backbone_configs["vit" if model_type == "vit" else "timm_deit"]
-    model = DCALForImageClassification.from_backbone(config, num_labels=3, branches=("sa",)).eval()
+    model = DCALForImageClassification.from_backbone(config, (48, 32), num_labels=3, branches=("sa",)).eval()
     model.save_pretrained(tmp_path / "run")
     ViTImageProcessor().save_pretrained(tmp_path / "run")
     ablate.save_encoder(tmp_path / "run", tmp_path / "encoder")
     assert AutoImageProcessor.from_pretrained(tmp_path / "encoder").size
     start = DCALModel.from_backbone(tmp_path / "encoder").eval()
-    pixel_values = torch.randn(2, 3, 32, 32)
+    pixel_values = torch.randn(2, 3, 48, 32)
     with torch.no_grad():
         torch.testing.assert_close(start(pixel_values).sa_embedding, model(pixel_values).embeddings, rtol=0, atol=0)
 
