@@ -48,8 +48,14 @@ setup(
     license="Apache-2.0",
     # transformers'.
     python_requires=">=3.11",
-    packages=find_packages(include=["dcal_hf", "dcal_hf.*"]),
-    package_data={"dcal_hf": ["py.typed"]},
+    # The recipes, for `dcal`. Not in dcal_hf: its import takes seconds, and `dcal --help` needs nothing of it.
+    packages=[*find_packages(include=["dcal_hf", "dcal_hf.*"]), "dcal_recipes"],
+    package_dir={"dcal_recipes": "recipes"},
+    package_data={
+        "dcal_hf": ["py.typed"],
+        "dcal_recipes": ["configs/*.yaml", "configs/base/*.yaml", "ablations/*.yaml"],
+    },
+    entry_points={"console_scripts": ["dcal = dcal_recipes.cli:main"]},
     zip_safe=False,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

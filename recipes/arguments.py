@@ -10,6 +10,9 @@ import yaml
 from transformers import HfArgumentParser
 
 
+CONFIGURATIONS = Path(__file__).parent / "configs"
+
+
 @dataclass
 class ModelArguments:
     """Which encoder, and how DCAL is put on it. What is not given is left to `DCALConfig` or to the checkpoint."""
@@ -93,8 +96,26 @@ def parse_arguments(dataclass_types: tuple[type, ...], argv: list[str] | None = 
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and not argv[0].startswith("-"):
-        argv = options_of(Path(argv[0])) + argv[1:]
+        argv = options_of(find_configuration(argv[0])) + argv[1:]
     return HfArgumentParser(dataclass_types).parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def find_configuration(name: str) -> Path:
+    """A path as it is; a bare name is that of a configuration that comes along, `quickstart` say.
+
+    Raises:
+        FileNotFoundError: If there is none of that name.
+    """
+    path = Path(name)
+    if path.suffix or len(path.parts) > 1:
+        return path
+    known = {own.stem: own for own in sorted(CONFIGURATIONS.glob("*.yaml"))}
+    if name not in known:
+        raise FileNotFoundError(
+            f"There is no configuration '{name}': give the path of a .yaml or .json file, or one of "
+            f"{', '.join(known)}."
+        )
+    return known[name]
 
 
 def options_of(path: Path) -> list[str]:

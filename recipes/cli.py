@@ -1,0 +1,69 @@
+"""`dcal`: the recipes as one command of the shell.
+
+    dcal fgvc quickstart                      # a configuration that comes along, by its name
+    dcal reid my_turtles.yaml --seed 1        # or a file of your own
+    dcal embed --help
+
+It needs nothing of the package: what a recipe imports is imported when that recipe runs. A wrong call ends with a
+sentence; `DCAL_DEBUG=1` shows where it comes from.
+"""
+
+import difflib
+import os
+import sys
+import textwrap
+from importlib import import_module
+from pathlib import Path
+
+
+RECIPES = Path(__file__).parent
+COMMANDS = {
+    "fgvc": ("run_fgvc", "fine-tune and evaluate a classifier of look-alike classes"),
+    "reid": ("run_reid", "train and evaluate an embedding that tells individuals apart"),
+    "embed": ("embed", "embed a folder of images into a gallery"),
+    "search": ("search", "search a gallery by image"),
+    "ablate": ("ablate", "compare options of a recipe over paired seeds"),
+}
+# What the library raises for a mistake of the caller's, each with one sentence.
+MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
+
+
+def usage() -> str:
+    lines = [f"  {name:<8} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    names = sorted(path.stem for path in (RECIPES / "configs").glob("*.yaml"))
+    return "\n".join(
+        [
+            "usage: dcal COMMAND [CONFIGURATION] [--option value ...]",
+            "",
+            "commands (dcal COMMAND --help lists the options):",
+            *lines,
+            "",
+            textwrap.fill("configurations that come along: " + ", ".join(names), 100, subsequent_indent="  "),
+        ]
+    )
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}."
+        raise SystemExit(f"dcal: there is no command '{command}': {hint}")
+    # As if the script had been started by itself: its neighbours are found, and its parser names the command.
+    sys.path.insert(0, str(RECIPES))
+    sys.argv = [f"dcal {command}", *rest]
+    try:
+        import_module(COMMANDS[command][0]).main()
+    except MISTAKES as error:
+        if os.environ.get("DCAL_DEBUG"):
+            raise
+        raise SystemExit(f"dcal {command}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

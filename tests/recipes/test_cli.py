@@ -1,0 +1,75 @@
+"""The console command: it finds the recipe, hands it the options, and turns mistakes into sentences."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def dcal(monkeypatch):
+    """The command within this process."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    cli = importlib.import_module("cli")
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["dcal", *arguments])
+        cli.main()
+
+    return run
+
+
+def test_help_needs_neither_torch_nor_the_package():
+    """So that it answers at once; every recipe that can be started is named, and every configuration."""
+    program = (
+        "import runpy, sys; sys.argv = ['dcal', '--help']; "
+        f"runpy.run_path({str(RECIPES / 'cli.py')!r}, run_name='__main__'); "
+        "assert not {'torch', 'transformers', 'dcal_hf'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "  fgvc " in run.stdout and "  reid " in run.stdout
+    assert all(path.stem in run.stdout for path in (RECIPES / "configs").glob("*.yaml"))
+
+
+def test_every_recipe_is_a_command(dcal):
+    scripts = {script for script, _ in importlib.import_module("cli").COMMANDS.values()}
+    runnable = {path.stem for path in RECIPES.glob("*.py") if "\n# dependencies = " in path.read_text()}
+    assert scripts == runnable
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest(dcal):
+    with pytest.raises(SystemExit, match="there is no command 'serch': did you mean 'search'"):
+        dcal("serch")
+    with pytest.raises(SystemExit, match="there is no command 'xyz': choose one of fgvc, reid"):
+        dcal("xyz")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["fgvc", "quickstrat"], "^dcal fgvc: There is no configuration 'quickstrat': .* quickstart"),
+        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: Some specified arguments are not used"),
+        (["reid", "--do_train"], "^dcal reid: Give either --model_name_or_path"),
+    ],
+)
+def test_a_mistake_is_a_sentence(dcal, arguments, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        dcal(*arguments)
+
+
+def test_a_sentence_can_be_traced_to_its_place(dcal, monkeypatch):
+    monkeypatch.setenv("DCAL_DEBUG", "1")
+    with pytest.raises(FileNotFoundError, match="There is no configuration 'quickstrat'"):
+        dcal("fgvc", "quickstrat")
+
+
+def test_a_parser_names_the_command(dcal, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dcal("search", "--help")
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("usage: dcal search")
