@@ -216,7 +216,14 @@ def result(run: Run, metrics: Sequence[str], resumed: bool) -> Row:
     }
     # A resumed run has timed a part of its steps alone.
     seconds = None if resumed else 1 / results["train_steps_per_second"]
-    return Row(run.arm, run.seed, run.digest, seconds, results["train_loss"], scores)
+    return Row(run.arm, run.seed, run.digest, seconds, last_loss(run.folder), scores)
+
+
+def last_loss(folder: Path) -> float:
+    """The last training loss that a run has logged of SA, which arms can compare, or of GLCA where SA has none."""
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    losses = [line.get("loss_sa", line.get("loss_glca")) for line in history if "loss" in line]
+    return losses[-1] if losses else float("nan")
 
 
 def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int, threads: int) -> list[str]:

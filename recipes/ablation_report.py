@@ -22,7 +22,7 @@ class Row:
     Args:
         digest (`str`): Of the run's options.
         seconds (`float`, *optional*): Per training step; None if the run was resumed, which has timed a part alone.
-        loss (`float`): Mean training loss over the whole run.
+        loss (`float`): The last training loss of SA that was logged, unweighted.
         scores (`dict`): Metrics in [0, 1], those of a branch with its name in front (`"sa_accuracy"`).
     """
 
@@ -159,8 +159,8 @@ NOTES = """\
   or the one that there is.
 - **- {reference}**: mean of the paired differences with its 95 % interval (Student's t over the seeds that both have).
   An interval that holds zero proves no difference.
-- **loss**: mean training loss over the run. **step**: median of the seconds per step over those of `{reference}` with
-  the same seed."""
+- **loss**: SA's training loss at the end of the run, unweighted: where it is still high, training was too short.
+  **step**: median of the seconds per step over those of `{reference}` with the same seed."""
 
 
 def write_report(

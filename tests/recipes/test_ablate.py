@@ -53,7 +53,9 @@ def calls(ablate, monkeypatch) -> list[dict]:
         if options.get("seed") == 13:
             raise RuntimeError("out of luck")
         scores = {"eval_accuracy": 0.5 + options.get("seed", 0) / 10, "eval_glca_accuracy": 0.25}
-        results = {"train_steps_per_second": 4.0, "train_loss": 1.5, **scores}
+        history = [{"loss": 2.0, "loss_sa": 1.75}, {"loss": 3.0, "loss_sa": 1.5}, {"train_loss": 2.5}]
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+        results = {"train_steps_per_second": 4.0, **scores}
         (folder / "all_results.json").write_text(json.dumps(results))
         return False
 
