@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dcal_hf import attention_dcal
+from dcal_hf.models import attention_dcal
 from dcal_hf.models.attention_dcal import (
     attention_flow,
     batch_flow,
