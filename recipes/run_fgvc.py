@@ -223,7 +223,7 @@ def report(
     """The model card and `attention.png`, for people."""
     args, config = trainer.args, trainer.model.config
     # An encoder in stages has no rollout to draw.
-    if data_args.attention_images > 0 and not config.is_hierarchical:
+    if data_args.attention_images > 0 and config.has_cls:
         save_attention(trainer, dataset[data_args.eval_split], data_args.attention_images)
     if not metrics:
         return

@@ -198,7 +198,7 @@ def test_the_image_tower_of_a_clip_checkpoint(tmp_path):
 
 def test_glca_starts_from_the_last_block(backbone_config):
     model = DCALModel.from_backbone(backbone_config, num_glca_blocks=2)
-    last = model.seam.get_blocks(model.backbone)[-1].state_dict()
+    last = model.encoder.blocks[-1].state_dict()
     for block in model.glca.blocks:
         assert all(torch.equal(value, last[name]) for name, value in block.state_dict().items())
 

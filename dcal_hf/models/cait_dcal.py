@@ -1,4 +1,4 @@
-"""timm's CaiT, attending through DCAL: what `encoder_dcal` and `timm_dcal` need to know of it.
+"""timm's CaiT, attending through DCAL.
 
 Paper: Going deeper with Image Transformers, ICCV 2021 (https://huggingface.co/papers/2103.17239). Blocks of
 talking-heads attention see the patches alone; then a few blocks of class attention see CLS as the only query, against
@@ -7,28 +7,26 @@ is: so both kinds are the last, the first and the paired blocks of DCAL like any
 is class attention with other queries. The classes below have timm's parameters under timm's names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.vit.modeling_vit import eager_attention_forward  # noqa: F401  ClassAttention's own, by module
 from transformers.utils import is_timm_available
 
 from .attention_dcal import attention_flow, dcal_attention_forward
+from .timm_dcal import TimmAdapter
 
 
 if is_timm_available():
-    from timm.models.cait import ClassAttn, LayerScaleBlock, LayerScaleBlockClassAttn, TalkingHeadAttn
+    from timm.models.cait import Cait, ClassAttn, LayerScaleBlock, LayerScaleBlockClassAttn, TalkingHeadAttn
 else:
     # A checkpoint whose backbone is one of transformers is read without timm.
-    ClassAttn = LayerScaleBlock = LayerScaleBlockClassAttn = TalkingHeadAttn = nn.Module
-
-# Among timm's architectures, which all have one model type in transformers.
-CAIT_FAMILY = "timm_cait"
+    Cait = ClassAttn = LayerScaleBlock = LayerScaleBlockClassAttn = TalkingHeadAttn = nn.Module
 
 
 def mix_heads(mixing: nn.Module, x: Tensor) -> Tensor:
@@ -135,14 +133,6 @@ class ClassBlock(GradientCheckpointingLayer, LayerScaleBlockClassAttn):
         return torch.cat([queries, others], dim=1)
 
 
-CAIT_CLASSES = {
-    "block_layers": TalkingHeadsBlock,
-    "attn_block": TalkingHeadsAttention,
-    "block_layers_token": ClassBlock,
-    "attn_block_token_only": ClassAttention,
-}
-
-
 def class_keys_values(attention: ClassAttention, normed: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of all tokens: (B, 1 + N, D) -> twice (B, H, 1 + N, d)."""
     return to_heads(attention.k(normed), attention.num_heads), to_heads(attention.v(normed), attention.num_heads)
@@ -168,38 +158,49 @@ def class_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tens
     return drawn + torch.cat([torch.zeros_like(flow[:, :1]), flow[:, 1:]], dim=1)
 
 
-def cait_flow(attention: TalkingHeadsAttention | ClassAttention) -> Callable[..., Tensor]:
-    """How the rollout passes through a block."""
-    return partial(talking_flow, attention) if isinstance(attention, TalkingHeadsAttention) else class_flow
-
-
-def cait_blocks(backbone: PreTrainedModel) -> Iterator[nn.Module]:
-    """The blocks of talking-heads attention, then those of class attention."""
-    yield from backbone.timm_model.blocks
-    yield from backbone.timm_model.blocks_token_only
-
-
-def embed_cait(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+class CaiTAdapter(TimmAdapter):
     """[CLS, patches]; positions are those of the patches alone."""
-    cait = backbone.timm_model
-    patches = cait.pos_drop(cait.patch_embed(pixel_values.to(cait.cls_token.dtype)) + cait.pos_embed)
-    return torch.cat([cait.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+
+    architecture = Cait
+    classes = {
+        "block_layers": TalkingHeadsBlock,
+        "attn_block": TalkingHeadsAttention,
+        "block_layers_token": ClassBlock,
+        "attn_block_token_only": ClassAttention,
+    }
+    rollout_reads_weights = True
+
+    @classmethod
+    def describe(cls, model: nn.Module, name: str) -> dict[str, Any]:
+        return {"num_hidden_layers": len(model.blocks) + len(model.blocks_token_only), "timm_family": "timm_cait"}
+
+    @classmethod
+    def count_prefix_tokens(cls, config: PreTrainedConfig) -> int:
+        return 1
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of talking-heads attention, then those of class attention."""
+        cait = self.backbone.timm_model
+        return [*cait.blocks, *cait.blocks_token_only]
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        cait = self.backbone.timm_model
+        patches = cait.pos_drop(cait.patch_embed(pixel_values.to(cait.cls_token.dtype)) + cait.pos_embed)
+        return torch.cat([cait.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+
+    def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
+        return class_keys_values(attention, normed)
+
+    def flow(self, block: nn.Module) -> Callable[..., Tensor]:
+        return partial(talking_flow, block.attn) if isinstance(block, TalkingHeadsBlock) else class_flow
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module) -> None:
+        """The layer scale of a GLCA block that a checkpoint lacks."""
+        if isinstance(module, ClassBlock):
+            init.constant_(module.gamma_1, module.init_values)
+            init.constant_(module.gamma_2, module.init_values)
 
 
-@torch.no_grad()
-def init_cait_weights(module: nn.Module) -> None:
-    """The layer scale of a GLCA block that a checkpoint lacks."""
-    if isinstance(module, ClassBlock):
-        init.constant_(module.gamma_1, module.init_values)
-        init.constant_(module.gamma_2, module.init_values)
-
-
-__all__ = [
-    "CAIT_CLASSES",
-    "CAIT_FAMILY",
-    "cait_blocks",
-    "cait_flow",
-    "class_keys_values",
-    "embed_cait",
-    "init_cait_weights",
-]
+__all__ = ["CaiTAdapter", "ClassBlock"]

@@ -4,28 +4,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .timm_dcal import complete_timm_config
+from .encoder_dcal import EncoderAdapter
+from .families_dcal import find_adapter, read_fields
+from .positions_dcal import as_pair
 
 
 BRANCHES = ("sa", "glca", "pwca")
 INFERENCE_BRANCHES = ("sa", "glca")
-SUPPORTED_BACKBONES = (
-    "vit",
-    "deit",
-    "dinov2",
-    "dinov2_with_registers",
-    "dinov3_vit",
-    "clip_vision_model",
-    "swin",
-    "timm_wrapper",
-)
-# Encoders in stages, each with a quarter of the patches of the one before; they have no CLS token.
-HIERARCHICAL_BACKBONES = ("swin",)
-
-
-def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """`448` -> `(448, 448)`; `[256, 128]` -> `(256, 128)`, in (height, width) order."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 @strict
@@ -94,13 +79,9 @@ class DCALConfig(PreTrainedConfig):
     normalize_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") == "timm_wrapper":
-            # Its reader takes for given what timm's own files have; an encoder has no classes.
-            self.backbone_config = {"num_classes": 2, **self.backbone_config}
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = read_fields(self.backbone_config)
         super().__post_init__(**kwargs)
-        self.validate_backbone()
-        if self.backbone_config.model_type == "timm_wrapper":
-            complete_timm_config(self.backbone_config)
         self.branches = tuple(self.branches)
         if self.inference_branches is None:
             has_head = {"sa": {"sa", "pwca"} & set(self.branches), "glca": {"glca"} & set(self.branches)}
@@ -114,21 +95,24 @@ class DCALConfig(PreTrainedConfig):
             validator(self)
 
     @property
-    def num_layers(self) -> int:
-        """L, the number of self-attention blocks of the backbone, in all its stages."""
-        return sum(self.backbone_config.depths) if self.is_hierarchical else self.backbone_config.num_hidden_layers
+    def adapter(self) -> type[EncoderAdapter]:
+        """The family of the backbone."""
+        return find_adapter(self.backbone_config)
 
     @property
-    def is_hierarchical(self) -> bool:
-        """Whether the encoder merges patches from stage to stage, and has no CLS token."""
-        return self.backbone_config.model_type in HIERARCHICAL_BACKBONES
+    def num_layers(self) -> int:
+        """L, the number of self-attention blocks of the backbone, in all its stages."""
+        return self.adapter.num_layers(self.backbone_config)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the encoder has a CLS token, without which there is neither rollout nor GLCA."""
+        return self.adapter.has_cls
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Height and width in pixels of a patch of the last stage."""
-        merging = 2 ** (len(self.backbone_config.depths) - 1) if self.is_hierarchical else 1
-        height, width = as_pair(self.backbone_config.patch_size)
-        return height * merging, width * merging
+        """Height and width in pixels of a patch of the encoder's output, of the last stage if there are several."""
+        return self.adapter.stride(self.backbone_config)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -153,16 +137,9 @@ class DCALConfig(PreTrainedConfig):
         """Whether training needs pairs of images."""
         return "pwca" in self.branches and self.num_pwca_blocks > 0
 
-    def validate_backbone(self):
-        if self.backbone_config.model_type not in SUPPORTED_BACKBONES:
-            raise ValueError(
-                f"DCAL cannot use a backbone of type '{self.backbone_config.model_type}': pairs of images cannot be "
-                f"passed to its attention. Use one of {', '.join(SUPPORTED_BACKBONES)}."
-            )
-
     def validate_image_size(self):
         if any(size < patch or size % patch for size, patch in zip(self.image_size, self.stride)):
-            stage = " in its last stage" if self.is_hierarchical else ""
+            stage = "" if self.stride == as_pair(self.backbone_config.patch_size) else " in its last stage"
             raise ValueError(
                 f"image_size={tuple(self.image_size)} must be a multiple of the backbone's patch size {self.stride}"
                 f"{stage}."
@@ -171,7 +148,7 @@ class DCALConfig(PreTrainedConfig):
     def validate_branches(self):
         if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
             raise ValueError(f"branches={self.branches} must name one or more of {BRANCHES}, each once.")
-        if "glca" in self.branches and self.is_hierarchical:
+        if "glca" in self.branches and not self.has_cls:
             raise ValueError(
                 f"branches={self.branches} must leave 'glca' out: a backbone of type "
                 f"'{self.backbone_config.model_type}' has no CLS token from which a rollout could select patches; use "

@@ -1,14 +1,13 @@
 """The global-local cross-attention block of DCAL (https://huggingface.co/papers/2205.02151, section 3.2)."""
 
-import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .attention_dcal import gather_tokens
 from .configuration_dcal import DCALConfig
-from .encoder_dcal import Seam, expect_memory, run_block
+from .encoder_dcal import EncoderAdapter
 
 
 class GLCA(nn.Module):
@@ -19,19 +18,15 @@ class GLCA(nn.Module):
     ones alone. M blocks refine the same queries against the same tokens. The final norm is the encoder's.
     """
 
-    def __init__(self, config: DCALConfig, seam: Seam, backbone: PreTrainedModel):
+    def __init__(self, config: DCALConfig, encoder: EncoderAdapter):
         super().__init__()
-        self.seam = seam
+        self.encoder = encoder
         self.scope = config.glca_scope
         self.readout = config.glca_readout
-        self.blocks = nn.ModuleList(
-            copy.deepcopy(seam.get_blocks(backbone)[-1]) for _ in range(config.num_glca_blocks)
-        )
-        for block in self.blocks:
-            expect_memory(seam.get_attention(block))
+        self.blocks = nn.ModuleList(encoder.copy_last_block() for _ in range(config.num_glca_blocks))
 
     def forward(
-        self, tokens: Tensor, num_prefix: int, indices: Tensor | None, rotary: tuple[Tensor, Tensor] | None, **kwargs
+        self, tokens: Tensor, indices: Tensor | None, rotary: tuple[Tensor, ...] | None, **kwargs: Any
     ) -> Tensor:
         """Tokens (B, prefix + N, D) and selected patches (B, R) -> the tokens to read out (B, R or 1, D).
 
@@ -44,14 +39,14 @@ class GLCA(nn.Module):
 
         parts = [tokens[:, :1]] if with_cls else []
         if with_patches:
-            parts.append(gather_tokens(tokens, indices + num_prefix))
+            parts.append(gather_tokens(tokens, indices + self.encoder.num_prefix_tokens))
         local = torch.cat(parts, dim=1)
         positions = rotary and tuple(x[indices][:, None] if with_patches else x[:0] for x in rotary)
 
         for block in self.blocks:
             seen, turned = (local, positions) if is_local_scope else (tokens, rotary)
-            memory = self.seam.keys_values(block, seen, turned)
-            local = run_block(block, local, positions, memory=memory, **kwargs)
+            memory = self.encoder.keys_values(block, seen, turned)
+            local = self.encoder.run(block, local, positions, memory=memory, **kwargs)
         return local[:, :1] if self.readout == "cls" else local[:, int(with_cls):]
 
 

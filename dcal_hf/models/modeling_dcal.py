@@ -14,18 +14,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, cls_similarity, top_patches
-from .configuration_dcal import DCALConfig, as_pair
-from .encoder_dcal import (
-    attention_function,
-    build_backbone,
-    find_seam,
-    resize_positions,
-    run_block,
-)
+from .configuration_dcal import DCALConfig
+from .families_dcal import find_adapter
 from .glca_dcal import GLCA
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
-from .timm_dcal import complete_timm_config
+from .positions_dcal import patch_grid, resize_positions
 
 
 @dataclass
@@ -75,7 +69,7 @@ class DCALPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # GLCA's blocks are the backbone's own: let it initialise what only it knows (layer scale, say).
         self.base_model.backbone._init_weights(module)
-        self.base_model.seam.init_weights(module)
+        self.base_model.encoder.init_weights(module)
         if isinstance(module, UncertaintyWeights):
             init.constant_(module.log_vars, module.initial_log_var)
 
@@ -131,25 +125,14 @@ class DCALPreTrainedModel(PreTrainedModel):
             config_kwargs.update(id2label=source_config.id2label, label2id=source_config.label2id)
         # The image encoder of a two-tower checkpoint (CLIP).
         source_config = copy.deepcopy(getattr(source_config, "vision_config", source_config))
-        if source_config.model_type == "timm_wrapper":
-            complete_timm_config(source_config)
-        config = DCALConfig(
-            backbone_config=resized_config(source_config, image_size), image_size=image_size, **config_kwargs
-        )
+        resized = find_adapter(source_config).resized_config(source_config, image_size)
+        config = DCALConfig(backbone_config=resized, image_size=image_size, **config_kwargs)
         source = None
         if not is_config:
             source = AutoModel.from_pretrained(backbone, config=source_config, **pretrained_kwargs)
         model = cls(config)
         model.base_model.start_from(source, source_config)
         return model.to(pretrained_kwargs["dtype"])
-
-
-def resized_config(config: PreTrainedConfig, image_size: int | tuple[int, int] | None) -> PreTrainedConfig:
-    """A copy for another input size. CLIP's own field knows squares only; `DCALConfig.image_size` holds the truth."""
-    config = copy.deepcopy(config)
-    if image_size is not None and config.model_type != "clip_vision_model":
-        config.image_size = image_size if isinstance(image_size, int) else list(image_size)
-    return config
 
 
 class DCALModel(DCALPreTrainedModel):
@@ -162,11 +145,10 @@ class DCALModel(DCALPreTrainedModel):
 
     def __init__(self, config: DCALConfig):
         super().__init__(config)
-        self.seam = find_seam(config.backbone_config)
-        self.num_prefix_tokens = self.seam.num_prefix_tokens(config.backbone_config)
-        self.backbone = build_backbone(config.backbone_config, config.image_size, config.drop_path_rate)
+        self.encoder = config.adapter.build(config.backbone_config, config.image_size, config.drop_path_rate)
+        self.backbone = self.encoder.backbone
         # Copies of the last block, with its stochastic depth.
-        self.glca = GLCA(config, self.seam, self.backbone) if "glca" in config.branches else None
+        self.glca = GLCA(config, self.encoder) if "glca" in config.branches else None
         self.necks = make_necks(config) if config.neck else None
         self.post_init()
 
@@ -175,14 +157,15 @@ class DCALModel(DCALPreTrainedModel):
         """Takes over a plain encoder's weights (resizing its positions), and starts GLCA from the last block."""
         if source is not None:
             state = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
-            if self.seam.positions in state:
-                state[self.seam.positions] = resize_positions(
-                    state[self.seam.positions], patch_grid(source_config), self.config.grid, self.seam.antialias
+            name = self.encoder.positions
+            if name in state:
+                state[name] = resize_positions(
+                    state[name], patch_grid(source_config), self.config.grid, self.encoder.antialias
                 )
             self.backbone.load_state_dict(state)
         if self.glca is not None:
             for block in self.glca.blocks:
-                block.load_state_dict(self.seam.get_blocks(self.backbone)[-1].state_dict())
+                block.load_state_dict(self.encoder.blocks[-1].state_dict())
 
     @can_return_tuple
     def forward(
@@ -215,13 +198,13 @@ class DCALModel(DCALPreTrainedModel):
         tokens, pair_tokens, rotary, records = self.encode(
             pixel_values, pairs, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
         )
-        norm = self.seam.get_final_norm(self.backbone)
+        norm = self.encoder.final_norm
         last_hidden_state = norm(tokens)
         rollout, indices = self.select(last_hidden_state, records, "glca" in branches)
 
-        embeddings = {"sa": self.seam.readout(last_hidden_state)}
+        embeddings = {"sa": self.encoder.readout(last_hidden_state)}
         if "glca" in branches:
-            local_tokens = self.glca(tokens, self.num_prefix_tokens, indices, rotary, attend=self.attend)
+            local_tokens = self.glca(tokens, indices, rotary, attend=self.attend)
             embeddings["glca"] = norm(local_tokens).mean(dim=1)
         return DCALModelOutput(
             last_hidden_state=last_hidden_state,
@@ -229,7 +212,7 @@ class DCALModel(DCALPreTrainedModel):
             pooler_output=join_embeddings(embeddings, None if self.training else self.necks, self.config),
             sa_embedding=embeddings["sa"],
             glca_embedding=embeddings.get("glca"),
-            pwca_embedding=None if pair_tokens is None else self.seam.readout(norm(pair_tokens)),
+            pwca_embedding=None if pair_tokens is None else self.encoder.readout(norm(pair_tokens)),
             rollout=rollout,
             local_query_indices=indices,
         )
@@ -237,8 +220,7 @@ class DCALModel(DCALPreTrainedModel):
     @property
     def attend(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """The user's attention implementation, for both branches."""
-        block = self.seam.get_blocks(self.backbone)[-1]
-        return attention_function(self.config._attn_implementation, self.seam.get_attention(block))
+        return self.encoder.attend(self.config._attn_implementation)
 
     def check_inputs(self, pixel_values: Tensor, has_pair: bool, output_rollout: bool) -> None:
         if tuple(pixel_values.shape[-2:]) != tuple(self.config.image_size):
@@ -251,7 +233,7 @@ class DCALModel(DCALPreTrainedModel):
                 f"A pair was given, but the model has no PWCA branch (branches={self.config.branches}, "
                 f"num_pwca_blocks={self.config.num_pwca_blocks})."
             )
-        if output_rollout and not self.seam.has_cls:
+        if output_rollout and not self.encoder.has_cls:
             raise ValueError("The encoder has no CLS token for a rollout to start from: output_rollout must be False.")
         if self.backbone.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(
@@ -261,7 +243,7 @@ class DCALModel(DCALPreTrainedModel):
 
     def recorded_blocks(self, runs_glca: bool, output_rollout: bool) -> range:
         """The blocks whose queries and keys the selection will read."""
-        num_blocks = self.config.num_layers
+        num_blocks = len(self.encoder.blocks)
         selects = runs_glca and self.config.reads_local_queries
         if output_rollout or (selects and self.config.local_query_selection == "rollout"):
             return range(num_blocks)
@@ -271,49 +253,50 @@ class DCALModel(DCALPreTrainedModel):
 
     def encode(
         self, pixel_values: Tensor, pairs: Tensor | None, pair_noise: bool, recorded: range
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, list[Mapping[str, Tensor]]]:
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, list[Mapping[str, Tensor]]]:
         """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (2P, 1, D) where CLS is read.
 
         At block L - T the paired images are appended to the batch. Below it they are the same tensor as SA's. Where
         CLS is read, the last block runs for each branch by itself, because of PWCA nothing else is needed.
         """
-        hidden_states = self.seam.embed(self.backbone, pixel_values)
-        rotary = self.seam.rotary(self.backbone, pixel_values)
+        hidden_states = self.encoder.embed(pixel_values)
+        rotary = self.encoder.rotary(pixel_values)
         batch_size, attend = len(hidden_states), self.attend
         paired = paired_images(pairs, pair_noise, hidden_states)
         # No plain dictionaries: FSDP may hand a block copies of those.
         records = {depth: UserDict() for depth in recorded}
-        blocks = self.seam.get_blocks(self.backbone)
-        num_shared = len(blocks) - 1 if self.seam.has_cls else len(blocks)
+        blocks = self.encoder.blocks
+        num_shared = len(blocks) - 1 if self.encoder.has_cls else len(blocks)
         first = len(blocks) if paired is None else len(blocks) - self.config.num_pwca_blocks
         for depth, block in enumerate(blocks[:num_shared]):
             if depth == first:
                 hidden_states = torch.cat([hidden_states, hidden_states.index_select(0, paired)])
-            pair = {"num_paired": len(hidden_states) - batch_size, "pair_noise": pair_noise}
-            hidden_states = run_block(block, hidden_states, rotary, attend=attend, record=records.get(depth), **pair)
+            kwargs = {"attend": attend, "record": records.get(depth), "pair_noise": pair_noise}
+            num_paired = len(hidden_states) - batch_size
+            hidden_states = self.encoder.run(block, hidden_states, rotary, num_paired=num_paired, **kwargs)
         tokens, pair_tokens = hidden_states[:batch_size], None
         if paired is not None:
             pair_tokens = hidden_states[batch_size:] if first < num_shared else tokens.index_select(0, paired)
         for depth, block in enumerate(blocks[num_shared:], start=num_shared):
             if paired is not None:
                 pair_tokens = self.read_pairs(block, pair_tokens, rotary, attend, pair_noise)
-            tokens = run_block(block, tokens, rotary, attend=attend, record=records.get(depth))
+            tokens = self.encoder.run(block, tokens, rotary, attend=attend, record=records.get(depth))
         return tokens, pair_tokens, rotary, list(records.values())
 
     def read_pairs(
         self,
         block: nn.Module,
         tokens: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
+        rotary: tuple[Tensor, ...] | None,
         attend: Callable[..., tuple[Tensor, Tensor | None]],
         pair_noise: bool,
     ) -> Tensor:
         """PWCA's CLS after the last block, (2P, N, D) -> (2P, 1, D): its other tokens are keys and values only."""
-        memory = self.seam.keys_values(block, tokens, rotary)
+        memory = self.encoder.keys_values(block, tokens, rotary)
         # No position turns a prefix token.
         unturned = rotary and tuple(x[:0] for x in rotary)
         pair = {"num_paired": len(tokens), "pair_noise": pair_noise}
-        return run_block(block, tokens[:, :1], unturned, attend=attend, memory=memory, **pair)
+        return self.encoder.run(block, tokens[:, :1], unturned, attend=attend, memory=memory, **pair)
 
     def select(
         self, tokens: Tensor, records: list[Mapping[str, Tensor]], runs_glca: bool
@@ -324,9 +307,10 @@ class DCALModel(DCALPreTrainedModel):
             tokens (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
         """
         queries, keys = ([record[name] for record in records] for name in ("query", "key"))
-        rollout, indices, prefix = None, None, self.num_prefix_tokens
-        if len(records) == self.config.num_layers:
-            flows = [self.seam.flow(self.seam.get_attention(block)) for block in self.seam.get_blocks(self.backbone)]
+        rollout, indices, prefix = None, None, self.encoder.num_prefix_tokens
+        blocks = self.encoder.blocks
+        if len(records) == len(blocks):
+            flows = [self.encoder.flow(block) for block in blocks]
             rollout = cls_rollout(queries, keys, queries[0].size(-1) ** -0.5, flows)[:, prefix:]
         if runs_glca and self.config.reads_local_queries:
             selection = self.config.local_query_selection
@@ -372,12 +356,6 @@ def paired_images(pairs: Tensor | None, pair_noise: bool, hidden_states: Tensor)
         return torch.arange(len(hidden_states), device=hidden_states.device) if pair_noise else None
     # Not waiting: a device copies what the CPU gives when it comes to it.
     return pairs.flatten().to(hidden_states.device, non_blocking=True) if len(pairs) > 0 else None
-
-
-def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
-    """Rows and columns of patches of a plain encoder."""
-    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
-    return height // patch_height, width // patch_width
 
 
 __all__ = ["DCALModel", "DCALModelOutput", "DCALPreTrainedModel"]

@@ -1,31 +1,35 @@
-"""timm's Vision Transformers, attending through DCAL: what `encoder_dcal` needs to know of them.
+"""timm's Vision Transformers, attending through DCAL.
 
 Supported is what timm builds from its standard `Block` and `Attention`: ViT, DeiT, DeiT-3, the R50 hybrid, DINOv2,
-CLIP, also with registers, layer scale and qk-norm; and CaiT, whose blocks are in `cait_dcal`. The classes below have
-timm's parameters under timm's names.
+CLIP, also with registers, layer scale and qk-norm. Other architectures of timm have files of their own (`cait_dcal`),
+whose adapters derive from [`TimmAdapter`]. The classes below have timm's parameters under timm's names.
 """
 
 import copy
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.vit.modeling_vit import eager_attention_forward  # noqa: F401  TimmAttention's own, by module
+from transformers.models.vit import modeling_vit
 from transformers.utils import is_timm_available, requires_backends
 
 from .attention_dcal import ATTENTION_NAME, dcal_attention_forward
-from .cait_dcal import CAIT_CLASSES, CAIT_FAMILY
+from .encoder_dcal import EncoderAdapter
 
 
 if is_timm_available():
     from timm import create_model
-    from timm.models.cait import Cait
     from timm.models.vision_transformer import Attention, Block, LayerScale, VisionTransformer
 else:
     # A checkpoint whose backbone is one of transformers is read without timm.
-    Attention = Block = nn.Module
+    Attention = Block = LayerScale = VisionTransformer = nn.Module
+
+# The model type in transformers, of all architectures of timm.
+TIMM = "timm_wrapper"
 
 
 class TimmAttention(Attention):
@@ -82,68 +86,122 @@ class TimmBlock(GradientCheckpointingLayer, Block):
         return hidden_states + self.drop_path2(self.ls2(self.mlp(self.norm2(hidden_states))))
 
 
-def timm_keys_values(attention: TimmAttention, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values without the queries: (B, N, D) -> twice (B, H, N, d)."""
-    key, value = attention.project(normed, 1, 3)
-    return attention.k_norm(key), value
+class TimmAdapter(EncoderAdapter):
+    """[CLS, (distillation, registers,) patches], and what all architectures of timm share.
+
+    Attributes:
+        architecture (`type`): timm's class of the model.
+        classes (`dict`): Arguments of its constructor that make it attend through DCAL.
+    """
+
+    # timm has none: its own is fused or not by a flag.
+    eager_attention = staticmethod(modeling_vit.eager_attention_forward)
+    positions = "timm_model.pos_embed"
+    antialias = True
+    architecture: type[nn.Module] = VisionTransformer
+    classes: dict[str, type[nn.Module]] = {"block_fn": TimmBlock, "attn_layer": TimmAttention}
+
+    @classmethod
+    def build(
+        cls, config: PreTrainedConfig, image_size: tuple[int, int], drop_path_rate: float = 0.0
+    ) -> "TimmAdapter":
+        """With timm's own stochastic depth."""
+        config = copy.deepcopy(config)
+        model_args = config.model_args
+        config.model_args = {**model_args, "img_size": image_size, "drop_path_rate": drop_path_rate, **cls.classes}
+        encoder = cls(AutoModel.from_config(config, attn_implementation=ATTENTION_NAME))
+        # Classes cannot be written to JSON. With the size of its positions the encoder loads when saved by itself.
+        encoder.backbone.config.model_args = {**model_args, "img_size": list(image_size)}
+        encoder.prepare(image_size)
+        return encoder
+
+    @classmethod
+    def read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """The number of classes, which timm's own files have; an encoder has none."""
+        return {"num_classes": 2, **fields}
+
+    @classmethod
+    def describe(cls, model: nn.Module, name: str) -> dict[str, Any]:
+        """The fields of its configuration that timm knows by the architecture's name alone.
+
+        Raises:
+            ValueError: If it is not built from timm's standard blocks, or has no CLS token to read.
+        """
+        if not all(type(block) is Block and type(block.attn) is Attention for block in model.blocks):
+            refuse(name)
+        if not model.has_class_token or isinstance(model.norm, nn.Identity):
+            raise ValueError(f"DCAL cannot use timm's '{name}': it pools its patches, and DCAL reads a CLS token.")
+        return {"num_hidden_layers": len(model.blocks), "num_prefix_tokens": model.num_prefix_tokens}
+
+    @classmethod
+    def count_prefix_tokens(cls, config: PreTrainedConfig) -> int:
+        return config.num_prefix_tokens
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.backbone.timm_model.blocks)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.backbone.timm_model.norm
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        return block.attn
+
+    def first_norm(self, block: nn.Module) -> nn.Module:
+        return block.norm1
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """As in timm's `forward_features`."""
+        vit = self.backbone.timm_model
+        patches = vit.patch_embed(pixel_values.to(vit.cls_token.dtype))
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(patches)))
+
+    def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values without the queries."""
+        key, value = attention.project(normed, 1, 3)
+        return attention.k_norm(key), value
+
+    def copy_last_block(self) -> nn.Module:
+        """Its attention projects no keys and values where others take their place."""
+        return copy.deepcopy(self.blocks[-1])
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module) -> None:
+        """What transformers' wrapper leaves as it is, and a GLCA block that a checkpoint lacks needs."""
+        if isinstance(module, LayerScale):
+            init.constant_(module.gamma, module.init_values)
 
 
-def embed_timm(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """[CLS, (distillation, registers,) patches], as in timm's `forward_features`."""
-    vit = backbone.timm_model
-    patches = vit.patch_embed(pixel_values.to(vit.cls_token.dtype))
-    return vit.norm_pre(vit.patch_drop(vit._pos_embed(patches)))
-
-
-def build_timm(config: PreTrainedConfig, image_size: tuple[int, int], drop_path_rate: float) -> PreTrainedModel:
-    """The plain encoder with positions for `image_size` and timm's own stochastic depth, attending through DCAL."""
-    config = copy.deepcopy(config)
-    model_args = config.model_args
-    is_cait = getattr(config, "timm_family", None) == CAIT_FAMILY
-    config.model_args = {
-        **model_args,
-        "img_size": image_size,
-        "drop_path_rate": drop_path_rate,
-        **(CAIT_CLASSES if is_cait else {"block_fn": TimmBlock, "attn_layer": TimmAttention}),
-    }
-    backbone = AutoModel.from_config(config, attn_implementation=ATTENTION_NAME)
-    # Classes cannot be written to JSON. With the size of its positions the encoder loads when saved by itself.
-    backbone.config.model_args = {**model_args, "img_size": list(image_size)}
-    return backbone
-
-
-@torch.no_grad()
-def init_timm_weights(module: nn.Module) -> None:
-    """What transformers' wrapper leaves as it is, and a GLCA block that a checkpoint lacks needs."""
-    if isinstance(module, LayerScale):
-        init.constant_(module.gamma, module.init_values)
-
-
-def complete_timm_config(config: PreTrainedConfig) -> None:
+def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[TimmAdapter]]) -> str:
     """Adds the fields of a transformers ViT configuration, which timm knows by the architecture's name alone.
 
+    The architecture is built on the meta device, without memory, and measured.
+
+    Args:
+        adapters (`Mapping`): The families that it can be of, by name.
+
+    Returns:
+        The name of its family.
+
     Raises:
-        ValueError: If the architecture is not built from timm's standard blocks or CaiT's, or has no CLS token to
-            read.
+        ValueError: If it is of none.
     """
-    if hasattr(config, "hidden_size"):
-        return
-    requires_backends(config, ["timm"])
-    # timm exports its number of classes here, where the wrapper, which has its own, cannot take it.
-    config.model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
-    config.update(describe_architecture(config.architecture, **config.model_args))
+    if not hasattr(config, "hidden_size"):
+        requires_backends(config, ["timm"])
+        # timm exports its number of classes here, where the wrapper, which has its own, cannot take it.
+        config.model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
+        with torch.device("meta"):
+            model = create_model(config.architecture, num_classes=0, **config.model_args)
+        adapter = next((adapter for adapter in adapters.values() if isinstance(model, adapter.architecture)), None)
+        if adapter is None:
+            refuse(config.architecture)
+        config.update({**adapter.describe(model, config.architecture), **measure(model)})
+    return getattr(config, "timm_family", TIMM)
 
 
-def describe_architecture(architecture: str, **model_args) -> dict[str, int | list[int] | str]:
-    """Builds the architecture on the meta device, without memory, and measures it."""
-    with torch.device("meta"):
-        model = create_model(architecture, num_classes=0, **model_args)
-    if isinstance(model, Cait):
-        num_blocks = len(model.blocks) + len(model.blocks_token_only)
-        family = {"num_hidden_layers": num_blocks, "timm_family": CAIT_FAMILY}
-    else:
-        check_vit(model, architecture)
-        family = {"num_hidden_layers": len(model.blocks), "num_prefix_tokens": model.num_prefix_tokens}
+def measure(model: nn.Module) -> dict[str, int | list[int]]:
+    """Sizes of an architecture of timm."""
     rows, columns = model.patch_embed.grid_size
     height, width = model.patch_embed.img_size
     return {
@@ -151,28 +209,19 @@ def describe_architecture(architecture: str, **model_args) -> dict[str, int | li
         "num_attention_heads": model.blocks[0].attn.num_heads,
         "image_size": [height, width],
         "patch_size": [height // rows, width // columns],
-        **family,
     }
 
 
-def check_vit(model: nn.Module, architecture: str) -> None:
+def refuse(architecture: str) -> NoReturn:
     """
     Raises:
-        ValueError: If a model of timm's is no Vision Transformer of standard blocks whose CLS token is read.
+        ValueError: That pairs of images cannot be passed through it.
     """
-    is_standard = isinstance(model, VisionTransformer) and all(
-        type(block) is Block and type(block.attn) is Attention for block in model.blocks
+    raise ValueError(
+        f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, through "
+        "which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP or CaiT of timm, or a "
+        "Swin of transformers, microsoft/swin-tiny-patch4-window7-224 say."
     )
-    if not is_standard:
-        raise ValueError(
-            f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, "
-            "through which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP or CaiT of "
-            "timm, or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224 say."
-        )
-    if not model.has_class_token or isinstance(model.norm, nn.Identity):
-        raise ValueError(
-            f"DCAL cannot use timm's '{architecture}': it pools its patches, and DCAL reads a CLS token."
-        )
 
 
-__all__ = ["build_timm", "complete_timm_config", "embed_timm", "init_timm_weights", "timm_keys_values"]
+__all__ = ["TIMM", "TimmAdapter", "complete_timm_config"]

@@ -42,7 +42,7 @@ def add_lora(model: DCALPreTrainedModel, rank: int) -> nn.Module:
     from peft import LoraConfig, LoraModel
 
     dcal = model.base_model
-    attentions = [dcal.seam.get_attention(block) for block in dcal.seam.get_blocks(dcal.backbone)]
+    attentions = [dcal.encoder.attention(block) for block in dcal.encoder.blocks]
     adapted = {layer for attention in attentions for layer in attention.modules() if isinstance(layer, nn.Linear)}
     names = [name for name, module in dcal.backbone.named_modules() if module in adapted]
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=names)

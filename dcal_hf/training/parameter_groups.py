@@ -38,13 +38,13 @@ def parameter_depths(model: DCALPreTrainedModel) -> dict[nn.Parameter, int]:
     The numbering of BEiT and MAE (`get_num_layer_for_vit` of https://github.com/microsoft/unilm/tree/master/beit).
     """
     dcal = model.base_model
-    blocks = dcal.seam.get_blocks(dcal.backbone)
+    blocks = dcal.encoder.blocks
     last = len(blocks) + 1
     depths = dict.fromkeys(model.parameters(), last)
     depths |= dict.fromkeys(dcal.backbone.parameters(), 0)
-    depths |= dict.fromkeys(dcal.seam.get_final_norm(dcal.backbone).parameters(), last)
+    depths |= dict.fromkeys(dcal.encoder.final_norm.parameters(), last)
     for depth, block in enumerate(blocks, start=1):
-        for part in dcal.seam.parts(block):
+        for part in dcal.encoder.parts(block):
             depths |= dict.fromkeys(part.parameters(), depth)
     return depths
 

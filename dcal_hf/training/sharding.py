@@ -1,6 +1,5 @@
 """DCAL under FSDP2: what of a block runs outside its `forward` gathers the block's weights, too."""
 
-from dataclasses import dataclass
 from functools import partial
 
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -8,18 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from ..models.encoder_dcal import Seam, softmax_flow
 from ..models.modeling_dcal import DCALModel, DCALPreTrainedModel
-
-
-@dataclass(frozen=True)
-class ShardedSeam(Seam):
-    """A seam whose blocks have a method `keys_values`, which FSDP takes for a second `forward`."""
-
-    def keys_values(
-        self, block: nn.Module, hidden_states: Tensor, rotary: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        return block.keys_values(hidden_states, rotary)
 
 
 def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> None:
@@ -33,10 +21,10 @@ def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallel
             an encoder whose rollout reads weights.
     """
     dcal = model.base_model
-    blocks = {type(block).__name__ for block in dcal.seam.get_blocks(dcal.backbone)}
+    blocks = {type(block).__name__ for block in dcal.encoder.blocks}
     if plugin.fsdp_version == 1:
         raise ValueError("DCAL trains under FSDP2, not FSDP1: leave out fsdp_config['version'], or give 2.")
-    if dcal.seam.flow is not softmax_flow:
+    if dcal.encoder.rollout_reads_weights:
         raise ValueError(
             "DCAL does not shard CaiT: its rollout mixes heads outside of the blocks' forward, where FSDP has not "
             "gathered the weights; train it with DistributedDataParallel, without fsdp."
@@ -59,16 +47,21 @@ def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallel
 def connect_shards(model: DCALPreTrainedModel) -> None:
     """Lets a sharded model project keys and values, and save itself under its own name."""
     dcal: DCALModel = model.base_model
-    blocks = [dcal.seam.get_blocks(dcal.backbone)[-1], *(dcal.glca.blocks if dcal.glca is not None else ())]
-    for block in blocks:
-        block.keys_values = partial(Seam.keys_values, dcal.seam, block)
+    for block in [dcal.encoder.blocks[-1], *(dcal.glca.blocks if dcal.glca is not None else ())]:
+        block.keys_values = partial(dcal.encoder.keys_values, block)
+        # A second `forward`.
         register_fsdp_forward_method(block, "keys_values")
-    dcal.seam = ShardedSeam(**vars(dcal.seam))
-    if dcal.glca is not None:
-        dcal.glca.seam = dcal.seam
+    dcal.encoder.keys_values = keys_values_by_block
     # A checkpoint refers to the code it carries by class and module: those of the class that torch has derived from.
     sharded, own = type(model), type(model).__bases__[-1]
     sharded.__name__, sharded.__module__ = own.__name__, own.__module__
+
+
+def keys_values_by_block(
+    block: nn.Module, tokens: Tensor, rotary: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """[`EncoderAdapter.keys_values`] as a method of the block, before which FSDP gathers its weights."""
+    return block.keys_values(tokens, rotary)
 
 
 __all__ = ["connect_shards", "shard_by_blocks"]

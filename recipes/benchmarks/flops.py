@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from dcal_hf import DCALConfig
 from dcal_hf.models.configuration_dcal import as_pair
-from dcal_hf.models.encoder_dcal import SEAMS
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Sizes:
         encoder, (rows, columns) = config.backbone_config, config.grid
         patch_height, patch_width = as_pair(encoder.patch_size)
         return cls(
-            tokens=rows * columns + SEAMS[encoder.model_type].num_prefix_tokens(encoder),
+            tokens=rows * columns + config.adapter.count_prefix_tokens(encoder),
             patches=rows * columns,
             local=config.num_local_queries,
             width=encoder.hidden_size,

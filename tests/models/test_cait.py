@@ -31,7 +31,7 @@ def softmax_of_mixed(attention, query: Tensor, keys: Tensor) -> Tensor:
 
 def test_talking_heads_share_one_softmax_over_both_images():
     model, pairs = cait(1, 1), [2, 0, 1, 3]
-    block = model.seam.get_blocks(model.backbone)[0]
+    block = model.encoder.blocks[0]
     attention, tokens = block.attn, torch.randn(4, 13, 32)
     paired = block(torch.cat([tokens, tokens[pairs]]), attend=model.attend, num_paired=4)
     assert torch.equal(paired[:4], block(tokens, attend=model.attend))
@@ -65,9 +65,9 @@ def full_map(block, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize(("depth", "depth_token_only"), [(3, 1), (2, 3)])
 def test_rollout_is_the_matrix_product_of_both_kinds_of_maps(depth, depth_token_only):
     model, pixel_values = cait(depth, depth_token_only), torch.randn(2, 3, 32, 24)
-    tokens, rollout = model.seam.embed(model.backbone, pixel_values), torch.eye(13, dtype=torch.float64)
+    tokens, rollout = model.encoder.embed(pixel_values), torch.eye(13, dtype=torch.float64)
     assert model.config.num_layers == model.config.num_pwca_blocks == depth + depth_token_only
-    for block in model.seam.get_blocks(model.backbone):
+    for block in model.encoder.blocks:
         step = full_map(block, tokens)
         torch.testing.assert_close(step.sum(dim=2), torch.ones(2, 13, dtype=torch.float64))
         rollout = (0.5 * step + 0.5 * torch.eye(13, dtype=torch.float64)) @ rollout

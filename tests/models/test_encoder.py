@@ -6,16 +6,10 @@ from timm.layers import DropPath
 from torch import nn
 from transformers import AutoModel
 
-from dcal_hf.models.cait_dcal import CAIT_FAMILY
-from dcal_hf.models.configuration_dcal import HIERARCHICAL_BACKBONES, SUPPORTED_BACKBONES
-from dcal_hf.models.encoder_dcal import SEAMS, StochasticDepth, resize_positions
+from dcal_hf.models.positions_dcal import resize_positions
+from dcal_hf.models.stochastic_depth_dcal import StochasticDepth
 
-from helpers import branches_for, classifier, images
-
-
-def test_every_supported_backbone_has_a_seam():
-    assert tuple(SEAMS) == (*SUPPORTED_BACKBONES, CAIT_FAMILY)
-    assert tuple(name for name, seam in SEAMS.items() if not seam.has_cls) == HIERARCHICAL_BACKBONES
+from helpers import branches_for, classifier, images, is_cait
 
 
 def test_resizing_positions_keeps_prefix_and_linear_ramps():
@@ -66,14 +60,14 @@ def test_rates_rise_linearly_from_zero_on_every_encoder(any_backbone_config, rat
     from dcal_hf import DCALModel
 
     model = DCALModel.from_backbone(any_backbone_config, drop_path_rate=rate, **branches_for(any_backbone_config))
-    blocks = [*model.seam.get_blocks(model.backbone), *([] if model.glca is None else model.glca.blocks)]
+    blocks = [*model.encoder.blocks, *([] if model.glca is None else model.glca.blocks)]
     if any_backbone_config.model_type == "timm_wrapper":
         rates = [part.drop_prob for block in blocks for part in block.modules() if isinstance(part, DropPath)]
     else:
         hooks = [part._forward_hooks.values() for block in blocks for part in block.modules()]
         rates = [hook.rate for part in hooks for hook in part]
     expected = [0.25, 0.25, 0.5, 0.5] + ([] if model.glca is None else [0.5, 0.5])
-    if model.seam is SEAMS[CAIT_FAMILY]:
+    if is_cait(any_backbone_config):
         # Its own: the same in each block (one module for both branches), none in class attention, so none in GLCA.
         expected = [0.5]
     assert rates == ([] if rate == 0 else expected)

@@ -151,9 +151,9 @@ def test_cls_readout_skips_the_rollout_unless_asked(vit_config):
 def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor:
     """GLCA's block as a plain block whose queries are all tokens: every row as the global scope must give it."""
     dcal = model.dcal
-    hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
-    rotary = dcal.seam.rotary(dcal.backbone, pixel_values)
-    blocks = dcal.seam.get_blocks(dcal.backbone)
+    hidden_states = dcal.encoder.embed(pixel_values)
+    rotary = dcal.encoder.rotary(pixel_values)
+    blocks = dcal.encoder.blocks
     whole = [copy.deepcopy(blocks[-1]) for _ in dcal.glca.blocks]
     for plain, block in zip(whole, dcal.glca.blocks):
         plain.load_state_dict(block.state_dict())
@@ -163,7 +163,7 @@ def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor
         hidden_states = block(hidden_states, **arguments)
     for block in whole:
         hidden_states = every_row(block, hidden_states, **arguments)
-    return dcal.seam.get_final_norm(dcal.backbone)(hidden_states)
+    return dcal.encoder.final_norm(hidden_states)
 
 
 def every_row(block: torch.nn.Module, tokens: Tensor, **arguments) -> Tensor:
@@ -190,12 +190,12 @@ def test_local_scope_reads_nothing_but_the_selected_tokens(backbone_config):
     dcal = model.dcal
     tokens, _, rotary, _ = dcal.encode(pixel_values, None, False, range(0))
     indices = model(pixel_values).local_query_indices
-    prefix = dcal.num_prefix_tokens
+    prefix = dcal.encoder.num_prefix_tokens
     unread = torch.ones(4, tokens.size(1), dtype=torch.bool)
     unread[:, 0] = False
     unread.scatter_(1, indices + prefix, False)
     outputs = [
-        dcal.glca(x, prefix, indices, rotary, attend=dcal.attend)
+        dcal.glca(x, indices, rotary, attend=dcal.attend)
         for x in (tokens, tokens.masked_fill(unread[..., None], 7.0))
     ]
     assert torch.equal(*outputs)

@@ -90,8 +90,8 @@ def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks)
     model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
     whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
     dcal = model.dcal
-    hidden_states = dcal.seam.embed(dcal.backbone, pixel_values)
-    blocks = dcal.seam.get_blocks(dcal.backbone)
+    hidden_states = dcal.encoder.embed(pixel_values)
+    blocks = dcal.encoder.blocks
     positions = {} if rotary is None else {"position_embeddings": rotary}
     for block in blocks[:-num_pwca_blocks]:
         hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, **positions)
@@ -100,7 +100,7 @@ def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks)
         hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, num_paired=4, **positions)
     tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
     torch.testing.assert_close(pair_tokens, hidden_states[4:, :pair_tokens.size(1)])
-    assert pair_tokens.size(1) == (1 if dcal.seam.has_cls else hidden_states.size(1))
+    assert pair_tokens.size(1) == (1 if dcal.encoder.has_cls else hidden_states.size(1))
     torch.testing.assert_close(tokens, whole)
 
 

@@ -63,7 +63,7 @@ def paired_rows(block, normed: np.ndarray, partners: list[int]) -> np.ndarray:
 def test_a_window_meets_the_same_window_of_the_other_image(number):
     """A block of the second stage without a shift, and one with it."""
     model, partners = swin((32, 48)), [2, 3, 0, 1]
-    block = model.seam.get_blocks(model.backbone)[number]
+    block = model.encoder.blocks[number]
     assert (block.shift_size, block.input_resolution, block.num_windows) == (number - 1, (4, 6), 6)
     tokens = torch.randn(4, 24, 32)
     pairs = [0, 2, 1, 3]

@@ -55,7 +55,7 @@ def in_backbone(names) -> set[str]:
 def adapted_weights(model) -> set[str]:
     """What LoRA is meant to move in the backbone, found by another way than names."""
     dcal = model.dcal
-    attentions = [dcal.seam.get_attention(block) for block in dcal.seam.get_blocks(dcal.backbone)]
+    attentions = [dcal.encoder.attention(block) for block in dcal.encoder.blocks]
     weights = [m.weight for attention in attentions for m in attention.modules() if isinstance(m, nn.Linear)]
     return {name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)}
 
@@ -85,7 +85,7 @@ def test_depths_are_those_of_the_blocks(any_backbone_config):
     depths = {name: depth for (name, _), depth in zip(model.named_parameters(), parameter_depths(model).values())}
     assert list(parameter_depths(model)) == list(model.parameters())
     dcal = model.dcal
-    blocks = dcal.seam.get_blocks(dcal.backbone)
+    blocks = dcal.encoder.blocks
     for number, block in enumerate(blocks):
         own = [name for name, parameter in model.named_parameters() if any(parameter is p for p in block.parameters())]
         assert own and {depths[name] for name in own} == {number + 1}
@@ -94,7 +94,7 @@ def test_depths_are_those_of_the_blocks(any_backbone_config):
     # What merges the patches of a stage goes with the last block before it.
     assert {depth for name, depth in depths.items() if "downsample" in name} <= {1}
     assert {depth for name, depth in depths.items() if not in_backbone([name])} == {4}
-    final_norm = dcal.seam.get_final_norm(dcal.backbone).weight
+    final_norm = dcal.encoder.final_norm.weight
     assert parameter_depths(model)[final_norm] == 4
 
 

@@ -15,7 +15,7 @@ def test_the_blocks_are_what_is_sharded(backbone_config):
     model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3)
     shard_by_blocks(model, FullyShardedDataParallelPlugin(fsdp_version=2))
     sharded = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    assert sharded == [*model.dcal.seam.get_blocks(model.dcal.backbone), *model.dcal.glca.blocks]
+    assert sharded == [*model.dcal.encoder.blocks, *model.dcal.glca.blocks]
 
 
 def test_cait_is_refused(backbone_configs):

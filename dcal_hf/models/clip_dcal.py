@@ -1,0 +1,57 @@
+"""transformers' CLIP, its image encoder."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.models.clip import modeling_clip
+
+from .encoder_dcal import EncoderAdapter
+from .positions_dcal import as_pair
+
+
+class CLIPAdapter(EncoderAdapter):
+    """[CLS, patches]."""
+
+    eager_attention = staticmethod(modeling_clip.eager_attention_forward)
+    positions = "embeddings.position_embedding.weight"
+
+    @classmethod
+    def resized_config(cls, config: PreTrainedConfig, image_size: int | tuple[int, int] | None) -> PreTrainedConfig:
+        """CLIP's own field knows squares only; `DCALConfig.image_size` holds the truth."""
+        return copy.deepcopy(config)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.backbone.encoder.layers)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.backbone.post_layernorm
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        return block.self_attn
+
+    def first_norm(self, block: nn.Module) -> nn.Module:
+        return block.layer_norm1
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Normalised; CLIP's own embedding knows square images only."""
+        embeddings = self.backbone.embeddings
+        patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
+        patches = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat([embeddings.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        return self.backbone.pre_layrnorm(tokens + embeddings.position_embedding.weight)
+
+    def prepare(self, image_size: tuple[int, int]) -> None:
+        """Fresh position embeddings for any rectangle: CLIP's configuration knows square images only."""
+        embeddings = self.backbone.embeddings
+        rows, columns = (size // patch for size, patch in zip(image_size, as_pair(embeddings.patch_size)))
+        embeddings.num_positions = 1 + rows * columns
+        embeddings.position_embedding = nn.Embedding(embeddings.num_positions, self.backbone.config.hidden_size)
+        embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
+        self.backbone.init_weights()
+
+
+__all__ = ["CLIPAdapter"]

@@ -1,0 +1,46 @@
+"""Image sizes, patch grids, and the position embeddings of a grid."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+
+def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """`448` -> `(448, 448)`; `[256, 128]` -> `(256, 128)`, in (height, width) order."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
+    """Rows and columns of patches of a plain encoder."""
+    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
+    return height // patch_height, width // patch_width
+
+
+@torch.no_grad()
+def resize_positions(
+    positions: Tensor, source: tuple[int, int], target: tuple[int, int], antialias: bool = False
+) -> Tensor:
+    """Bicubic resampling of position embeddings from one patch grid to another; prefix tokens keep theirs.
+
+    The same arithmetic as `interpolate_pos_encoding=True` of transformers, done once instead of at every step.
+
+    Args:
+        positions (`Tensor` of shape `(..., prefix + source rows * columns, D)`)
+        source, target (`(rows, columns)`)
+
+    Returns:
+        `Tensor` of shape `(..., prefix + target rows * columns, D)`.
+    """
+    if source == target:
+        return positions
+    table = positions.reshape(-1, positions.size(-1))
+    prefix, patches = table[:-source[0] * source[1]], table[-source[0] * source[1]:]
+    patches = patches.T.reshape(1, -1, *source).float()
+    patches = nn.functional.interpolate(
+        patches, size=target, mode="bicubic", align_corners=False, antialias=antialias
+    )
+    resized = torch.cat([prefix, patches.flatten(2)[0].T.to(table.dtype)])
+    return resized.reshape(*positions.shape[:-2], *resized.shape)
+
+
+__all__ = ["as_pair", "patch_grid", "resize_positions"]
