@@ -35,7 +35,8 @@ class ModelArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start new classifiers where a DCAL checkpoint knows other classes."}
+        default=False,
+        metadata={"help": "The data set's classes take the place of a DCAL checkpoint's; those it knows go on."},
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa or flash_attention_2; the best there is if not given."}

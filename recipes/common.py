@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViT
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import unlabelled_images
 from dcal_hf.models import DCALPreTrainedModel
-from dcal_hf.training import last_checkpoint
+from dcal_hf.training import class_names, has_class_names, last_checkpoint, name_classes, set_classes
 
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def load_model(
     prepare_processor: Callable[[BaseImageProcessor, tuple[int, int]], BaseImageProcessor],
     model_args: ModelArguments,
     names: list[str] | None,
+    trains: bool = True,
 ) -> tuple[Model, BaseImageProcessor]:
     """A DCAL checkpoint as it is, or DCAL put on a plain encoder, with the image processor that goes with it.
 
@@ -56,7 +57,12 @@ def load_model(
         model_class: What is made of it.
         prepare_processor: Makes the image processor of a plain encoder that of the recipe, for an input size.
         model_args (`ModelArguments`): Where it comes from.
-        names (list of `str`, *optional*): The classes to train on; the checkpoint's own if not given.
+        names (list of `str`, *optional*): The classes of the data set; the checkpoint's own if not given.
+        trains (`bool`): Whether a checkpoint may get classes of the data set that it does not know.
+
+    Raises:
+        ValueError: For another input size than a DCAL checkpoint's, or classes that it does not know; see
+            [`fit_classes`].
     """
     labels = {}
     if names is not None:
@@ -71,13 +77,9 @@ def load_model(
         if isinstance(config, DCALConfig):
             if model_args.image_size is not None:
                 raise ValueError(f"--image_size: {source} is a DCAL checkpoint, of {tuple(config.image_size)} pixels.")
-            model = model_class.from_pretrained(
-                source,
-                ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-                **labels,
-                **model_args.dcal_kwargs,
-                **hub_kwargs,
-            )
+            model = model_class.from_pretrained(source, **model_args.dcal_kwargs, **hub_kwargs)
+            if names is not None:
+                fit_classes(model, source, names, trains, model_args.ignore_mismatched_sizes)
             return model, processor
     model = model_class.from_backbone(
         backbone,
@@ -87,6 +89,48 @@ def load_model(
         **model_args.dcal_kwargs,
     )
     return model, prepare_processor(processor, model.config.image_size)
+
+
+def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], trains: bool, replaces: bool) -> None:
+    """Lets the classes of a checkpoint stay what they are by name, and in training adds those of the data set.
+
+    Args:
+        source (`str`): The checkpoint.
+        names (list of `str`): The classes of the data set.
+        trains (`bool`): Whether it is trained on.
+        replaces (`bool`): Whether the data set's classes take the place of the checkpoint's, which loses the others.
+
+    Raises:
+        ValueError: For classes that the checkpoint does not know, in training if it knows none of them.
+    """
+    known = class_names(model)
+    if not has_class_names(model) and len(known) == len(names):
+        logger.warning("%s names no classes: its %d are taken to be the data set's, in order", source, len(names))
+        name_classes(model, names)
+        return
+    new = [name for name in names if name not in known]
+    if new and not trains:
+        raise ValueError(
+            f"{source} does not know the {listed('class', new)} of the data set: its own are {listed('', known)}. "
+            "Rename them, leave them out, or train on with --do_train."
+        )
+    if len(new) == len(names) and not replaces:
+        raise ValueError(
+            f"{source} knows none of the {listed('class', new)} of the data set: its own are {listed('', known)}. "
+            "Give --ignore_mismatched_sizes to start new classifiers in their place."
+        )
+    if trains and (new or replaces):
+        if new:
+            logger.warning("%s gets %d classes more, which start anew: %s", source, len(new), listed("", new))
+        set_classes(model, names if replaces else known + new)
+
+
+def listed(noun: str, names: list[str], limit: int = 10) -> str:
+    """`classes 'a', 'b'` for the message of an error; without a noun plain names. Long lists are cut."""
+    shown = ", ".join(repr(name) if noun else name for name in names[:limit])
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    plural = "" if not noun else f"{noun} " if len(names) == 1 else f"{noun}es "
+    return plural + shown + rest
 
 
 def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:

@@ -28,11 +28,12 @@ from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import load_fgvc
+from dcal_hf.data import load_fgvc, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import write_model_card
 from dcal_hf.models import top_patches
+from dcal_hf.training import class_names
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
 
@@ -120,9 +121,9 @@ def main() -> None:
 
     dataset = load_data(data_args, training_args)
     prepare = partial(fine_grained_processor, resize_ratio=data_args.resize_ratio)
-    model, processor = load_model(
-        DCALForImageClassification, prepare, model_args, dataset["train"].features["label"].names
-    )
+    names = dataset["train"].features["label"].names
+    model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
+    dataset = datasets.DatasetDict({split: with_classes(part, class_names(model)) for split, part in dataset.items()})
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing
     )

@@ -35,10 +35,10 @@ from common import hyperparameters, load_distractors, load_model, log_process, s
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import OFFICIAL_REID, load_reid, open_image
+from dcal_hf.data import OFFICIAL_REID, load_reid, open_image, with_classes
 from dcal_hf.metrics import FeatureDistances
 from dcal_hf.model_card import write_model_card
-from dcal_hf.training import column, protocol_columns
+from dcal_hf.training import class_names, column, protocol_columns
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 
@@ -140,6 +140,8 @@ def main() -> None:
     dataset = load_data(data_args, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
+    if training_args.do_train:
+        dataset["train"] = with_classes(dataset["train"], class_names(model))
     train_dataset = distractors = None
     if training_args.do_train:
         train_transform = ReIDTrainTransform(

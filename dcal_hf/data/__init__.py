@@ -7,7 +7,7 @@ from .folder import unlabelled_images
 from .images import open_image
 from .reid import load_reid
 from .reid_layouts import OFFICIAL_REID
-from .splits import stratified_split
+from .splits import stratified_split, with_classes
 
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "open_image",
     "stratified_split",
     "unlabelled_images",
+    "with_classes",
 ]

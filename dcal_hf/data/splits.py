@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 
 
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -57,6 +57,24 @@ def class_indices(names: Sequence[str], label: ClassLabel) -> list[int]:
     return [index[name] for name in names]
 
 
+def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with its column label numbered as a model numbers these classes, by their names.
+
+    Args:
+        dataset (`datasets.Dataset`): Has a column label, of the feature `ClassLabel`.
+        names (sequence of `str`): All its classes, and perhaps more.
+
+    Raises:
+        KeyError: If `names` lacks a class of a row.
+    """
+    feature = dataset.features["label"]
+    if feature.names == list(names):
+        return dataset
+    label = ClassLabel(names=list(names))
+    numbers = class_indices(feature.int2str(dataset["label"][:]), label)
+    return dataset.remove_columns("label").add_column("label", numbers, feature=label)
+
+
 def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Chooses a part of every class at random.
 
@@ -97,4 +115,12 @@ def take_validation(dataset: DatasetDict, where: str | Path, fraction: float, se
     return DatasetDict({**dataset, **parts})
 
 
-__all__ = ["SPLITS", "check_classes", "class_indices", "split_aliases", "stratified_split", "take_validation"]
+__all__ = [
+    "SPLITS",
+    "check_classes",
+    "class_indices",
+    "split_aliases",
+    "stratified_split",
+    "take_validation",
+    "with_classes",
+]

@@ -1,5 +1,6 @@
 """Trainers and their arguments, with what they need: batches, partners for PWCA, parameter groups, LoRA, sharding."""
 
+from .classes import class_names, has_class_names, name_classes, set_classes
 from .pairs import DistractedDataset, PairCollator, PairSampler
 from .reid_trainer import DCALReIDTrainer, column, protocol_columns
 from .reid_training_args import DCALReIDTrainingArguments
@@ -17,7 +18,11 @@ __all__ = [
     "IdentityBalancedSampler",
     "PairCollator",
     "PairSampler",
+    "class_names",
     "column",
+    "has_class_names",
     "last_checkpoint",
+    "name_classes",
     "protocol_columns",
+    "set_classes",
 ]

@@ -146,6 +146,87 @@ def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     assert AutoModelForImageClassification.from_pretrained(out).config.label2id == {"finch": 0, "robin": 1, "wren": 2}
 
 
+def class_folder(root: Path, *names: str) -> Path:
+    """Four pictures to train on and two to evaluate of each class."""
+    for split, count in (("train", 4), ("validation", 2)):
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise_picture([len(name), number]).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def bird_checkpoint(tmp_path, recipe) -> Path:
+    """A checkpoint of the classes wren, robin and finch, in an order that is not the alphabet's."""
+    options = ["--backbone_config", json.dumps(TINY_VIT), "--image_size", "16", "--local_query_ratio", "0.5"]
+    (model_args,) = recipe.parse_arguments((recipe.ModelArguments,), options)
+    torch.manual_seed(0)
+    names = ["wren", "robin", "finch"]
+    model, processor = recipe.load_model(
+        recipe.DCALForImageClassification, recipe.fine_grained_processor, model_args, names
+    )
+    with torch.no_grad():
+        for head in (model.sa_classifier, model.glca_classifier):
+            head.bias.copy_(torch.tensor([0.0, 50.0, 0.0]))  # all are robins
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def from_checkpoint(folder: Path, data_dir: Path, **options: object) -> dict[str, object]:
+    source = {"backbone_config": None, "image_size": None, "local_query_ratio": None}
+    return {**source, "model_name_or_path": str(folder), "data_dir": str(data_dir), "disable_tqdm": True, **options}
+
+
+def test_a_checkpoint_keeps_its_classes_and_is_scored_by_their_names(tmp_path, run_main, bird_checkpoint):
+    """Two of its three classes, which the folder numbers the other way."""
+    data = class_folder(tmp_path / "two", "robin", "wren")
+    run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data))
+    with open(tmp_path / "out" / "eval_predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["prediction"] for row in rows} == {"robin"}
+    assert [row["label"] for row in rows] == [Path(row["image"]).parent.name for row in rows]
+    assert read_json(tmp_path / "out" / "eval_results.json")["eval_accuracy"] == 0.5
+
+
+def test_classes_that_the_checkpoint_does_not_know_are_refused_by_name(tmp_path, run_main, bird_checkpoint):
+    data = class_folder(tmp_path / "three", "robin", "titmouse", "wren")
+    with pytest.raises(ValueError, match="does not know the class 'titmouse' of the data set: .* wren, robin, finch"):
+        run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data))
+    data = class_folder(tmp_path / "others", "tram", "train")
+    with pytest.raises(ValueError, match="knows none of the classes 'train', 'tram' .*--ignore_mismatched_sizes"):
+        run_main(tmp_path, "--do_train", **from_checkpoint(bird_checkpoint, data))
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_training_on_with_a_class_more_keeps_what_is_known(tmp_path, run_main, bird_checkpoint, replace):
+    """At a learning rate of 0: the rows are those of the checkpoint, by name."""
+    data = class_folder(tmp_path / "more", "bunting", "robin", "wren")
+    options = from_checkpoint(bird_checkpoint, data, learning_rate=0.0, ignore_mismatched_sizes=replace)
+    run_main(tmp_path, "--do_train", "--do_eval", **options)
+    before = AutoModelForImageClassification.from_pretrained(bird_checkpoint)
+    after = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    names = ["bunting", "robin", "wren"] if replace else ["wren", "robin", "finch", "bunting"]
+    assert list(after.config.id2label.values()) == names
+    for name in set(names) - {"bunting"}:
+        old, new = before.config.label2id[name], after.config.label2id[name]
+        for head in ("sa_classifier", "glca_classifier"):
+            assert torch.equal(getattr(after, head).weight[new], getattr(before, head).weight[old])
+    assert read_json(tmp_path / "out" / "eval_results.json")["eval_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_checkpoint_without_names_takes_them_in_order(tmp_path, run_main, recipe, bird_checkpoint, caplog):
+    model = recipe.DCALForImageClassification.from_pretrained(bird_checkpoint)
+    model.config.id2label = {number: f"LABEL_{number}" for number in range(3)}
+    model.save_pretrained(bird_checkpoint)
+    data = class_folder(tmp_path / "farm", "cow", "dog", "ox")
+    run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data))
+    assert "names no classes" in caplog.text
+    with open(tmp_path / "out" / "eval_predictions.csv", newline="") as file:
+        assert {row["prediction"] for row in csv.DictReader(file)} == {"dog"}
+
+
 def save_vit(folder: Path) -> list[float]:
     ViTModel(ViTConfig(image_size=32, **TINY_SIZES)).save_pretrained(folder)
     ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(folder)

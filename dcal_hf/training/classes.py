@@ -1,0 +1,56 @@
+"""Classes of a model that goes on from a checkpoint: what it knows by name, it keeps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..models.modeling_dcal import DCALPreTrainedModel
+
+
+def class_names(model: DCALPreTrainedModel) -> list[str]:
+    """The classes of a model, in the order of its logits."""
+    return [model.config.id2label[number] for number in range(model.config.num_labels)]
+
+
+def has_class_names(model: DCALPreTrainedModel) -> bool:
+    """Whether its classes have names of their own, not those that transformers gives to numbers (`LABEL_0`, ...)."""
+    return class_names(model) != [f"LABEL_{number}" for number in range(model.config.num_labels)]
+
+
+def name_classes(model: DCALPreTrainedModel, names: Sequence[str]) -> None:
+    """Names the classes of a model in the order of its logits."""
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
+
+
+@torch.no_grad()
+def set_classes(model: DCALPreTrainedModel, names: Sequence[str]) -> None:
+    """Gives a model other classes, before an optimiser holds its weights.
+
+    In every classifier, of `DCALForImageClassification` as of `DCALForReID`, the row of a class that the model knows
+    by its name stays what it is; that of any other starts as in a new model. Classes that `names` lacks are dropped.
+
+    Args:
+        model (`DCALForImageClassification` or `DCALForReID`)
+        names (sequence of `str`): The classes, in the order that logits shall have.
+    """
+    known = {name: number for number, name in enumerate(class_names(model))}
+    kept = [number for number, name in enumerate(names) if name in known]
+    rows = [known[names[number]] for number in kept]
+    heads = {name: head for name, head in model.named_modules() if _is_classifier(name, head)}
+    for name, old in heads.items():
+        like = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+        new = nn.Linear(old.in_features, len(names), **like)
+        model.set_submodule(name, new)
+        model._init_weights(new)
+        for parameter, source in zip(new.parameters(), old.parameters()):
+            parameter[kept] = source[rows]
+    name_classes(model, names)
+
+
+def _is_classifier(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and "classifier" in name
+
+
+__all__ = ["class_names", "has_class_names", "name_classes", "set_classes"]
