@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers import BaseImageProcessor
 
+from .data.images import open_image
 from .files import write_atomically
 
 
@@ -81,9 +83,87 @@ def selection_overlay(image: Image.Image, grid: tuple[int, int], selected: np.nd
     Raises:
         ValueError: If `selected` names a patch outside the grid.
     """
-    pixels = np.asarray(image.convert("RGB"))
+    image = image.convert("RGB")
     bright = _selected_pixels(selected, grid, image.size)[..., None]
-    return Image.fromarray(np.where(bright, pixels, pixels * DIMMED_BRIGHTNESS).astype(np.uint8))
+    return Image.fromarray(np.where(bright, np.asarray(image), np.asarray(_dimmed(image))))
+
+
+def _dimmed(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) * DIMMED_BRIGHTNESS).astype(np.uint8))
+
+
+def photograph_overlay(
+    photograph: Image.Image,
+    processor: BaseImageProcessor,
+    rollout: np.ndarray | torch.Tensor,
+    grid: tuple[int, int],
+    selected: np.ndarray | torch.Tensor | None = None,
+) -> Image.Image:
+    """[`rollout_overlay`] on a photograph as it was taken, over the part of it that the model got.
+
+    Args:
+        photograph (`PIL.Image.Image`):
+            The photograph, of any size; it is turned as its EXIF orientation says.
+        processor (`BaseImageProcessor`):
+            The image processor that has made the model's input of it.
+        rollout, grid, selected:
+            As in [`rollout_overlay`].
+
+    Returns:
+        `PIL.Image.Image`: an RGB picture of the photograph's size; what the model did not get is as it was.
+
+    Raises:
+        ValueError: As [`rollout_overlay`], and if the photograph cannot be read.
+    """
+    picture = open_image(photograph)
+    view = model_view(picture.size, processor)
+    return _pasted(picture, rollout_overlay(picture.crop(view), rollout, grid, selected), view)
+
+
+def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[int, int, int, int]:
+    """The part of a photograph that an image processor makes the model's input of.
+
+    It is asked of the processor itself, whatever its steps: where does it put the columns and rows of a picture whose
+    colours number them?
+
+    Args:
+        size (`(width, height)`):
+            Of the photograph, in pixels.
+        processor (`BaseImageProcessor`):
+            Scales, crops and pads along the axes.
+
+    Returns:
+        `(left, top, right, bottom)` in pixels of the photograph; beyond its edges where the processor pads.
+    """
+    width, height = size
+    columns = np.round(255 * (np.arange(width) + 0.5) / width).astype(np.uint8)
+    rows = np.round(255 * (np.arange(height) + 0.5) / height).astype(np.uint8)
+    numbers = np.stack([*np.broadcast_arrays(columns, rows[:, None]), np.full((height, width), 255, np.uint8)], axis=2)
+    pictures = [Image.fromarray(numbers), Image.new("RGB", size, "black"), Image.new("RGB", size, "white")]
+    processed = np.asarray(processor(pictures, return_tensors="pt")["pixel_values"], dtype=np.float64)
+    # Whatever the mean and the standard deviation: 0 is black, 1 is white. What is padded is not white.
+    dark, bright = (picture.max(axis=(1, 2), keepdims=True) for picture in processed[1:])
+    across, down, there = (processed[0] - dark) / (bright - dark)
+    inside = there > 0.99
+    left, right = _line(across, inside, axis=0)
+    top, bottom = _line(down, inside, axis=1)
+    return round(left * width), round(top * height), round(right * width), round(bottom * height)
+
+
+def _line(numbers: np.ndarray, inside: np.ndarray, axis: int) -> tuple[float, float]:
+    """The straight line through pixels' numbers along the other axis: its values at both edges of the input."""
+    places = np.flatnonzero(inside.any(axis=axis))
+    # Towards the edges interpolation bends the line.
+    places = places[len(places) // 4:len(places) - len(places) // 4]
+    means = np.where(inside, numbers, 0).sum(axis=axis)[places] / inside.sum(axis=axis)[places]
+    slope, start = np.polyfit(places + 0.5, means, 1)
+    return start, start + slope * inside.shape[1 - axis]
+
+
+def _pasted(picture: Image.Image, part: Image.Image, view: tuple[int, int, int, int]) -> Image.Image:
+    picture = picture.copy()
+    picture.paste(part, view[:2])
+    return picture
 
 
 def attention_figure(
@@ -92,12 +172,13 @@ def attention_figure(
     grid: tuple[int, int],
     selected: np.ndarray | torch.Tensor,
     titles: Sequence[str] | None = None,
+    processor: BaseImageProcessor | None = None,
 ) -> Figure:
     """Draws one row per image: the image, its rollout as a heat map, and its selected patches.
 
     Args:
         images (`Sequence[PIL.Image.Image]` of length `B`):
-            The pictures, of any sizes.
+            The pictures, of any sizes: what the model got or, with a `processor`, the photographs.
         rollouts (`np.ndarray` or `torch.Tensor` of shape `(B, N)`):
             How much the class token has drawn from each patch.
         grid (`tuple[int, int]`):
@@ -106,6 +187,8 @@ def attention_figure(
             Indices into the patches.
         titles (`Sequence[str]` of length `B`, *optional*):
             A line above each row, such as `"true: wren  predicted: robin (0.93)"`.
+        processor (`BaseImageProcessor`, *optional*):
+            What has made the model's inputs of the photographs; without, the patch grid covers each whole picture.
 
     Returns:
         `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it.
@@ -121,12 +204,15 @@ def attention_figure(
             "An attention figure needs one rollout, one selection and one title for each of at least one image, got "
             f"{len(images)} images, {len(rollouts)} rollouts, {len(selected)} selections and {len(titles)} titles."
         )
+    images = [image.convert("RGB") if processor is None else open_image(image) for image in images]
     heights = [image.height / image.width for image in images]
     figure = Figure(figsize=(9, 3 * sum(heights) + 0.4 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 3, squeeze=False, height_ratios=heights)
     for row, image, rollout, patches, title in zip(axes, images, rollouts, selected, titles, strict=True):
-        overlays = rollout_overlay(image, rollout, grid), selection_overlay(image, grid, patches)
-        for cell, picture in zip(row, (image.convert("RGB"), *overlays), strict=True):
+        view = (0, 0, *image.size) if processor is None else model_view(image.size, processor)
+        heat = _pasted(image, rollout_overlay(image.crop(view), rollout, grid), view)
+        bright = _pasted(_dimmed(image), selection_overlay(image.crop(view), grid, patches), view)
+        for cell, picture in zip(row, (image, heat, bright), strict=True):
             cell.imshow(picture)
             cell.set(xticks=[], yticks=[])
         row[1].set_title(title, parse_math=False)
@@ -249,4 +335,12 @@ def _frame_pixels(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     return np.minimum(from_rows[:, None], from_columns) < width
 
 
-__all__ = ["attention_figure", "ranked_list", "rollout_overlay", "save_figure", "selection_overlay"]
+__all__ = [
+    "attention_figure",
+    "model_view",
+    "photograph_overlay",
+    "ranked_list",
+    "rollout_overlay",
+    "save_figure",
+    "selection_overlay",
+]

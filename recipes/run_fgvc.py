@@ -21,20 +21,22 @@ import datasets
 import torch
 from arguments import ModelArguments, parse_arguments
 from common import hyperparameters, load_distractors, load_model, log_process, set_up_logging, train
-from PIL import Image
 from scipy.special import softmax
-from torchvision.transforms.v2.functional import to_pil_image
 from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import load_fgvc, with_classes
+from dcal_hf.data import load_fgvc, open_image, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import write_model_card
 from dcal_hf.models import top_patches
 from dcal_hf.training import class_names
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
+
+
+# More than a cell of attention.png can show.
+PICTURE_PIXELS = 1024
 
 
 @dataclass
@@ -257,15 +259,15 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
 
 
 def save_attention(trainer: DCALTrainer, dataset: datasets.Dataset, count: int) -> None:
-    """`attention.png`: rollout and selected patches on images drawn from the split."""
+    """`attention.png`: rollout and selected patches on photographs drawn from the split."""
     from dcal_hf.visualization import attention_figure, save_figure
 
     chosen = dataset.shuffle(seed=trainer.args.seed).select(range(min(count, len(dataset))))
     processor, model, names = trainer.processing_class, trainer.model.eval(), dataset.features["label"].names
     batch = chosen.with_transform(EvalTransform(processor))[:]
-    pixel_values = torch.stack(batch["pixel_values"])
     with torch.inference_mode():
-        output = model(pixel_values.to(model.device, model.dtype), output_rollout=True)
+        pixel_values = torch.stack(batch["pixel_values"]).to(model.device, model.dtype)
+        output = model(pixel_values, output_rollout=True)
     selected = output.local_query_indices
     if selected is None:
         selected = top_patches(output.rollout, model.config.num_local_queries)
@@ -274,16 +276,11 @@ def save_attention(trainer: DCALTrainer, dataset: datasets.Dataset, count: int) 
         f"true: {names[label]}   predicted: {names[best]} ({probability:.2f})"
         for label, best, probability in zip(batch["labels"], predicted, probabilities)
     ]
-    figure = attention_figure(
-        denormalized(pixel_values, processor), output.rollout, model.config.grid, selected, titles
-    )
+    photographs = [open_image(image) for image in chosen["image"]]
+    for photograph in photographs:
+        photograph.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    figure = attention_figure(photographs, output.rollout, model.config.grid, selected, titles, processor)
     save_figure(figure, Path(trainer.args.output_dir, "attention.png"))
-
-
-def denormalized(pixel_values: torch.Tensor, processor: BaseImageProcessor) -> list[Image.Image]:
-    """Model inputs (B, 3, height, width) back to pictures."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return [to_pil_image((pixels * std + mean).clamp(0, 1)) for pixels in pixel_values]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,19 @@ import torch
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
+from timm.data import create_transform
+from transformers import CLIPImageProcessor, TimmWrapperImageProcessor, ViTImageProcessor
 
-from dcal_hf.visualization import attention_figure, ranked_list, rollout_overlay, save_figure, selection_overlay
+from dcal_hf.transforms import fine_grained_processor, reid_processor
+from dcal_hf.visualization import (
+    attention_figure,
+    model_view,
+    photograph_overlay,
+    ranked_list,
+    rollout_overlay,
+    save_figure,
+    selection_overlay,
+)
 
 
 BOX = (0, 255, 255)
@@ -150,6 +161,98 @@ def test_figure_shows_image_rollout_and_selection():
             assert (cell.images[0].get_array() == np.asarray(picture)).all()
         assert row[1].get_title() == title
     assert [cell.get_xlabel() for cell in rows[1]] == ["image", "rollout", "selected patches"]
+
+
+def timm_processor():
+    """timm's own steps: the shorter side to 256 pixels, the centre of 224."""
+    processor = TimmWrapperImageProcessor({"input_size": (3, 224, 224), "crop_pct": 0.875}, architecture="vit")
+    processor.val_transforms = create_transform((3, 224, 224), crop_pct=0.875)
+    return processor
+
+
+# Of each processor: the input size and, of a photograph of 300 x 200 pixels, the part that the model gets.
+PROCESSORS = {
+    "crop": (
+        fine_grained_processor(ViTImageProcessor(), (224, 224), 256 / 224), (224, 224), (18.75, 12.5, 281.25, 187.5)
+    ),
+    "rectangle": (fine_grained_processor(ViTImageProcessor(), (128, 64), 2.0), (128, 64), (75, 50, 225, 150)),
+    "resize": (reid_processor(ViTImageProcessor(), (256, 128)), (256, 128), (0, 0, 300, 200)),
+    "clip": (CLIPImageProcessor(size={"shortest_edge": 224}), (224, 224), (50, 0, 250, 200)),
+    "timm": (timm_processor(), (224, 224), (62.5, 12.5, 237.5, 187.5)),
+    "padded": (
+        ViTImageProcessor(
+            size={"height": 200, "width": 300}, do_center_crop=True, crop_size={"height": 320, "width": 320}
+        ),
+        (320, 320),
+        (-10, -60, 310, 260),
+    ),
+}
+
+
+def marked(size, box):
+    photograph = Image.new("RGB", size)
+    photograph.paste((255, 255, 255), box)
+    return photograph
+
+
+def rollout_of_brightness(photograph, processor, grid):
+    """What a model would give that draws on bright patches: the processor's pixels, averaged over each patch."""
+    pixels = torch.as_tensor(processor([photograph], return_tensors="pt")["pixel_values"])[0].mean(dim=0)
+    return torch.nn.functional.adaptive_avg_pool2d(pixels[None], grid).flatten()
+
+
+@pytest.mark.parametrize(("processor", "input_size", "view"), PROCESSORS.values(), ids=PROCESSORS)
+def test_the_view_of_the_model_is_what_the_processor_leaves_of_the_photograph(processor, input_size, view):
+    assert np.abs(np.subtract(model_view((300, 200), processor), view)).max() <= 1
+
+
+@pytest.mark.parametrize(("processor", "input_size", "view"), PROCESSORS.values(), ids=PROCESSORS)
+@pytest.mark.parametrize("middle", [(150, 100), (185, 130), (120, 75)])
+def test_a_marked_block_of_the_photograph_is_where_the_overlay_puts_its_patch(processor, input_size, view, middle):
+    grid = (input_size[0] // 16, input_size[1] // 16)
+    column, row = middle
+    photograph = marked((300, 200), (column - 2, row - 2, column + 2, row + 2))
+    rollout = rollout_of_brightness(photograph, processor, grid)
+    picture = photograph_overlay(photograph, processor, rollout, grid, rollout.topk(1).indices)
+    assert picture.size == photograph.size
+    rows, columns = np.nonzero(box_pixels(picture))
+    width, height = (view[2] - view[0]) / grid[1], (view[3] - view[1]) / grid[0]
+    assert rows.min() <= row + 1 and row - 2 <= rows.max()
+    assert columns.min() <= column + 1 and column - 2 <= columns.max()
+    assert np.ptp(columns) + 1 == pytest.approx(width, abs=1.5) and np.ptp(rows) + 1 == pytest.approx(height, abs=1.5)
+    heat = brightness(photograph_overlay(photograph, processor, rollout, grid))
+    peak = np.argwhere(heat == heat.max()).mean(axis=0)
+    assert abs(peak[0] - row) <= height and abs(peak[1] - column) <= width
+
+
+def test_what_the_model_did_not_see_stays_as_it_is():
+    photograph = gray(300, 200, 90)
+    pixels = np.asarray(photograph_overlay(photograph, PROCESSORS["clip"][0], np.ones(196), (14, 14)))
+    assert (pixels[:, :50] == 90).all() and (pixels[:, 250:] == 90).all() and (pixels[:, 50:250] != 90).all()
+    assert np.asarray(photograph).min() == 90
+
+
+def test_a_photograph_lies_as_its_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    marked((300, 200), (0, 0, 150, 100)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        picture = photograph_overlay(turned, PROCESSORS["resize"][0], np.zeros(128), (16, 8))
+    assert picture.size == (200, 300)
+    assert brightness(picture)[50, 150] > brightness(picture)[50, 50]
+
+
+def test_a_figure_of_photographs_lays_over_what_the_model_saw():
+    photographs, rollouts = [gray(300, 200), gray(200, 300)], np.stack([one_hot(30, 196)] * 2)
+    processor = PROCESSORS["clip"][0]
+    figure = attention_figure(photographs, rollouts, (14, 14), [[30]] * 2, processor=processor)
+    for row, photograph in zip(np.array(figure.axes).reshape(2, 3), photographs):
+        shown = [cell.images[0].get_array() for cell in row]
+        assert (shown[0] == np.asarray(photograph)).all()
+        assert (shown[1] == np.asarray(photograph_overlay(photograph, processor, rollouts[0], (14, 14)))).all()
+        left, top = model_view(photograph.size, processor)[:2]
+        rows, columns = np.nonzero((shown[2] == 100).all(axis=2))
+        assert (columns.min(), rows.min()) == (left + -(-2 * 200 // 14), top + -(-2 * 200 // 14))
 
 
 def test_figure_without_titles():
