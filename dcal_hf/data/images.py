@@ -1,5 +1,6 @@
 """Reading one image so that a broken file is named."""
 
+import logging
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -8,15 +9,27 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
+logger = logging.getLogger(__name__)
+
 # What Pillow's decoders have been seen to raise on damaged files: they share no base class.
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+# A folder is seldom of one such image: the first is named.
+_NEWS = {
+    "16 bits": "%s is of 16 bits and is read as 8 bits, like all that follow; pipelines of transformers would clip "
+    "them to white: give them open_image(path) instead of the path",
+    "transparent": "%s is transparent in part: its pixels are read without, as pipelines of transformers do, and so "
+    "are all that follow; lay it over a background if what lies beneath shall not be seen",
+}
+_told: set[str] = set()
 
 
 def open_image(image: Image.Image | dict | str | Path) -> Image.Image:
     """Reads an image, upright and in RGB.
 
-    The EXIF orientation is applied. Palette, grey and CMYK pixels are converted, transparent pixels are laid over
-    white, and 16-bit grey is scaled down to 8 bits by dropping the low byte.
+    The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped: these
+    are the pixels that pipelines of transformers see. They differ in 16-bit grey, which is scaled down to 8 bits here
+    by dropping the low byte, and which they clip to white: give them what this function returns. A warning tells of
+    the first image of either kind.
 
     Args:
         image (`PIL.Image.Image`, `dict`, `str` or `Path`):
@@ -30,9 +43,9 @@ def open_image(image: Image.Image | dict | str | Path) -> Image.Image:
     """
     try:
         if isinstance(image, Image.Image):
-            return _upright_rgb(image)
+            return _upright_rgb(image, _name(image))
         with Image.open(_source(image)) as opened:
-            return _upright_rgb(opened)
+            return _upright_rgb(opened, _name(image))
     except _BROKEN as error:
         raise ValueError(f"cannot read image {_name(image)}: {_reason(error)}; remove or replace the file") from error
 
@@ -63,16 +76,25 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        if image.getextrema()[3][0] < 255:
+            _tell("transparent", name)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range, save the image with 8 or 16 bits")
     if image.mode.startswith("I"):
+        _tell("16 bits", name)
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _tell(news: str, name: str) -> None:
+    """Warns once, in each process that reads images."""
+    if news not in _told:
+        _told.add(news)
+        logger.warning(_NEWS[news], name)
 
 
 __all__ = ["open_image"]

@@ -3,8 +3,14 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.image_utils import load_image
 
-from dcal_hf.data import open_image
+from dcal_hf.data import images, open_image
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(images, "_told", set())
 
 
 @pytest.fixture
@@ -48,9 +54,9 @@ def test_exif_orientation_is_applied(tmp_path):
     ("L", 77, [77, 77, 77]),
     ("1", 1, [255, 255, 255]),
     ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
-    ("RGBA", (200, 0, 0, 0), [255, 255, 255]),
+    ("RGBA", (200, 0, 0, 0), [200, 0, 0]),
     ("RGBA", (200, 0, 100, 255), [200, 0, 100]),
-    ("LA", (0, 0), [255, 255, 255]),
+    ("LA", (40, 0), [40, 40, 40]),
     ("I;16", 256 * 90 + 5, [90, 90, 90]),
     ("I;16", 65535, [255, 255, 255]),
     ("I", 256 * 90 + 5, [90, 90, 90]),
@@ -61,20 +67,39 @@ def test_modes(mode, color, expected, tmp_path):
     assert np.asarray(open_image(path))[2, 2].tolist() == expected
 
 
-def test_half_transparent_pixels_are_laid_over_white():
-    red, green, blue = np.asarray(open_image(Image.new("RGBA", (2, 2), (255, 0, 0, 128))))[0, 0].tolist()
-    assert (red, green) == (255, blue)
-    assert green == pytest.approx(127, abs=1)
+def transparent_files(folder):
+    """Noise in every mode that can be transparent, as PNG."""
+    noise = np.random.default_rng(0).integers(0, 256, size=(20, 30, 4), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "RGBA.png")
+    Image.fromarray(noise[..., :2], "LA").save(folder / "LA.png")
+    Image.fromarray(noise[..., :3]).quantize(16).save(folder / "P.png", transparency=3)
+    Image.fromarray(noise[..., :3]).quantize(2).save(folder / "P_of_alphas.png", transparency=bytes([0, 128]))
+    Image.fromarray(noise[..., :3]).save(folder / "RGB.png", transparency=tuple(noise[0, 0, :3].tolist()))
+    return sorted(folder.iterdir())
 
 
-def test_a_transparent_palette_entry_becomes_white(tmp_path):
-    image = Image.new("P", (4, 4), 0)
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    image.save(tmp_path / "palette.png", transparency=0)
-    opened = np.asarray(open_image(tmp_path / "palette.png"))
-    assert opened[0, 0].tolist() == [255, 255, 255]
-    assert opened[0, 1].tolist() == [40, 50, 60]
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_transparent_pixels_are_those_that_pipelines_see_and_it_is_told_once(tmp_path, caplog):
+    for path in transparent_files(tmp_path):
+        assert np.array_equal(open_image(path), load_image(str(path)))
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records] == [str(tmp_path / "LA.png")]
+    assert "lay it over a background" in caplog.text
+
+
+def test_an_opaque_alpha_channel_is_no_news(tmp_path, caplog):
+    Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "opaque.png")
+    assert np.asarray(open_image(tmp_path / "opaque.png"))[0, 0].tolist() == [1, 2, 3] and not caplog.records
+
+
+def test_16_bits_that_pipelines_would_clip_are_told_of_once(tmp_path, caplog):
+    """Handed over as `open_image` reads them, pipelines see what training saw."""
+    for name in ("first.png", "second.png"):
+        Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / name)
+        opened = open_image(tmp_path / name)
+    assert np.asarray(opened)[..., 0].flatten().tolist() == list(range(256))
+    assert np.array_equal(load_image(opened), opened) and np.mean(load_image(str(tmp_path / name))) > 250
+    (record,) = caplog.records
+    assert "first.png" in record.getMessage() and "give them open_image(path)" in record.getMessage()
 
 
 def test_the_image_given_is_left_as_it_was(photo):
