@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 
 # The tests pass on the lower bounds together, and on the newest versions: `.ci/versions` runs them on both.
 INSTALL_REQUIRES = [
-    # torch 2.8 cannot compile the UserDict in which a forward hands on queries and keys.
+    # torch 2.8 could not compile the object in which a forward hands on queries and keys, then a UserDict.
     "torch>=2.11,<3",
     "torchvision>=0.26,<1",
     # `activation_checkpointing`, of the training arguments and of the models.

@@ -61,13 +61,14 @@ class ClassificationMetrics:
 
     Args:
         branches (`tuple[str, ...]`, *optional*, defaults to `("both", "sa", "glca")`):
-            What the model's outputs are, in their order. The metrics of `"both"` bear plain names (`accuracy`,
-            `top5_accuracy`, `class_mean_accuracy`), those of another branch are prefixed (`sa_accuracy`).
+            What the model's outputs are, in their order: a [`~dcal_hf.DCALTrainer`] gives those that are named. The
+            metrics of `"both"` bear plain names (`accuracy`, `top5_accuracy`, `class_mean_accuracy`), those of another
+            branch are prefixed (`sa_accuracy`).
 
     Example:
 
     ```python
-    >>> trainer = Trainer(model, args, compute_metrics=ClassificationMetrics(("both", "sa", "glca")))
+    >>> trainer = DCALTrainer(model, args, compute_metrics=ClassificationMetrics(("both", "sa", "glca")))
     ```
     """
 

@@ -4,7 +4,7 @@ Paper: Dual Cross-Attention Learning, CVPR 2022, sections 3.1 to 3.3 (https://hu
 Shapes: B images, H heads, N tokens (prefix tokens such as CLS first, then patches), head width d.
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,16 @@ from transformers import AttentionInterface
 ATTENTION_NAME = "dcal"
 # Rows of one softmax that are alive at a time in the rollout: enough to fill the cores, small enough for the cache.
 ROLLOUT_CHUNK = 128
+
+
+class Record:
+    """Queries and keys of a block's SA branch, each (B, H, N, d), for who handed it in.
+
+    No mapping: FSDP and the offloading of accelerate hand a block copies of those.
+    """
+
+    query: Tensor
+    key: Tensor
 
 
 def dcal_attention_forward(
@@ -28,7 +38,7 @@ def dcal_attention_forward(
     windows: int = 1,
     pair_noise: bool = False,
     memory: tuple[Tensor, Tensor] | None = None,
-    record: MutableMapping[str, Tensor] | None = None,
+    record: Record | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The attention function that a DCAL backbone is registered with.
@@ -51,13 +61,13 @@ def dcal_attention_forward(
             The distractor's keys and values are standard Gaussian noise (an ablation of the paper).
         memory (`tuple` of two `Tensor` of shape `(B, H, M, d)`, *optional*):
             Keys and values that take the place of the module's own: the global tokens of GLCA.
-        record (`MutableMapping`, *optional*):
-            Receives the SA branch's `"query"` and `"key"`. Written by name, so that a recomputation (activation
-            checkpointing) overwrites what the first pass wrote.
+        record (`Record`, *optional*):
+            Receives the SA branch's queries and keys. A recomputation (activation checkpointing) overwrites what the
+            first pass wrote.
     """
     single = len(query) - num_paired
     if record is not None:
-        record["query"], record["key"] = query[:single].detach(), key[:single].detach()
+        record.query, record.key = query[:single].detach(), key[:single].detach()
     if memory is not None:
         key, value = memory
     self_mask, pair_mask = split_mask(attention_mask, single)

@@ -1,7 +1,9 @@
 """DCAL for fine-grained categories: a classifier on SA and one on GLCA."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,7 @@ class DCALForImageClassification(DCALPreTrainedModel):
         pair_noise: bool = False,
         output_rollout: bool = False,
         smoothing: float = 0.0,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> DCALImageClassifierOutput:
         """
         Args:
@@ -71,7 +74,10 @@ class DCALForImageClassification(DCALPreTrainedModel):
             smoothing (`float`):
                 Share of each label's probability that is spread over all classes. Named without "label", because the
                 Trainer takes every argument that has it for a column of the data set.
+            criterion (`Callable`, *optional*):
+                Takes the place of the cross-entropy: the logits of a branch in float32 and its labels to their loss.
         """
+        criterion = criterion or partial(nn.functional.cross_entropy, label_smoothing=smoothing)
         outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
         logits = {}
         if "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches):
@@ -84,7 +90,7 @@ class DCALForImageClassification(DCALPreTrainedModel):
         if labels is not None:
             targets = branch_labels(labels, pairs)
             losses = {
-                name: nn.functional.cross_entropy(logits[name].float(), targets[name], label_smoothing=smoothing)
+                name: criterion(logits[name].float(), targets[name])
                 for name in counted_branches(logits, self.config.branches)
             }
             loss = total_loss(losses, self.loss_weights)

@@ -60,7 +60,16 @@ class DCALConfig(PreTrainedConfig):
 
     model_type = "dcal"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
-    keys_to_ignore_at_inference = ["losses", "pwca_logits", "embeddings", "rollout", "local_query_indices"]
+    # So a Trainer's predictions are the logits alone, as everybody's `argmax` expects.
+    keys_to_ignore_at_inference = [
+        "losses",
+        "sa_logits",
+        "glca_logits",
+        "pwca_logits",
+        "embeddings",
+        "rollout",
+        "local_query_indices",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = None
     image_size: int | list[int] | tuple[int, ...] | None = None

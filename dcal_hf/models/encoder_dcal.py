@@ -205,13 +205,16 @@ class MemoryProjection(nn.Linear):
         nn.Module.__init__(self)
         vars(self).update(vars(projection))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, of_memory: bool = False) -> Tensor:
+        # An argument, not a method: hooks that fetch offloaded weights run where a module is called.
+        if of_memory:
+            return super().forward(hidden_states)
         return hidden_states.new_zeros(()).expand(*hidden_states.shape[:-1], self.out_features)
 
 
 def project_memory(layer: nn.Module, normed: Tensor) -> Tensor:
     """A linear layer, (B, N, D) -> (B, N, D)."""
-    return nn.Linear.forward(layer, normed) if isinstance(layer, MemoryProjection) else layer(normed)
+    return layer(normed, of_memory=True) if isinstance(layer, MemoryProjection) else layer(normed)
 
 
 def freeze_mask_token(embeddings: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """DCAL models: Dual Cross-Attention Learning on any transformers ViT (https://huggingface.co/papers/2205.02151)."""
 
 import copy
-from collections import Counter, UserDict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .attention_dcal import ATTENTION_NAME, cls_attention, cls_rollout, cls_similarity, top_patches
+from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, cls_similarity, top_patches
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
 from .positions_dcal import patch_grid, resize_positions
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -233,6 +236,11 @@ class DCALModel(DCALPreTrainedModel):
                 f"A pair was given, but the model has no PWCA branch (branches={self.config.branches}, "
                 f"num_pwca_blocks={self.config.num_pwca_blocks})."
             )
+        if self.training and self.config.uses_pwca and not has_pair and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "PWCA does not run: the training batch names no `pairs`. DCALTrainer arranges them; transformers' own "
+                "Trainer does not, nor does it bring the weights of a best checkpoint back."
+            )
         if output_rollout and not self.encoder.has_cls:
             raise ValueError("The encoder has no CLS token for a rollout to start from: output_rollout must be False.")
         if self.backbone.config._attn_implementation != ATTENTION_NAME:
@@ -253,7 +261,7 @@ class DCALModel(DCALPreTrainedModel):
 
     def encode(
         self, pixel_values: Tensor, pairs: Tensor | None, pair_noise: bool, recorded: range
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, list[Mapping[str, Tensor]]]:
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, list[Record]]:
         """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (2P, 1, D) where CLS is read.
 
         At block L - T the paired images are appended to the batch. Below it they are the same tensor as SA's. Where
@@ -263,8 +271,7 @@ class DCALModel(DCALPreTrainedModel):
         rotary = self.encoder.rotary(pixel_values)
         batch_size, attend = len(hidden_states), self.attend
         paired = paired_images(pairs, pair_noise, hidden_states)
-        # No plain dictionaries: FSDP may hand a block copies of those.
-        records = {depth: UserDict() for depth in recorded}
+        records = {depth: Record() for depth in recorded}
         blocks = self.encoder.blocks
         num_shared = len(blocks) - 1 if self.encoder.has_cls else len(blocks)
         first = len(blocks) if paired is None else len(blocks) - self.config.num_pwca_blocks
@@ -299,14 +306,14 @@ class DCALModel(DCALPreTrainedModel):
         return self.encoder.run(block, tokens[:, :1], unturned, attend=attend, memory=memory, **pair)
 
     def select(
-        self, tokens: Tensor, records: list[Mapping[str, Tensor]], runs_glca: bool
+        self, tokens: Tensor, records: list[Record], runs_glca: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The rollout over patches (B, N), if every block was recorded, and the selected patches (B, R), if read.
 
         Args:
             tokens (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
         """
-        queries, keys = ([record[name] for record in records] for name in ("query", "key"))
+        queries, keys = ([getattr(record, name) for record in records] for name in ("query", "key"))
         rollout, indices, prefix = None, None, self.encoder.num_prefix_tokens
         blocks = self.encoder.blocks
         if len(records) == len(blocks):

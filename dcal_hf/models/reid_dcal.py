@@ -1,5 +1,6 @@
 """DCAL for re-identification: an embedding that tells individuals apart."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,12 +83,15 @@ class DCALForReID(DCALPreTrainedModel):
         pairs: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
+        criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     ) -> DCALReIDOutput:
         """
         Args:
             pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
             labels (`Tensor` of shape `(B,)`, int64, *optional*):
                 Training identities, from 0. No loss counts an image of label -100, nor do the necks' statistics.
+            criterion (`Callable`):
+                The identity loss beside the triplet loss: the logits of a branch in float32 and its labels to a loss.
         """
         outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
         features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}
@@ -97,7 +101,7 @@ class DCALForReID(DCALPreTrainedModel):
             counted, targets = counted_branches(ran, self.config.branches), branch_labels(labels, pairs)
             logits = {name: self.identity_logits(name, features[name], targets[name]) for name in counted}
             losses = {
-                name: nn.functional.cross_entropy(logits[name].float(), targets[name])
+                name: criterion(logits[name].float(), targets[name])
                 + batch_hard_triplet(features[name], targets[name])
                 for name in counted
             }

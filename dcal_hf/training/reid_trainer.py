@@ -48,11 +48,12 @@ class DCALReIDTrainer(DCALTrainer):
     """
 
     args: DCALReIDTrainingArguments
+    args_class = DCALReIDTrainingArguments
 
     def __init__(
         self,
-        model: nn.Module,
-        args: DCALReIDTrainingArguments,
+        model: nn.Module | None = None,
+        args: DCALReIDTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: dict[str, Dataset] | None = None,
         **kwargs: Any,

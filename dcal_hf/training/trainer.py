@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import TrainOutput
 
 from ..models.configuration_dcal import BRANCHES
@@ -47,31 +49,42 @@ class DCALTrainer(Trainer):
     With `lora_rank`, the backbone has adapters while `train` runs, and is a plain one with them merged into its
     weights when it returns; so it is in every checkpoint.
 
+    Predictions, as `compute_metrics` and `predict` give them, are the logits alone; a `compute_metrics` with a field
+    `branches`, as [`~dcal_hf.metrics.ClassificationMetrics`] has, gets a tuple of them and of those branches' logits.
+
     Args:
-        model (`DCALForImageClassification`)
+        model (`DCALForImageClassification`, *optional*): Without, `model_init` must be given.
         args (`DCALTrainingArguments`)
         train_dataset: Gives `pixel_values` and `labels`; its transforms are seeded per image and epoch.
         distractor_dataset (*optional*):
             Gives `pixel_values`: images of another data set that take the place of each image's partner in PWCA (an
             ablation of the paper, Table 4). No loss counts them, and they come on top of the batch.
-        kwargs: As in `transformers.Trainer`.
+        kwargs: As in `transformers.Trainer`. A `compute_loss_func` takes the place of each branch's cross-entropy: it
+            gets outputs whose `logits` are those of the branch, and the labels of its images, and gives a mean.
 
     Raises:
+        TypeError: For training arguments of another class.
         ValueError: On several GPUs in one process: `DataParallel` would tear pairs apart. For what
             [`~dcal_hf.training.sharding.shard_by_blocks`] refuses under FSDP. For distractors that nothing would meet.
     """
 
     args: DCALTrainingArguments
+    args_class = DCALTrainingArguments
     loss_is_scaled_for_ga = False
 
     def __init__(
         self,
-        model: nn.Module,
-        args: DCALTrainingArguments,
+        model: nn.Module | None = None,
+        args: DCALTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         distractor_dataset: Dataset | None = None,
         **kwargs: Any,
     ):
+        if not isinstance(args, self.args_class):
+            raise TypeError(
+                f"{type(self).__name__} takes {self.args_class.__name__}, not {type(args).__name__}: they have the "
+                "same fields, and those of DCAL."
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs in one process would split pairs of images: start one process per GPU with "
@@ -83,20 +96,30 @@ class DCALTrainer(Trainer):
         self.pair_sampling = args.pair_sampling
         self.has_distractors = distractor_dataset is not None
         if self.has_distractors:
-            check_distractors(model, args.pair_sampling)
             # Any image meets the distractor behind it.
             self.pair_sampling = "any"
             train_dataset = DistractedDataset(train_dataset, distractor_dataset)
         if train_dataset is not None:
             train_dataset = self.listeners["dataset"] = SeededDataset(train_dataset, self.data_seed)
-        if args.freeze_backbone:
+        if args.freeze_backbone and model is not None:
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        if self.has_distractors:
+            check_distractors(self.model, args.pair_sampling)
         if self.is_fsdp_enabled:
             shard_by_blocks(self.model, self.accelerator.state.fsdp_plugin)
         self.add_callback(EpochCallback(self.begin_epoch))
         self.branch_losses: dict[str, list[Tensor]] = defaultdict(list)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in `transformers.Trainer`; what is made anew is trained in the same parts."""
+        model = super().call_model_init(trial)
+        if self.args.freeze_backbone:
+            model.base_model.backbone.requires_grad_(False)
+        if self.has_adapters:
+            self.adapters = add_lora(model, self.args.lora_rank)
+        return model
 
     def begin_epoch(self, epoch: int) -> None:
         """Tells what draws the training data, and logs how many images have no partner in PWCA."""
@@ -148,12 +171,13 @@ class DCALTrainer(Trainer):
             return super().train(*args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
-        lora = add_lora(self.model, self.args.lora_rank)
+        if self.model_init is None:
+            self.adapters = add_lora(self.model, self.args.lora_rank)
         self.has_adapters = True
         try:
             return super().train(*args, **kwargs)
         finally:
-            lora.merge_and_unload()
+            self.adapters.merge_and_unload()
             self.has_adapters = False
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
@@ -176,6 +200,8 @@ class DCALTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Adds noise and label smoothing to a training batch; the model computes its loss itself."""
+        if self.compute_loss_func is not None:
+            inputs = {**inputs, "criterion": partial(own_loss, self.compute_loss_func)}
         if model.training:
             if self.args.freeze_backbone:
                 # Features that cannot adapt to stochastic depth and dropout have nothing to gain from them.
@@ -189,6 +215,19 @@ class DCALTrainer(Trainer):
             for name, loss in outputs.losses.items():
                 self.branch_losses[name].append(loss.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As in `transformers.Trainer`, with the logits of the branches that `compute_metrics` names."""
+        if ignore_keys is None:
+            scored = {f"{name}_logits" for name in getattr(self.compute_metrics, "branches", ())}
+            ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key not in scored]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean loss of each branch since the last line, over all processes: `loss_sa`, ..."""
@@ -251,6 +290,12 @@ class DCALTrainer(Trainer):
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def own_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """A `compute_loss_func` of `transformers.Trainer` on the logits of one branch. Without a number of items, which
+    would be that of all accumulated batches, and of one branch alone, it is expected to take the mean."""
+    return function(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=None)
 
 
 def check_distractors(model: nn.Module, pair_sampling: str) -> None:

@@ -3,6 +3,7 @@ import torch
 
 from dcal_hf.models import attention_dcal
 from dcal_hf.models.attention_dcal import (
+    Record,
     attention_flow,
     batch_flow,
     cls_attention,
@@ -152,9 +153,10 @@ def test_memory_takes_the_place_of_keys_and_values():
 
 def test_record_holds_self_attention_only_and_is_overwritten():
     query, key, value = random_heads(blocks=3, batch=4)
-    record = {"query": None}
+    record = Record()
+    record.query = None
     attend_pairs(query, key, value, num_paired=2, record=record)
-    assert torch.equal(record["query"], query[:2]) and torch.equal(record["key"], key[:2])
+    assert torch.equal(record.query, query[:2]) and torch.equal(record.key, key[:2])
 
 
 def test_an_image_at_a_time_is_the_whole_batch_at_once():

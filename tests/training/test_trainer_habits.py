@@ -1,0 +1,114 @@
+"""What people who know transformers' Trainer try with ours: its own arguments, a loss, a model_init, argmax."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from transformers import Trainer, TrainingArguments
+
+from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
+from dcal_hf.metrics import ClassificationMetrics
+
+from helpers import copy_of_weights
+
+
+def plain_trainer(tmp_path, model=None, train_dataset=None, trainer_class=DCALTrainer, arguments=None, **kwargs):
+    """On tensors, two steps of eight images."""
+    samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(16)]
+    options = {"per_device_train_batch_size": 8, "max_steps": 2, "use_cpu": True, "disable_tqdm": True}
+    arguments = DCALTrainingArguments(str(tmp_path), save_strategy="no", **options, **(arguments or {}))
+    dataset = samples if train_dataset is None else train_dataset
+    return trainer_class(model, arguments, train_dataset=dataset, eval_dataset=dataset, **kwargs)
+
+
+def test_a_loss_of_ones_own_is_that_of_every_branch(tmp_path, vit_config):
+    """Class weights: as torch's own cross-entropy takes them, on SA, GLCA and PWCA alike."""
+    weight = torch.tensor([0.1, 1.0, 10.0])
+
+    def weighted(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels, weight=weight)
+
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    trainer = plain_trainer(tmp_path, model, compute_loss_func=weighted)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, outputs = trainer.compute_loss(model.train(), dict(batch), return_outputs=True)
+    for name, value in outputs.losses.items():
+        logits = outputs[f"{name}_logits"]
+        labels = batch["labels"][batch["pairs"].flatten()] if name == "pwca" else batch["labels"]
+        terms = -logits.log_softmax(-1)[torch.arange(len(labels)), labels] * weight[labels]
+        torch.testing.assert_close(value, terms.sum() / weight[labels].sum())
+    assert set(outputs.losses) == {"sa", "glca", "pwca"}
+    torch.testing.assert_close(loss, sum(outputs.losses.values()) / 2)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_mixed_labels_are_smoothed(tmp_path, vit_config):
+    mixed = [{"pixel_values": torch.randn(3, 32, 32), "labels": torch.rand(3).softmax(0)} for _ in range(16)]
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    trainer = plain_trainer(tmp_path, model, mixed, arguments={"label_smoothing_factor": 0.3})
+    batch = next(iter(trainer.get_train_dataloader()))
+    outputs = trainer.compute_loss(model.train(), dict(batch), return_outputs=True)[1]
+    targets = batch["labels"] * 0.7 + 0.1
+    expected = -(targets * outputs.sa_logits.log_softmax(-1)).sum(1).mean()
+    torch.testing.assert_close(outputs.losses["sa"], expected)
+    assert trainer.train().training_loss > 0
+
+
+def test_plain_training_arguments_get_a_sentence(tmp_path, vit_config):
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    with pytest.raises(TypeError, match="DCALTrainer takes DCALTrainingArguments, not TrainingArguments"):
+        DCALTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+@pytest.mark.parametrize("option", [{"freeze_backbone": True}, {"lora_rank": 2}])
+def test_a_model_that_is_made_anew_is_fine_tuned_with_as_little(tmp_path, vit_config, option):
+    made = []
+
+    def model_init():
+        torch.manual_seed(0)
+        made.append(DCALForImageClassification.from_backbone(vit_config, num_labels=3))
+        return made[-1]
+
+    trainer = plain_trainer(tmp_path, model_init=model_init, arguments={"learning_rate": 0.1, **option})
+    started = copy_of_weights(model_init().dcal.backbone)
+    trainer.train()
+    trained = trainer.model.dcal.backbone
+    assert trainer.model is made[-1] and len(made) == 3
+    changed = {name for name, value in trained.state_dict().items() if not torch.equal(value, started[name])}
+    if "freeze_backbone" in option:
+        assert changed == set()
+    else:
+        assert changed and all("attention" in name and name.endswith("weight") for name in changed)
+
+
+def test_predictions_are_the_logits_unless_branches_are_asked_for(tmp_path, vit_config):
+    trainer = plain_trainer(tmp_path, DCALForImageClassification.from_backbone(vit_config, num_labels=3))
+    predictions = trainer.predict(trainer.eval_dataset).predictions
+    assert predictions.shape == (16, 3)
+    trainer.compute_metrics = lambda prediction: {"accuracy": (prediction.predictions.argmax(axis=1) == 0).mean()}
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    trainer.compute_metrics = ClassificationMetrics(("both", "sa", "glca"))
+    both, sa, glca = trainer.predict(trainer.eval_dataset).predictions
+    assert np.array_equal(both, predictions)
+    np.testing.assert_allclose(softmax(both, 1), (softmax(sa, 1) + softmax(glca, 1)) / 2, rtol=1e-5)
+    assert {"eval_accuracy", "eval_sa_accuracy", "eval_glca_accuracy"} <= set(trainer.evaluate())
+    trainer.compute_metrics = None
+    every = trainer.predict(trainer.eval_dataset, ignore_keys=["losses", "rollout", "local_query_indices"]).predictions
+    assert [array.shape for array in every] == [(16, 3)] * 3 + [(16, 64)]
+
+
+def test_transformers_own_trainer_is_told_what_it_misses(tmp_path, vit_config, caplog):
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    trainer = plain_trainer(tmp_path, model, trainer_class=Trainer)
+    logging.Logger.warning_once.cache_clear()
+    trainer.train()
+    assert trainer.predict(trainer.eval_dataset).predictions.shape == (16, 3)
+    (told,) = [record for record in caplog.records if "PWCA" in record.getMessage()]
+    assert "DCALTrainer" in told.getMessage() and "best checkpoint" in told.getMessage()
+    logging.Logger.warning_once.cache_clear()
+    caplog.clear()
+    plain_trainer(tmp_path, model).train()
+    assert "PWCA" not in caplog.text
