@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor, ViTImageProcessor
 
-from .data.images import open_image
+from .data.images import MAX_PIXELS, open_image
 
 
 def fine_grained_processor(
@@ -78,12 +78,14 @@ class TrainTransform:
         auto_augment (`str`, *optional*): timm's RandAugment in its notation, e.g. `"rand-m9-mstd0.5-inc1"`.
         color_jitter (`float`): Strength of brightness, contrast and saturation jitter.
         random_erasing (`float`): Probability of erasing a rectangle, filled with per-pixel noise.
+        max_pixels (`int`): Of an image; what has more is refused, see [`~dcal_hf.data.open_image`].
     """
 
     processor: BaseImageProcessor
     auto_augment: str | None = None
     color_jitter: float = 0.0
     random_erasing: float = 0.0
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         processor = self.processor
@@ -102,7 +104,7 @@ class TrainTransform:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """`{"image": [...], "label": [...]}` -> `{"pixel_values": [(3, height, width)], "labels": [...]}`."""
-        return _model_inputs([self.pipeline(open_image(image)) for image in batch["image"]], batch)
+        return _model_inputs([self.pipeline(open_image(image, self.max_pixels)) for image in batch["image"]], batch)
 
 
 @dataclass
@@ -119,6 +121,7 @@ class ReIDTrainTransform:
         horizontal_flip (`float`): Probability of a mirror image; 0 where left and right tell individuals apart.
         affine (`float`): Strength of a random affine map before the crop: rotation and shear by up to so many degrees,
             shift and scale by up to so many per cent. 0, as in TransReID, is off.
+        max_pixels (`int`): Of an image; what has more is refused, see [`~dcal_hf.data.open_image`].
     """
 
     processor: BaseImageProcessor
@@ -126,6 +129,7 @@ class ReIDTrainTransform:
     random_erasing: float = 0.5
     horizontal_flip: float = 0.5
     affine: float = 0.0
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         size = (self.processor.size["height"], self.processor.size["width"])
@@ -139,18 +143,24 @@ class ReIDTrainTransform:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """`{"image": [...], "label": [...]}` -> `{"pixel_values": [(3, height, width)], "labels": [...]}`."""
-        return _model_inputs([self.pipeline(open_image(image)) for image in batch["image"]], batch)
+        return _model_inputs([self.pipeline(open_image(image, self.max_pixels)) for image in batch["image"]], batch)
 
 
 @dataclass
 class EvalTransform:
-    """Batch transform for `Dataset.with_transform`: the image processor itself."""
+    """Batch transform for `Dataset.with_transform`: the image processor itself.
+
+    Args:
+        processor: From [`fine_grained_processor`] or [`reid_processor`], or the one that was saved with a model.
+        max_pixels (`int`): Of an image; what has more is refused, see [`~dcal_hf.data.open_image`].
+    """
 
     processor: BaseImageProcessor
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, and `label`, if any, as `labels`."""
-        images = [open_image(image) for image in batch["image"]]
+        images = [open_image(image, self.max_pixels) for image in batch["image"]]
         return _model_inputs(list(self.processor(images, return_tensors="pt")["pixel_values"]), batch)
 
 

@@ -30,7 +30,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
 import dcal_hf  # noqa: F401
-from dcal_hf.data import load_fgvc, load_reid, unlabelled_images
+from dcal_hf.data import MAX_PIXELS, load_fgvc, load_reid, unlabelled_images
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
@@ -47,14 +47,17 @@ class CheckpointArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
     batch_size: int = field(default=32, metadata={"help": "Images per batch and process."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each that embeds."})
+    max_pixels: int = field(
+        default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
+    )
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:
         return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
 
     @property
-    def loader_kwargs(self) -> dict[str, int]:
-        return {"batch_size": self.batch_size, "num_workers": self.num_workers}
+    def reader_kwargs(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "num_workers": self.num_workers, "max_pixels": self.max_pixels}
 
 
 @dataclass
@@ -93,7 +96,7 @@ def main() -> None:
         dataset = load_images(gallery_args)
     model, processor = load_checkpoint(checkpoint_args)
     embeddings = embed_images(
-        model, processor, dataset, skip_broken=gallery_args.skip_broken, **checkpoint_args.loader_kwargs
+        model, processor, dataset, skip_broken=gallery_args.skip_broken, **checkpoint_args.reader_kwargs
     )
     if accelerator.is_main_process:
         build_gallery(embeddings, dataset, model, checkpoint_args, gallery_args).save(gallery_args.output_dir)

@@ -22,11 +22,11 @@ import torch
 from arguments import ModelArguments, parse_arguments
 from common import hyperparameters, load_distractors, load_model, log_process, set_up_logging, train
 from scipy.special import softmax
-from transformers import BaseImageProcessor, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import load_fgvc, open_image, with_classes
+from dcal_hf.data import MAX_PIXELS, load_fgvc, open_image, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import write_model_card
@@ -78,6 +78,9 @@ class DataArguments:
     split_seed: int = field(default=42, metadata={"help": "Seed of that split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
+    max_pixels: int = field(
+        default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
+    )
     resize_ratio: float = field(
         default=550 / 448, metadata={"help": "Images are resized to this multiple of the input size, then cropped."}
     )
@@ -127,18 +130,19 @@ def main() -> None:
     model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
     dataset = datasets.DatasetDict({split: with_classes(part, class_names(model)) for split, part in dataset.items()})
     train_transform = TrainTransform(
-        processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing
+        processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing, data_args.max_pixels
     )
     train_dataset = distractors = None
     if training_args.do_train:
         train_dataset = dataset["train"].with_transform(train_transform)
         distractors = load_distractors(data_args.distractor_dir, train_transform)
+    eval_transform = EvalTransform(processor, data_args.max_pixels)
     trainer = DCALTrainer(
         model,
         training_args,
         train_dataset=train_dataset,
         distractor_dataset=distractors,
-        eval_dataset=transformed(dataset, data_args.eval_split, processor),
+        eval_dataset=dataset[data_args.eval_split].with_transform(eval_transform),
         processing_class=processor,
         compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
     )
@@ -150,7 +154,7 @@ def main() -> None:
     if training_args.do_predict:
         if "test" not in dataset:
             raise ValueError(f"--do_predict needs a test split, and {data_args.title} has none.")
-        evaluate(trainer, transformed(dataset, "test", processor), "predict")
+        evaluate(trainer, dataset["test"].with_transform(eval_transform), "predict")
     if trainer.is_world_process_zero():
         report(trainer, dataset, metrics, model_args, data_args)
     if training_args.push_to_hub:
@@ -177,10 +181,6 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
             shuffled = dataset[split].shuffle(seed=training_args.seed)
             dataset[split] = shuffled.select(range(min(limit, len(shuffled))))
     return dataset.cast_column("image", datasets.Image(decode=False))
-
-
-def transformed(dataset: datasets.DatasetDict, split: str, processor: BaseImageProcessor) -> datasets.Dataset:
-    return dataset[split].with_transform(EvalTransform(processor))
 
 
 def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str) -> dict[str, float]:
@@ -227,7 +227,7 @@ def report(
     args, config = trainer.args, trainer.model.config
     # An encoder in stages has no rollout to draw.
     if data_args.attention_images > 0 and config.has_cls:
-        save_attention(trainer, dataset[data_args.eval_split], data_args.attention_images)
+        save_attention(trainer, data_args.attention_images, data_args.max_pixels)
     if not metrics:
         return
     sizes = {f"{split} images": len(part) for split, part in dataset.items()}
@@ -258,13 +258,14 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
     }
 
 
-def save_attention(trainer: DCALTrainer, dataset: datasets.Dataset, count: int) -> None:
-    """`attention.png`: rollout and selected patches on photographs drawn from the split."""
+def save_attention(trainer: DCALTrainer, count: int, max_pixels: int) -> None:
+    """`attention.png`: rollout and selected patches on photographs drawn from the evaluated split."""
     from dcal_hf.visualization import attention_figure, save_figure
 
+    dataset = trainer.eval_dataset
     chosen = dataset.shuffle(seed=trainer.args.seed).select(range(min(count, len(dataset))))
     processor, model, names = trainer.processing_class, trainer.model.eval(), dataset.features["label"].names
-    batch = chosen.with_transform(EvalTransform(processor))[:]
+    batch = chosen[:]
     with torch.inference_mode():
         pixel_values = torch.stack(batch["pixel_values"]).to(model.device, model.dtype)
         output = model(pixel_values, output_rollout=True)
@@ -276,7 +277,7 @@ def save_attention(trainer: DCALTrainer, dataset: datasets.Dataset, count: int) 
         f"true: {names[label]}   predicted: {names[best]} ({probability:.2f})"
         for label, best, probability in zip(batch["labels"], predicted, probabilities)
     ]
-    photographs = [open_image(image) for image in chosen["image"]]
+    photographs = [open_image(image, max_pixels) for image in chosen.with_format(None)["image"]]
     for photograph in photographs:
         photograph.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
     figure = attention_figure(photographs, output.rollout, model.config.grid, selected, titles, processor)

@@ -26,6 +26,7 @@ On the built-in drawn birds, from scratch, with every option in a file (options 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -35,7 +36,7 @@ from common import hyperparameters, load_distractors, load_model, log_process, s
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import OFFICIAL_REID, load_reid, open_image, with_classes
+from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, load_reid, open_image, with_classes
 from dcal_hf.metrics import FeatureDistances
 from dcal_hf.model_card import write_model_card
 from dcal_hf.training import class_names, column, protocol_columns
@@ -98,6 +99,9 @@ class DataArguments:
         default=0.2, metadata={"help": "Share of their images that become queries where there are none."}
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of both choices."})
+    max_pixels: int = field(
+        default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
+    )
     padding: int = field(default=10, metadata={"help": "Pixels of padding before the random crop."})
     random_erasing: float = field(default=0.5, metadata={"help": "Probability of random erasing."})
     horizontal_flip: float = field(
@@ -150,6 +154,7 @@ def main() -> None:
             data_args.random_erasing,
             data_args.horizontal_flip,
             data_args.affine,
+            data_args.max_pixels,
         )
         train_dataset = dataset["train"].with_transform(train_transform)
         distractors = load_distractors(data_args.distractor_dir, train_transform)
@@ -159,7 +164,7 @@ def main() -> None:
         train_dataset=train_dataset,
         distractor_dataset=distractors,
         eval_dataset={
-            split: dataset[split].with_transform(EvalTransform(processor))
+            split: dataset[split].with_transform(EvalTransform(processor, data_args.max_pixels))
             for split in ("query", "gallery")
             if split in dataset
         },
@@ -214,7 +219,7 @@ def report(
     """The model card and `ranked_lists.png`, for people."""
     args, config = trainer.args, trainer.model.config
     if data_args.ranked_queries > 0:
-        save_ranked_lists(trainer, data_args.ranked_queries, data_args.ranked_matches)
+        save_ranked_lists(trainer, data_args)
     branches = {name.upper(): f"{name}_" for name in config.inference_branches}
     joint = " + ".join(branches)
     rows = {joint: ""} if len(branches) == 1 else {**branches, joint: ""}
@@ -292,10 +297,12 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
     return rows
 
 
-def save_ranked_lists(trainer: DCALReIDTrainer, num_queries: int, num_matches: int) -> None:
+def save_ranked_lists(trainer: DCALReIDTrainer, data_args: DataArguments) -> None:
     """`ranked_lists.png`: queries drawn at random, and what they find, before any re-ranking."""
     from dcal_hf.visualization import ranked_list, save_figure
 
+    num_queries, num_matches = data_args.ranked_queries, data_args.ranked_matches
+    read = partial(open_image, max_pixels=data_args.max_pixels)
     sets = {name: part.with_format(None) for name, part in trainer.eval_dataset.items()}
     columns = {name: np.array(values) for name, values in protocol_columns(**sets).items()}
     rng = np.random.default_rng(trainer.args.seed)
@@ -305,8 +312,8 @@ def save_ranked_lists(trainer: DCALReIDTrainer, num_queries: int, num_matches: i
     best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(counts, rows)]
     ids = columns["gallery_ids"]
     figure = ranked_list(
-        [open_image(image) for image in sets["query"][chosen]["image"]],
-        [[open_image(image) for image in sets["gallery"][items]["image"]] for items in best],
+        [read(image) for image in sets["query"][chosen]["image"]],
+        [[read(image) for image in sets["gallery"][items]["image"]] for items in best],
         [np.sqrt(row[items].clip(min=0)) for items, row in zip(best, rows)],
         correct=[(ids[items] == columns["query_ids"][query]).tolist() for query, items in zip(chosen, best)],
         titles=[[identity_name(sets["gallery"], ids[item]) for item in items] for items in best],

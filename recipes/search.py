@@ -62,13 +62,14 @@ def main() -> None:
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
     gallery.set_search_parameters(**json.loads(search_args.search_parameters))
     queries = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in search_args.images]})
-    embeddings = embed_images(model, processor, queries, **checkpoint_args.loader_kwargs)
+    embeddings = embed_images(model, processor, queries, **checkpoint_args.reader_kwargs)
     answers = ask(gallery, embeddings, search_args.top_k)
     columns = ["image", *(name for name in gallery.items.column_names if name != "image")]
     output_dir, shown = Path(search_args.output_dir), search_args.matches_in_picture
     report(search_args.images, answers, columns, output_dir)
     if shown > 0:
-        save_picture(search_args.images, [matches[:shown] for matches in answers], output_dir)
+        shown_answers = [matches[:shown] for matches in answers]
+        save_picture(search_args.images, shown_answers, output_dir, checkpoint_args.max_pixels)
 
 
 def ask(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
@@ -104,13 +105,13 @@ def report(queries: list[str], answers: list[list[Match]], columns: list[str], o
     print(f"\n{save_table(['query', 'rank', 'score', 'row', *columns], table, output_dir / 'matches.csv')}")
 
 
-def save_picture(queries: list[str], answers: list[list[Match]], output_dir: Path) -> None:
+def save_picture(queries: list[str], answers: list[list[Match]], output_dir: Path, max_pixels: int) -> None:
     """`ranked_list.png`: each query beside its best matches."""
     from dcal_hf.visualization import ranked_list, save_figure
 
     figure = ranked_list(
-        [open_image(query) for query in queries],
-        [[open_image(match.image) for match in matches] for matches in answers],
+        [open_image(query, max_pixels) for query in queries],
+        [[open_image(match.image, max_pixels) for match in matches] for matches in answers],
         [[match.score for match in matches] for matches in answers],
         titles=[[caption(match) for match in matches] for matches in answers],
     )

@@ -4,7 +4,7 @@ from .drawn import DRAWN_CLASSES, draw_bird, drawn_fgvc
 from .drawn_reid import drawn_reid
 from .fgvc import load_fgvc
 from .folder import unlabelled_images
-from .images import open_image
+from .images import MAX_PIXELS, open_image
 from .reid import load_reid
 from .reid_layouts import OFFICIAL_REID
 from .splits import stratified_split, with_classes
@@ -12,6 +12,7 @@ from .splits import stratified_split, with_classes
 
 __all__ = [
     "DRAWN_CLASSES",
+    "MAX_PIXELS",
     "OFFICIAL_REID",
     "draw_bird",
     "drawn_fgvc",

@@ -1,6 +1,8 @@
 """Reading one image so that a broken file is named."""
 
 import logging
+import os
+import stat
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +12,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 logger = logging.getLogger(__name__)
+# What data sets are made of. Of Pillow's other formats some start programs (EPS), and none is looked after as well.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow's own limit, at which it warns.
+MAX_PIXELS = 89_478_485
 
 # What Pillow's decoders have been seen to raise on damaged files: they share no base class.
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -23,7 +29,7 @@ _NEWS = {
 _told: set[str] = set()
 
 
-def open_image(image: Image.Image | dict | str | Path) -> Image.Image:
+def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads an image, upright and in RGB.
 
     The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped: these
@@ -34,30 +40,37 @@ def open_image(image: Image.Image | dict | str | Path) -> Image.Image:
     Args:
         image (`PIL.Image.Image`, `dict`, `str` or `Path`):
             An image, a path, or the record `{"path": ..., "bytes": ...}` that `datasets.Image(decode=False)` gives.
+        max_pixels (`int`, *optional*, defaults to 89,478,485):
+            How many pixels, width times height, are decoded; a small file can hold what exceeds memory. Above twice
+            the default raise `PIL.Image.MAX_IMAGE_PIXELS`, too.
 
     Returns:
         `PIL.Image.Image`: the decoded image in mode "RGB".
 
     Raises:
-        ValueError: if the image is missing, truncated or not an image; the message names its path.
+        ValueError: if the image is missing, truncated, no image of `FORMATS`, no regular file or too large; the
+            message names its path.
     """
     try:
         if isinstance(image, Image.Image):
-            return _upright_rgb(image, _name(image))
-        with Image.open(_source(image)) as opened:
-            return _upright_rgb(opened, _name(image))
+            return _upright_rgb(image, _name(image), max_pixels)
+        with Image.open(_source(image), formats=FORMATS) as opened:
+            return _upright_rgb(opened, _name(image), max_pixels)
     except _BROKEN as error:
         raise ValueError(f"cannot read image {_name(image)}: {_reason(error)}; remove or replace the file") from error
 
 
 def _source(image: dict | str | Path) -> str | Path | BytesIO:
-    if not isinstance(image, dict):
-        return image
-    if image["bytes"] is not None:
-        return BytesIO(image["bytes"])
-    if image["path"] is None:
-        raise ValueError("the record has neither path nor bytes")
-    return image["path"]
+    if isinstance(image, dict):
+        if image["bytes"] is not None:
+            return BytesIO(image["bytes"])
+        if image["path"] is None:
+            raise ValueError("the record has neither path nor bytes")
+        image = image["path"]
+    # Opening a pipe would wait for who writes it.
+    if not stat.S_ISREG(os.stat(image).st_mode):
+        raise ValueError("not a regular file")
+    return image
 
 
 def _name(image: Image.Image | dict | str | Path) -> str:
@@ -70,13 +83,20 @@ def _name(image: Image.Image | dict | str | Path) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a format that Pillow cannot read"
+        return f"not an image of the formats {', '.join(FORMATS)}, or damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too many pixels; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, and max_pixels is {max_pixels}; if you trust it, raise "
+            "max_pixels"
+        )
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -97,4 +117,4 @@ def _tell(news: str, name: str) -> None:
         logger.warning(_NEWS[news], name)
 
 
-__all__ = ["open_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "open_image"]

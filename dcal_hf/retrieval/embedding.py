@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.images import open_image
+from ..data.images import MAX_PIXELS, open_image
 from ..transforms import EvalTransform
 
 
@@ -31,6 +31,7 @@ def embed_images(
     batch_size: int = 32,
     num_workers: int = 0,
     skip_broken: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Embeds the images of a data set, in its order, with a progress bar.
 
@@ -53,6 +54,8 @@ def embed_images(
             Processes that read images, for each process that embeds.
         skip_broken (`bool`, *optional*, defaults to `False`):
             Whether an image that cannot be read gives a row of NaN and a warning with its path, instead of an error.
+        max_pixels (`int`, *optional*):
+            How many pixels an image may have, see [`~dcal_hf.data.open_image`].
 
     Returns:
         `np.ndarray` of shape `(N, D)` and type float32.
@@ -68,7 +71,7 @@ def embed_images(
     dataset = dataset.select_columns(image_column)
     if isinstance(dataset.features[image_column], ImageFeature):
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
-    dataset = dataset.with_transform(_Reader(EvalTransform(image_processor), image_column, skip_broken))
+    dataset = dataset.with_transform(_Reader(EvalTransform(image_processor, max_pixels), image_column, skip_broken))
     loader = accelerator.prepare(DataLoader(dataset, batch_size=batch_size, num_workers=num_workers))
     model.to(accelerator.device).eval()
     parts = []
@@ -106,7 +109,7 @@ class _Reader:
 
     def open(self, image: dict | str) -> Image.Image | None:
         try:
-            return open_image(image)
+            return open_image(image, self.transform.max_pixels)
         except ValueError as error:
             if not self.skip_broken:
                 raise

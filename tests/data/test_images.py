@@ -1,11 +1,13 @@
+import os
 from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageFile
 from transformers.image_utils import load_image
 
 from dcal_hf.data import images, open_image
+from dcal_hf.data.folder import IMAGE_SUFFIXES
 
 
 @pytest.fixture(autouse=True)
@@ -144,3 +146,61 @@ def test_floating_point_pixels_are_refused(tmp_path):
     Image.new("F", (4, 4), 0.5).save(tmp_path / "depth.tif")
     with pytest.raises(ValueError, match="depth.tif: floating-point pixels"):
         open_image(tmp_path / "depth.tif")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n0 0 4 4 rectfill\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "bytes"])
+def test_postscript_starts_nothing(kind, tmp_path, monkeypatch):
+    """Pillow would hand it to Ghostscript, whatever the name says."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    path = tmp_path / "bird.jpg"
+    path.write_bytes(EPS)
+    with pytest.raises(ValueError, match="bird.jpg: not an image of the formats AVIF, BMP, .*, WEBP"):
+        open_image(path if kind == "file" else {"path": str(path), "bytes": EPS})
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_suffix_that_is_listed_can_be_read(photo, suffix, tmp_path):
+    path = tmp_path / f"photo{suffix}"
+    photo.save(path, format="JPEG" if suffix == ".jfif" else None)
+    assert open_image(path).size == photo.size
+
+
+def test_the_several_pictures_of_a_phone_are_one(photo, tmp_path):
+    photo.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[photo])
+    assert open_image(tmp_path / "phone.jpg").size == photo.size
+
+
+def test_a_pipe_and_a_folder_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(ValueError, match=f"{name}: not a regular file; remove or replace"):
+            open_image(tmp_path / name)
+
+
+# Pillow's own, which comes before.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("side", "sentence"),
+    [
+        (10_000, "it has 10000 x 10000 pixels, and max_pixels is 89478485; if you trust it, raise max_pixels"),
+        (20_000, "too many pixels; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"),
+    ],
+)
+def test_too_many_pixels_are_refused_before_they_are_decoded(side, sentence, tmp_path, monkeypatch):
+    """A small file that would take hundreds of MB, and two more copies while it is laid over white."""
+    path = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=f"bomb.png: {sentence}"):
+        open_image(path)
+
+
+def test_the_limit_of_pixels_is_a_parameter(photo, photo_path):
+    assert open_image(photo_path, max_pixels=600).size == (30, 20)
+    for image in (photo, photo_path, {"path": None, "bytes": photo_path.read_bytes()}):
+        with pytest.raises(ValueError, match="30 x 20 pixels, and max_pixels is 599; .* raise max_pixels"):
+            open_image(image, max_pixels=599)
