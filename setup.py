@@ -15,6 +15,7 @@ INSTALL_REQUIRES = [
     "evaluate>=0.4.6,<0.5",
     # What transformers wants.
     "huggingface_hub>=1.31,<3",
+    "filelock>=3.10,<5",
     # `Attention.gate`; `attn_layer` came with 1.0.23.
     "timm>=1.0.28,<2",
     # The digits of a search depend on how many queries are asked at once up to 1.13.

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 
 from ..metrics.distances import DistanceMetric, as_tensor
-from .sealed_folder import check_files, read_description, save_sealed
+from .sealed_folder import check_files, load_sealed, save_sealed
 
 
 FORMAT_VERSION = 1
@@ -218,6 +218,7 @@ class GalleryIndex:
 
         Raises:
             FileExistsError: If something else lies there.
+            RuntimeError: If another process is saving the gallery; the message names it.
         """
 
         def write_files(new: Path) -> None:
@@ -241,9 +242,19 @@ class GalleryIndex:
         Raises:
             FileNotFoundError: If the folder holds no gallery.
             ValueError: If the gallery is of another model, dimension or format version, or damaged.
+            RuntimeError: If other processes replace it all the time.
         """
-        folder = Path(folder)
-        description = read_description(folder, DESCRIPTION_FILE, FORMAT_VERSION)
+        return load_sealed(
+            folder,
+            DESCRIPTION_FILE,
+            FORMAT_VERSION,
+            lambda folder, description: cls._load(folder, description, model_id, dimension),
+        )
+
+    @classmethod
+    def _load(
+        cls, folder: Path, description: dict[str, Any], model_id: str | None, dimension: int | None
+    ) -> "GalleryIndex":
         if model_id not in (None, description["model_id"]):
             name = f" ({description['model_name']})" if description["model_name"] else ""
             raise ValueError(

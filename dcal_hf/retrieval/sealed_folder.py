@@ -1,14 +1,23 @@
 """A folder of files that appears once it is complete, with a description that tells whether it is still whole."""
 
-import hashlib
+import glob
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from ..files import write_atomically
+from ..integrity import checksums, find_damage, locked
+
+
+Loaded = TypeVar("Loaded")
+
+# How often a reader begins anew because a writer has replaced the folder meanwhile, and the pause between, in seconds.
+ATTEMPTS, PAUSE = 20, 0.05
 
 
 def save_sealed(
@@ -16,8 +25,8 @@ def save_sealed(
 ) -> None:
     """Writes a folder under a temporary name beside its own, and renames it.
 
-    What lies under the name is moved aside before and deleted after. A process that is killed between the two leaves
-    it in a hidden folder beside, whole.
+    What lies under the name is moved aside before and deleted after. What a process that was killed meanwhile has left
+    beside it is removed by the next one, which puts back what that one had moved aside.
 
     Args:
         folder (`str` or `os.PathLike`): The folder; a new one, an empty one, or one of the same kind.
@@ -27,39 +36,79 @@ def save_sealed(
 
     Raises:
         FileExistsError: If something of another kind lies there.
+        RuntimeError: If another process is saving the folder; the message names it.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and any(folder.iterdir()) and not (folder / description_file).exists():
-        raise FileExistsError(f"{folder} has files but no {description_file}: choose another folder, or empty it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        write_files(new)
-        content = json.dumps(description | {"files": _checksums(new)}, indent=2)
-        write_atomically(new / description_file, content + "\n")
-        if folder.exists():
-            os.rename(folder, Path(temporary, "old"))
-        os.rename(new, folder)
+    occupied = f"{folder} is being saved by {{holder}}: wait until it is done, or choose another folder."
+    with locked(folder.with_name(f".{folder.name}.lock"), occupied):
+        _clear_leftovers(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / description_file).exists():
+            raise FileExistsError(f"{folder} has files but no {description_file}: choose another folder, or empty it.")
+        with TemporaryDirectory(prefix=_temporary_prefix(folder), dir=folder.parent) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            write_files(new)
+            content = json.dumps(description | {"files": checksums(new)}, indent=2)
+            write_atomically(new / description_file, content + "\n")
+            if folder.exists():
+                os.rename(folder, Path(temporary, "old"))
+            os.rename(new, folder)
 
 
-def read_description(folder: Path, description_file: str, format_version: int) -> dict[str, Any]:
-    """The description of a folder that [`save_sealed`] wrote.
+def load_sealed(
+    folder: str | os.PathLike,
+    description_file: str,
+    format_version: int,
+    load: Callable[[Path, dict[str, Any]], Loaded],
+) -> Loaded:
+    """Loads a folder that [`save_sealed`] wrote; anew if a writer replaces it meanwhile, so never parts of two.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        description_file (`str`): Name of its description.
+        format_version (`int`): What the description's `format_version` must be.
+        load (`Callable`): Given the folder and the description, checks the files and gives what is loaded from them.
 
     Raises:
-        FileNotFoundError: If it has none.
+        FileNotFoundError: If it has no description.
         ValueError: If it is damaged, or its `format_version` is another.
+        RuntimeError: If writers replace it all the time.
     """
+    folder = Path(folder)
     path = folder / description_file
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}.")
+    for _ in range(ATTEMPTS):
+        being_replaced = any(_temporary_folders(folder.resolve()))
+        try:
+            # An open file keeps its number from being given to another: the folder is still the same if it has it.
+            file = path.open("rb")
+        except FileNotFoundError as error:
+            # Between its two renames a writer leaves nothing under the name.
+            if not being_replaced:
+                raise FileNotFoundError(f"There is no {path}.") from error
+            time.sleep(PAUSE)
+            continue
+        with file:
+            try:
+                loaded = load(folder, _read_description(file, path, format_version))
+            except (OSError, ValueError, RuntimeError):
+                if _lies_at(file, path):
+                    raise
+            else:
+                if _lies_at(file, path):
+                    return loaded
+        time.sleep(PAUSE)
+    raise RuntimeError(f"{folder} is replaced again and again while it is read: load it when the writers are done.")
+
+
+def _read_description(file: BinaryIO, path: Path, format_version: int) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.load(file)
     except ValueError as error:
-        raise ValueError(f"{folder} is damaged: {description_file} is no JSON.") from error
+        raise ValueError(f"{path.parent} is damaged: {path.name} is no JSON.") from error
     found = description.get("format_version")
     if found != format_version:
-        raise ValueError(f"{folder} has format version {found}, and this dcal_hf reads {format_version}.")
+        raise ValueError(f"{path.parent} has format version {found}, and this dcal_hf reads {format_version}.")
     return description
 
 
@@ -69,30 +118,32 @@ def check_files(folder: Path, files: dict[str, dict[str, int | str]]) -> None:
     Raises:
         ValueError: If a file is missing, of another size, or of other content; the message names it.
     """
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{folder} is damaged: {name} is missing.")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise ValueError(f"{folder} is damaged: {name} has {size} bytes instead of {expected['bytes']}.")
-        if _sha256(path) != expected["sha256"]:
-            raise ValueError(f"{folder} is damaged: {name} is not what was saved.")
+    damage = find_damage(folder, files)
+    if damage is not None:
+        raise ValueError(f"{folder} is damaged: {damage}.")
 
 
-def _checksums(folder: Path) -> dict[str, dict[str, int | str]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
-    }
+def _temporary_prefix(folder: Path) -> str:
+    return f".{folder.name}.saving."
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def _temporary_folders(folder: Path) -> list[Path]:
+    """Those of writers at work, and of killed ones."""
+    return list(folder.parent.glob(f"{glob.escape(_temporary_prefix(folder))}*"))
 
 
-__all__ = ["check_files", "read_description", "save_sealed"]
+def _clear_leftovers(folder: Path) -> None:
+    """Removes what killed writers have left; only who holds the lock may call it."""
+    for leftover in _temporary_folders(folder):
+        moved_aside = leftover / "old"
+        if moved_aside.is_dir() and not folder.exists():
+            os.rename(moved_aside, folder)
+        shutil.rmtree(leftover)
+
+
+def _lies_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one that lies under the name."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+__all__ = ["check_files", "load_sealed", "save_sealed"]

@@ -1,6 +1,11 @@
+import importlib
+import itertools
 import json
 import os
+import socket
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 import faiss
@@ -43,6 +48,11 @@ def make(factory: str = "Flat", metric: str = "cosine", count: int = N, **option
     return GalleryIndex.from_embeddings(
         clustered(count), table(count), model_id=MODEL, factory=factory, metric=metric, **options
     )
+
+
+def visible(folder: Path) -> list[str]:
+    """What lies in a folder besides the lock."""
+    return [name for name in os.listdir(folder) if name != ".gallery.lock"]
 
 
 def recall(found: np.ndarray, expected: np.ndarray) -> float:
@@ -213,7 +223,7 @@ def test_what_cannot_be_asked():
 def test_the_folder(tmp_path):
     gallery = make("IVF8,Flat", "euclidean", model_name="out", search_parameters={"nprobe": 4})
     gallery.save(tmp_path / "deep" / "gallery")
-    assert os.listdir(tmp_path / "deep") == ["gallery"]
+    assert visible(tmp_path / "deep") == ["gallery"]
     folder = tmp_path / "deep" / "gallery"
     description = json.loads((folder / "gallery.json").read_text())
     files = description.pop("files")
@@ -232,7 +242,7 @@ def test_saving_replaces_a_gallery_even_its_own(tmp_path):
     gallery = GalleryIndex.load(tmp_path / "gallery")
     gallery.add(clustered(3, seed=1), table(3))
     gallery.save(tmp_path / "gallery")
-    assert os.listdir(tmp_path) == ["gallery"]
+    assert visible(tmp_path) == ["gallery"]
     assert len(GalleryIndex.load(tmp_path / "gallery").items) == len(gallery.items) == 8
     assert gallery.search(clustered(3, seed=1), 1)[1][2] == [{"name": "photo 2", "number": 2}]
 
@@ -252,7 +262,93 @@ def test_a_failed_save_leaves_the_old_gallery(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         make(count=6).save(tmp_path / "gallery")
-    assert os.listdir(tmp_path) == ["gallery"]
+    assert visible(tmp_path) == ["gallery"]
+    assert len(GalleryIndex.load(tmp_path / "gallery")) == 5
+
+
+@pytest.mark.parametrize("reader", ["faiss.read_index", "numpy.load", "dcal_hf.retrieval.gallery.load_from_disk"])
+def test_a_gallery_that_is_replaced_while_it_is_loaded_is_never_half_of_two(tmp_path, monkeypatch, reader):
+    make(count=5).save(tmp_path / "gallery")
+    module, _, name = reader.rpartition(".")
+    original, later = getattr(importlib.import_module(module), name), iter([make(metric="euclidean", count=8)])
+
+    def replaced_by_another_process(*args, **kwargs):
+        loaded = original(*args, **kwargs)
+        for gallery in later:
+            gallery.save(tmp_path / "gallery")
+        return loaded
+
+    monkeypatch.setattr(reader, replaced_by_another_process)
+    gallery = GalleryIndex.load(tmp_path / "gallery")
+    assert (gallery.index.ntotal, len(gallery.items), len(gallery.ids), gallery.metric) == (8, 8, 8, "euclidean")
+
+
+def test_a_gallery_that_is_replaced_all_the_time_gets_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcal_hf.retrieval.sealed_folder.PAUSE", 0)
+    gallery, original = make(count=5), faiss.read_index
+    gallery.save(tmp_path / "gallery")
+
+    def replaced(path):
+        gallery.save(tmp_path / "gallery")
+        return original(path)
+
+    monkeypatch.setattr(faiss, "read_index", replaced)
+    with pytest.raises(RuntimeError, match="gallery is replaced again and again while it is read: load it when"):
+        GalleryIndex.load(tmp_path / "gallery")
+
+
+def test_a_reader_waits_for_the_moment_between_a_writers_renames(tmp_path, monkeypatch):
+    make(count=5).save(tmp_path / "gallery")
+    os.rename(tmp_path / "gallery", tmp_path / ".gallery.saving.abc")
+    monkeypatch.setattr(time, "sleep", lambda _: os.rename(tmp_path / ".gallery.saving.abc", tmp_path / "gallery"))
+    assert len(GalleryIndex.load(tmp_path / "gallery")) == 5
+
+
+class Killed(BaseException):
+    """As if the process ended here: nothing behind it runs, no clearing up either."""
+
+
+def kill_at_rename(monkeypatch, number: int) -> None:
+    original, calls = os.rename, itertools.count(1)
+
+    def rename(*paths):
+        if next(calls) == number:
+            raise Killed
+        original(*paths)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(TemporaryDirectory, "__exit__", lambda *_: None)
+    monkeypatch.setattr(TemporaryDirectory, "_cleanup", lambda *_, **__: None)
+
+
+# Before what lies there is moved aside; and before the new one gets its place.
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_next_writer_clears_up_after_a_killed_one(tmp_path, monkeypatch, number):
+    make(count=5).save(tmp_path / "gallery")
+    with monkeypatch.context() as killed:
+        kill_at_rename(killed, number)
+        with pytest.raises(Killed):
+            make(count=6).save(tmp_path / "gallery")
+        assert len(visible(tmp_path)) == 3 - number
+    # Even a writer that fails leaves the gallery that was there.
+    with monkeypatch.context() as failing:
+        failing.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            make(count=7).save(tmp_path / "gallery")
+    assert visible(tmp_path) == ["gallery"] and len(GalleryIndex.load(tmp_path / "gallery")) == 5
+
+
+def test_of_two_writers_one_wins_and_the_other_is_told_of_it(tmp_path, monkeypatch):
+    original = np.save
+
+    def meanwhile(*args):
+        sentence = f"gallery is being saved by process {os.getpid()} on {socket.gethostname()}: wait until it is done"
+        with pytest.raises(RuntimeError, match=sentence):
+            make(count=6).save(tmp_path / "gallery")
+        original(*args)
+
+    monkeypatch.setattr(np, "save", meanwhile)
+    make(count=5).save(tmp_path / "gallery")
     assert len(GalleryIndex.load(tmp_path / "gallery")) == 5
 
 

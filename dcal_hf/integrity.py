@@ -1,0 +1,71 @@
+"""Folders that are written by one process at a time, and that tell whether they are still whole."""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+# Size and SHA-256 of each file, by its path inside the folder.
+Checksums = Mapping[str, Mapping[str, int | str]]
+
+
+def checksums(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and SHA-256 of each file in a folder and in those inside it, as `{"bytes": ..., "sha256": ...}`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
+
+
+def find_damage(folder: Path, files: Checksums) -> str | None:
+    """Compares files with their [`checksums`].
+
+    Returns:
+        `str`, *optional*: What is wrong with the first that is missing, of another size or of other content.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{name} has {size} bytes instead of {expected['bytes']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} is not what was saved"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path, occupied: str) -> Iterator[None]:
+    """Holds a lock while the block runs. The system releases it when the process ends, however it ends.
+
+    Args:
+        path (`Path`): The lock file. It stays: if it were deleted, two processes could hold it.
+        occupied (`str`): What to tell who comes meanwhile, with a place for the `{holder}`.
+
+    Raises:
+        RuntimeError: If another process holds the lock; the message names the process and its host.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(occupied.format(holder=path.read_text(encoding="utf-8") or "another process")) from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+__all__ = ["Checksums", "checksums", "find_damage", "locked"]
