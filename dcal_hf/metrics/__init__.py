@@ -6,19 +6,23 @@ from typing import TYPE_CHECKING, Any
 from ..files import save_confusion_matrix
 from .classification import class_mean_accuracy, confusion_matrix, top_k_accuracy
 from .distances import Distances, FeatureDistances
+from .open_set import auroc, open_set_accuracy, open_set_metrics
 from .retrieval import QUERIES_PER_CHUNK, distance_metrics, retrieval_metrics
 
 
 if TYPE_CHECKING:
+    from .calibration import expected_calibration_error, fit_temperature
     from .fine_grained_accuracy import ClassificationMetrics, FineGrainedAccuracy
     from .retrieval_map import RetrievalMAP
 
 
-# Imported when asked for: their modules import evaluate, and the arithmetic does not need it.
+# Imported when asked for: their modules import evaluate or SciPy, and the other arithmetic does not need them.
 MODULES = {
     "ClassificationMetrics": "fine_grained_accuracy",
     "FineGrainedAccuracy": "fine_grained_accuracy",
     "RetrievalMAP": "retrieval_map",
+    "expected_calibration_error": "calibration",
+    "fit_temperature": "calibration",
 }
 
 
@@ -35,9 +39,14 @@ __all__ = [
     "FeatureDistances",
     "FineGrainedAccuracy",
     "RetrievalMAP",
+    "auroc",
     "class_mean_accuracy",
     "confusion_matrix",
     "distance_metrics",
+    "expected_calibration_error",
+    "fit_temperature",
+    "open_set_accuracy",
+    "open_set_metrics",
     "retrieval_metrics",
     "save_confusion_matrix",
     "top_k_accuracy",

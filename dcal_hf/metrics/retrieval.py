@@ -1,4 +1,4 @@
-"""Retrieval metrics in bounded memory: mAP, CMC, mINP and the verification ROC, exact, and no row is ever sorted."""
+"""Retrieval metrics in bounded memory, exact: mAP, CMC, mINP, MAP@R, the verification ROC; no row is ever sorted."""
 
 import math
 from collections import deque
@@ -78,12 +78,15 @@ def retrieval_metrics(
             How many rows of distances a chunk has. It does not change a digit of the result.
 
     Returns:
-        `dict[str, float | int]`: with the first three and the CMC as means over the scored queries,
+        `dict[str, float | int]`: all but the verification ROC and the counts as means over the scored queries,
 
         - `map`: mean average precision, the mean of the precision at each match ("step"), which papers report.
         - `map_trapezoid`: the same with each precision averaged with that one rank before, as in the Market-1501
           authors' script; it reads somewhat lower.
         - `minp`: mean inverse negative penalty, matches over the rank of the last one (Ye et al., arXiv 2001.04193).
+        - `r_precision`: the share of matches among the first R items, R being the number of the query's matches.
+        - `map_at_r`: MAP@R, the sum of the precision at each match among the first R items, divided by R (Musgrave et
+          al., "A Metric Learning Reality Check", ECCV 2020, section 3.2).
         - `rank1`, `rank5`, `rank10`: CMC, the share of queries with a match among the first items.
         - `tpr_at_fpr_1e-4`, ...: the share of matching pairs nearer than the threshold, over the scored queries'
           pairs.
@@ -278,7 +281,7 @@ def _match_ranks(row: np.ndarray, matches: np.ndarray) -> np.ndarray:
 
 def _rank_metrics(match_ranks: list[np.ndarray], cmc_ranks: Sequence[int]) -> dict[str, float]:
     """Metrics of each scored query's match ranks `r_1 < ... < r_n`, averaged over the queries."""
-    step, trapezoid, penalty = [], [], []
+    step, trapezoid, penalty, r_precision, map_at_r = [], [], [], [], []
     for ranks in match_ranks:
         hits = np.arange(1, len(ranks) + 1)
         precision = hits / ranks
@@ -287,8 +290,13 @@ def _rank_metrics(match_ranks: list[np.ndarray], cmc_ranks: Sequence[int]) -> di
         step.append(precision.mean())
         trapezoid.append((precision.mean() + precision_before.mean()) / 2)
         penalty.append(precision[-1])
+        among_first = ranks <= len(ranks)
+        r_precision.append(among_first.mean())
+        map_at_r.append(np.where(among_first, precision, 0.0).mean())
     first = np.array([ranks[0] for ranks in match_ranks])
-    means = {"map": float(np.mean(step)), "map_trapezoid": float(np.mean(trapezoid)), "minp": float(np.mean(penalty))}
+    columns = {"map": step, "map_trapezoid": trapezoid, "minp": penalty}
+    columns |= {"r_precision": r_precision, "map_at_r": map_at_r}
+    means = {name: float(np.mean(column)) for name, column in columns.items()}
     return means | {f"rank{rank}": float((first <= rank).mean()) for rank in cmc_ranks}
 
 

@@ -48,7 +48,8 @@ Args:
     metric (`"euclidean"` or `"cosine"`, *optional*, defaults to `"euclidean"`): the distance.
 
 Returns:
-    map, map_trapezoid, minp, rank1, rank5, rank10, tpr_at_fpr_1e-4, ... (`float`): each from 0 to 1.
+    map, map_trapezoid, minp, r_precision, map_at_r, rank1, rank5, rank10, tpr_at_fpr_1e-4, ...
+    (`float`): each from 0 to 1.
     threshold_at_fpr_1e-4, ... (`float`): distances.
     num_queries, num_skipped (`int`): how many queries there are, and how many of them could not be scored.
 """,

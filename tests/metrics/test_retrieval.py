@@ -50,6 +50,18 @@ def step_precision(hits):
     return sum(sum(hits[:i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit) / sum(hits)
 
 
+def r_precision(hits):
+    return sum(hits[:sum(hits)]) / sum(hits)
+
+
+def map_at_r(hits):
+    """Equation of Musgrave et al.: the mean of P(i) over i = 1, ..., R, where P(i) is 0 unless item i is a match."""
+    total = 0.0
+    for position in range(1, sum(hits) + 1):
+        total += sum(hits[:position]) / position if hits[position - 1] else 0.0
+    return total / sum(hits)
+
+
 def loop_metrics(matrix, ids, cameras=None, images=None):
     """The protocol in plain loops over a matrix of distances."""
     rankings, matching, others = [], [], []
@@ -69,6 +81,8 @@ def loop_metrics(matrix, ids, cameras=None, images=None):
         "map": np.mean([step_precision(hits) for hits in rankings]),
         "map_trapezoid": np.mean([official_trapezoid(hits) for hits in rankings]),
         "minp": np.mean([sum(hits) / max(i + 1 for i, hit in enumerate(hits) if hit) for hits in rankings]),
+        "r_precision": np.mean([r_precision(hits) for hits in rankings]),
+        "map_at_r": np.mean([map_at_r(hits) for hits in rankings]),
         "num_queries": len(matrix),
         "num_skipped": len(matrix) - len(rankings),
     }
@@ -174,6 +188,8 @@ def test_hand_made_ranking():
     assert result == pytest.approx(
         {
             "map": (1 + 2 / 3) / 2, "map_trapezoid": ((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2, "minp": 2 / 3,
+            # R = 2: the first two items hold one match, at rank 1.
+            "r_precision": 1 / 2, "map_at_r": (1 / 1) / 2,
             "rank1": 1, "rank5": 1, "rank10": 1, "num_queries": 1, "num_skipped": 0,
             "tpr_at_fpr_0e+0": 0.5, "threshold_at_fpr_0e+0": 0.6, "tpr_at_fpr_5e-1": 1, "threshold_at_fpr_5e-1": 0.9,
         }

@@ -1,0 +1,106 @@
+"""How far a classifier's probabilities can be believed: expected calibration error, temperature scaling."""
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import softmax
+
+from .classification import check_scores
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
+    """Mean distance between the confidence in the predicted class and the accuracy (Guo et al., ICML 2017).
+
+    Examples are sorted by confidence into bins `((i - 1) / num_bins, i / num_bins]`. The distance between the mean
+    confidence and the accuracy of each bin counts by its share of the examples. Of two equal probabilities the one
+    with the lower class index is the prediction.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(n, classes)`):
+            One probability per class, such as the softmax of logits over the temperature of [`fit_temperature`].
+        labels (`np.ndarray` of shape `(n,)`):
+            The true classes.
+        num_bins (`int`, *optional*, defaults to 15):
+            How many bins there are.
+
+    Returns:
+        `float`: the error, from 0 to 1.
+
+    Raises:
+        ValueError: If the rows are no distributions, `num_bins` is below 1, or probabilities or labels are unusable.
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+    probabilities, labels = check_scores(probabilities, labels)
+    probabilities = probabilities.astype(np.float64)
+    off = (probabilities < 0).any(axis=1) | (np.abs(probabilities.sum(axis=1) - 1) > 1e-3)
+    if off.any():
+        raise ValueError(
+            f"Each row must be probabilities with a sum of 1, but row {off.argmax()} is not: apply softmax to logits."
+        )
+    confidences = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidences, side="left")
+    # |mean confidence - accuracy| · share of the bin = |sum of both over the bin| / n.
+    gaps = np.bincount(bins, weights=confidences - correct, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that minimises the negative log-likelihood of `softmax(logits / temperature)`.
+
+    Temperature scaling (Guo et al., ICML 2017, section 4.2) changes confidences and no prediction. Fit it on examples
+    that the model was not trained on, and judge it on others.
+
+    The likelihood is convex in the inverse temperature, whose optimum is where the mean logit under the model is that
+    of the true classes.
+
+    Args:
+        logits (`np.ndarray` of shape `(n, classes)`):
+            The classifier's logits, finite.
+        labels (`np.ndarray` of shape `(n,)`):
+            The true classes.
+
+    Returns:
+        `float`: the temperature; above 1 for a classifier that is too sure of itself.
+
+    Raises:
+        ValueError: If no temperature is the best (every example is classified right, or the true classes have no
+            higher logits than the others), or logits or labels are unusable.
+
+    Example:
+
+    ```python
+    >>> temperature = fit_temperature(validation_logits, validation_labels)
+    >>> expected_calibration_error(scipy.special.softmax(test_logits / temperature, axis=1), test_labels)
+    ```
+    """
+    logits, labels = check_scores(logits, labels)
+    if not np.isfinite(logits).all():
+        raise ValueError(f"Logits must be finite, got {logits[~np.isfinite(logits)][0]}.")
+    logits = logits.astype(np.float64)
+    # Of no effect on the softmax; the true class then has logit 0.
+    logits -= np.take_along_axis(logits, labels[:, None], axis=1)
+    if (logits <= 0).all():
+        raise ValueError(
+            "Every example is classified right, so that the likelihood grows as the temperature falls to 0: fit it on "
+            "examples of which some are classified wrong."
+        )
+    if logits.mean() >= 0:
+        raise ValueError(
+            "The true classes have no higher logits than the others on the whole, so that the likelihood grows with "
+            "the temperature without end: check that labels and logits are of the same examples and classes."
+        )
+
+    def slope(inverse: float) -> float:
+        return float((softmax(logits * inverse, axis=1) * logits).sum(axis=1).mean())
+
+    scale = np.abs(logits).max()
+    low, high = 1 / scale, 1 / scale
+    while slope(low) > 0:
+        low /= 2
+    while slope(high) < 0:
+        high *= 2
+    return 1 / brentq(slope, low, high, xtol=1e-14 * high, rtol=1e-12) if low < high else 1 / low
+
+
+__all__ = ["expected_calibration_error", "fit_temperature"]

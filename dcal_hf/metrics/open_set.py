@@ -1,0 +1,162 @@
+"""Open-set identification: which of the known individuals an image shows, or that it shows a new one."""
+
+import math
+
+import numpy as np
+import torch
+
+from .distances import FeatureDistances
+from .retrieval import JUNK_IDENTITY, QUERIES_PER_CHUNK, Column
+
+
+NEW_INDIVIDUAL = -1
+
+
+def open_set_metrics(
+    query: np.ndarray | torch.Tensor,
+    gallery: np.ndarray | torch.Tensor,
+    query_ids: Column,
+    gallery_ids: Column,
+    threshold: float,
+    *,
+    chunk_size: int = QUERIES_PER_CHUNK,
+) -> dict[str, float | int]:
+    """Scores the nearest gallery image as the answer to each query, and "new" where it is too far away.
+
+    An individual is known if the gallery shows it. The queries' own images must not lie in the gallery.
+
+    Args:
+        query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
+            The features of the queries.
+        gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
+            The features of the gallery. Distances are made on the device of the features.
+        query_ids, gallery_ids (`np.ndarray` or `Sequence[int]`):
+            The identity of each image; the same individual has the same number in both. Gallery items of identity -1
+            are junk and dropped.
+        threshold (`float`):
+            Euclidean distance; a query is answered "new" unless an item is nearer.
+        chunk_size (`int`, *optional*, defaults to 512):
+            How many rows of distances are held. It does not change a digit of the result.
+
+    Returns:
+        `dict[str, float | int]`: the metrics of [`open_set_accuracy`], and
+
+        - `auroc_new`: [`auroc`] of the distance to the nearest item as a score of being new, whatever the threshold.
+        - `num_known`, `num_new`: how many queries show a known and a new individual.
+
+    Raises:
+        ValueError: If the features or columns are unusable, or the queries show no known or no new individual.
+    """
+    query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
+    distances = FeatureDistances(query, gallery)
+    if (query_ids.shape, gallery_ids.shape) != ((distances.shape[0],), (distances.shape[1],)):
+        raise ValueError(
+            f"There must be identities for {distances.shape[0]} queries and {distances.shape[1]} gallery items, got "
+            f"arrays of shape {query_ids.shape} and {gallery_ids.shape}."
+        )
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    junk = gallery_ids == JUNK_IDENTITY
+    if junk.all():
+        raise ValueError("The gallery shows no individual: it is empty, or all of its items are junk (identity -1).")
+    nearest_ids, nearest = [], []
+    for start in range(0, len(query_ids), chunk_size):
+        rows = distances.rows(np.arange(start, min(start + chunk_size, len(query_ids))))
+        rows[:, junk] = np.inf
+        nearest_ids.append(gallery_ids[rows.argmin(axis=1)])
+        nearest.append(rows.min(axis=1))
+    # In double precision the root keeps different distances apart.
+    nearest = np.sqrt(np.maximum(np.concatenate(nearest, dtype=np.float64), 0.0))
+    predicted = np.where(nearest < threshold, np.concatenate(nearest_ids), NEW_INDIVIDUAL)
+    is_new = ~np.isin(query_ids, gallery_ids[~junk])
+    return open_set_accuracy(predicted, query_ids, gallery_ids[~junk]) | {
+        "auroc_new": auroc(nearest, is_new),
+        "num_known": int((~is_new).sum()),
+        "num_new": int(is_new.sum()),
+    }
+
+
+def open_set_accuracy(predicted: Column, identities: Column, known: Column) -> dict[str, float]:
+    """Accuracy on known and on new individuals, each individual counting once however many images it has.
+
+    These are the measures of AnimalCLEF 2025 (Adam et al., CEUR-WS 4038).
+
+    Args:
+        predicted (`np.ndarray` or `Sequence[int]` of shape `(n,)`):
+            The identity that each image was given; -1 for a new individual.
+        identities (`np.ndarray` or `Sequence[int]` of shape `(n,)`):
+            The true identity of each image, new individuals by numbers of their own.
+        known (`np.ndarray` or `Sequence[int]`):
+            The identities that could have been named, in any order and number. All others are new.
+
+    Returns:
+        `dict[str, float]`: each from 0 to 1,
+
+        - `baks`: balanced accuracy on known samples, the mean over the known individuals of the share of an
+          individual's images that were given its identity.
+        - `baus`: balanced accuracy on unknown samples, the mean over the new individuals of the share of an
+          individual's images that were called new.
+        - `baks_baus`: their geometric mean.
+
+    Raises:
+        ValueError: If no image shows a known or none a new individual, the shapes differ, or identities are no
+            integers.
+    """
+    predicted, identities = np.asarray(predicted), np.asarray(identities)
+    if identities.ndim != 1 or predicted.shape != identities.shape:
+        raise ValueError(
+            "Predicted and true identities must have the same shape (n,), "
+            f"got {predicted.shape} and {identities.shape}."
+        )
+    if not {predicted.dtype.kind, identities.dtype.kind} <= set("iu"):
+        raise ValueError(
+            f"Identities must be integers, -1 for a new individual, got arrays of type {predicted.dtype} and "
+            f"{identities.dtype}."
+        )
+    is_known = np.isin(identities, known)
+    if is_known.all() or not is_known.any():
+        raise ValueError(
+            "Open-set accuracy needs images of known and of new individuals, "
+            f"got {is_known.sum()} of known and {(~is_known).sum()} of new ones."
+        )
+    correct = predicted == np.where(is_known, identities, NEW_INDIVIDUAL)
+    individuals, rows, counts = np.unique(identities, return_inverse=True, return_counts=True)
+    accuracies = np.bincount(rows, weights=correct) / counts
+    known_individuals = np.isin(individuals, known)
+    baks, baus = (float(accuracies[chosen].mean()) for chosen in (known_individuals, ~known_individuals))
+    return {"baks": baks, "baus": baus, "baks_baus": math.sqrt(baks * baus)}
+
+
+def auroc(scores: Column, positive: Column) -> float:
+    """Area under the ROC curve: the probability that a positive scores higher than a negative, ties counting half.
+
+    This is the rank statistic of Mann and Whitney, exact.
+
+    Args:
+        scores (`np.ndarray` or `Sequence[float]` of shape `(n,)`): The higher, the likelier positive.
+        positive (`np.ndarray` or `Sequence[bool]` of shape `(n,)`): Which examples are positive.
+
+    Returns:
+        `float`: the area, from 0 to 1; 0.5 for scores that tell nothing.
+
+    Raises:
+        ValueError: If there is no positive or no negative, a score is NaN, or the shapes differ.
+    """
+    scores, positive = np.asarray(scores), np.asarray(positive, dtype=bool)
+    if scores.ndim != 1 or scores.shape != positive.shape or np.isnan(scores).any():
+        raise ValueError(
+            f"AUROC needs scores, none of them NaN, and labels of the same shape (n,), got {scores.shape} and "
+            f"{positive.shape} with {np.isnan(scores).sum()} NaN."
+        )
+    num_positive = int(positive.sum())
+    num_negative = len(positive) - num_positive
+    if not num_positive or not num_negative:
+        raise ValueError(f"AUROC needs positives and negatives, got {num_positive} and {num_negative}.")
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # Twice the mean rank of equal scores, from 1: integers, so that the sum is exact.
+    double_ranks = 2 * np.cumsum(counts) - counts + 1
+    double_wins = int(double_ranks[places][positive].sum()) - num_positive * (num_positive + 1)
+    return double_wins / (2 * num_positive * num_negative)
+
+
+__all__ = ["NEW_INDIVIDUAL", "auroc", "open_set_accuracy", "open_set_metrics"]
