@@ -1,16 +1,12 @@
 import csv
-import json
 import os
 import pickle
-import subprocess
-import sys
 
 import evaluate
 import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-import dcal_hf.metrics.fine_grained_accuracy as metric_file
 from dcal_hf.metrics import (
     ClassificationMetrics,
     FineGrainedAccuracy,
@@ -204,25 +200,6 @@ def test_metric_over_batches_equals_arithmetic():
 def test_metric_refuses_unusable_input(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         FineGrainedAccuracy(keep_in_memory=True).compute(predictions=scores, references=labels)
-
-
-def test_metric_by_path_offline_and_without_the_package(tmp_path):
-    program = (
-        "import evaluate, json, sys\n"
-        "sys.modules['dcal_hf'] = None\n"
-        "metric = evaluate.load(sys.argv[1])\n"
-        "result = metric.compute(predictions=json.loads(sys.argv[2]), references=[0, 1, 1, 2])\n"
-        "print(json.dumps([metric.name, result]))"
-    )
-    caches = {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", program, metric_file.__file__, json.dumps(SCORES)],
-        env=os.environ | caches, cwd=tmp_path, capture_output=True, text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    name, result = json.loads(run.stdout)
-    assert name == "fine_grained_accuracy"
-    assert result == pytest.approx(HAND_RESULT)
 
 
 def test_branches_are_named_in_their_order():

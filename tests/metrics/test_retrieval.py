@@ -1,8 +1,4 @@
-import json
 import math
-import os
-import subprocess
-import sys
 
 import evaluate
 import numpy as np
@@ -10,7 +6,6 @@ import pytest
 import torch
 
 import dcal_hf.metrics.retrieval as retrieval
-import dcal_hf.metrics.retrieval_map as metric_file
 from dcal_hf.metrics import FeatureDistances, RetrievalMAP, distance_metrics, retrieval_metrics
 
 
@@ -323,22 +318,3 @@ def test_metric_without_cameras_over_batches():
 def test_metric_refuses_ragged_features():
     with pytest.raises(ValueError, match="same number of features"):
         RetrievalMAP().compute(predictions=[[1.0], [1.0, 2.0]], references=[1, 1], is_query=[1, 0], cameras=[1, 2])
-
-
-def test_metric_by_path_offline_and_without_the_package(tmp_path):
-    program = (
-        "import evaluate, json, sys\n"
-        "sys.modules['dcal_hf'] = None\n"
-        "metric = evaluate.load(sys.argv[1])\n"
-        "print(json.dumps([metric.name, metric.compute(**json.loads(sys.argv[2]))]))"
-    )
-    inputs = {"predictions": FEATURES, "references": IDS, "is_query": IS_QUERY, "cameras": [0, 0, 1, 1, 2]}
-    caches = {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", program, metric_file.__file__, json.dumps(inputs)],
-        env=os.environ | caches, cwd=tmp_path, capture_output=True, text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    name, result = json.loads(run.stdout)
-    assert name == "retrieval_map"
-    assert result == RetrievalMAP(keep_in_memory=True).compute(**inputs)
