@@ -59,7 +59,7 @@ def any_backbone_config(request) -> PreTrainedConfig:
     return ALL_BACKBONES[request.param]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def backbone_configs() -> dict[str, PreTrainedConfig]:
     return ALL_BACKBONES
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,14 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
     pipeline,
 )
 
-from dcal_hf import DCALForImageClassification, DCALModel
+from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 from dcal_hf.transforms import EvalTransform, fine_grained_processor
 
 from helpers import branches_for, is_cait, shaken
@@ -92,48 +94,74 @@ def test_feature_extraction_pipeline_gives_the_embeddings(tmp_path, vit_config):
 
 
 STRANGER = """
-import sys, json
+import sys, json, pathlib
 sys.modules["dcal_hf"] = None   # any import of the package fails
+sys.modules["timm"] = None   # so does timm's, until there is an encoder of timm
 import torch
 from transformers import AutoModel, AutoModelForImageClassification
+from transformers.utils import is_timm_available
 answers = {}
 for folder in sys.argv[1:]:
+    name = pathlib.Path(folder).name
+    if name.startswith("timm") and sys.modules["timm"] is None:
+        del sys.modules["timm"]
+        is_timm_available.cache_clear()
+    auto_class = AutoModel if name == "reid" else AutoModelForImageClassification
     try:
-        AutoModelForImageClassification.from_pretrained(folder)
+        auto_class.from_pretrained(folder)
     except ValueError as error:
         refusal = str(error)
-    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     torch.manual_seed(7)
     pixel_values = torch.randn(2, 3, 32, 32)
     embeddings = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()(pixel_values).embeddings
     model.save_pretrained(folder + "_copy")
-    again = AutoModelForImageClassification.from_pretrained(folder + "_copy", trust_remote_code=True).eval()
-    answers[folder] = {
-        "refusal": refusal, "module": type(model).__module__, "logits": model(pixel_values).logits.tolist(),
-        "embeddings": embeddings.tolist(), "again": again(pixel_values).logits.tolist(),
+    again = auto_class.from_pretrained(folder + "_copy", trust_remote_code=True).eval()
+    key = "embeddings" if name == "reid" else "logits"
+    answers[name] = {
+        "refusal": refusal, "module": type(model).__module__, "embeddings": embeddings.tolist(),
+        "output": getattr(model(pixel_values), key).tolist(), "again": getattr(again(pixel_values), key).tolist(),
     }
 print(json.dumps(answers))
 """
+# Those of timm last.
+STRANGERS = ("vit", "dinov3_vit", "swin", "reid", "timm_deit", "timm_cait")
 
 
-@pytest.mark.parametrize("names", [["vit", "dinov3_vit", "swin"], ["timm_deit", "timm_cait"]])
-def test_a_process_without_the_package_gets_identical_logits(tmp_path, monkeypatch, backbone_configs, names):
-    """And without timm, unless the encoder is timm's."""
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    models = {str(tmp_path / name): saved_model(tmp_path / name, backbone_configs[name]) for name in names}
-    without_timm = "" if "timm_deit" in names else "import sys; sys.modules['timm'] = None"
-    arguments = [sys.executable, "-c", without_timm + STRANGER, *models]
-    run = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory, backbone_configs) -> tuple[Path, dict[str, PreTrainedModel]]:
+    """A folder of saved models, and these."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("strangers")
+    models = {name: saved_model(root / name, backbone_configs[name]) for name in STRANGERS if name != "reid"}
+    models["reid"] = shaken(DCALForReID.from_backbone(backbone_configs["vit"], num_labels=3), 0.1)
+    models["reid"].save_pretrained(root / "reid")
+    return root, models
+
+
+@pytest.fixture(scope="module")
+def answers(strangers) -> dict[str, dict]:
+    """What a process without the package says of them, and without timm unless the encoder is timm's."""
+    folder, _ = strangers
+    arguments = [sys.executable, "-c", STRANGER, *(str(folder / name) for name in STRANGERS)]
+    environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules")}
+    run = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=folder, env=environment, stdin=subprocess.DEVNULL
+    )
     assert run.returncode == 0, run.stderr
-    answers = json.loads(run.stdout[run.stdout.index("{"):])
-    for folder, model in models.items():
-        answer = answers[folder]
-        torch.manual_seed(7)
-        output = model(torch.randn(2, 3, 32, 32))
-        assert "trust_remote_code" in answer["refusal"] or "custom code" in answer["refusal"]
-        assert answer["module"].startswith("transformers_modules")
-        assert answer["logits"] == answer["again"] == output.logits.tolist()
-        assert answer["embeddings"] == output.embeddings.tolist()
+    return json.loads(run.stdout[run.stdout.index("{"):])
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_process_without_the_package_gets_identical_outputs(strangers, answers, name):
+    (_, models), answer = strangers, answers[name]
+    torch.manual_seed(7)
+    output = models[name](torch.randn(2, 3, 32, 32))
+    assert "trust_remote_code" in answer["refusal"] or "custom code" in answer["refusal"]
+    assert answer["module"].startswith("transformers_modules")
+    expected = output.embeddings if name == "reid" else output.logits
+    assert answer["output"] == answer["again"] == expected.tolist()
+    assert answer["embeddings"] == output.embeddings.tolist()
 
 
 def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_config):

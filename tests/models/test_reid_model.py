@@ -1,9 +1,5 @@
 """DCALForReID: necks, losses, and the embedding that every way of loading gives."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -182,28 +178,6 @@ def test_every_way_of_loading_gives_the_evaluated_vector(tmp_path, vit_config):
     assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(pixel_values).embeddings, expected)
     extract = pipeline("image-feature-extraction", model=str(tmp_path), pool=True)
     assert extract(picture)[0] == pytest.approx(expected[0].tolist(), abs=1e-5)
-
-
-STRANGER = """
-import sys, json
-sys.modules["dcal_hf"] = None
-import torch
-from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-torch.manual_seed(7)
-print(json.dumps(model(torch.randn(2, 3, 32, 32)).embeddings.tolist()))
-"""
-
-
-def test_a_process_without_the_package_gets_the_same_embeddings(tmp_path, monkeypatch, vit_config):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    model = reid_model(vit_config)
-    model.save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", STRANGER, str(tmp_path / "model")]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    torch.manual_seed(7)
-    assert json.loads(run.stdout.splitlines()[-1]) == model(torch.randn(2, 3, 32, 32)).embeddings.tolist()
 
 
 def test_one_identity_is_refused(vit_config):
