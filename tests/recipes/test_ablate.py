@@ -1,6 +1,5 @@
 """Ablations: what is run, what is skipped, and what the report says of it."""
 
-import importlib
 import json
 import math
 import sys
@@ -31,14 +30,13 @@ CONFIG = {"do_train": True, "num_train_epochs": 2, "eval_strategy": "epoch", "lo
 
 
 @pytest.fixture
-def ablate(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    return importlib.import_module("ablate")
+def ablate(import_recipe):
+    return import_recipe("ablate")
 
 
 @pytest.fixture
-def report(ablate):
-    return importlib.import_module("ablation_report")
+def report(import_recipe):
+    return import_recipe("ablation_report")
 
 
 @pytest.fixture
@@ -204,10 +202,10 @@ ABLATIONS = [path for path in (ROOT / "recipes" / "ablations").glob("*.yaml") if
 
 
 @pytest.mark.parametrize("path", sorted(ABLATIONS), ids=lambda path: path.stem)
-def test_the_ablations_that_come_along_name_options_that_exist(ablate, monkeypatch, path, tmp_path):
+def test_the_ablations_that_come_along_name_options_that_exist(ablate, import_recipe, path, tmp_path):
     """Each arm's options are parsed as the recipe would parse them."""
     ablation = ablate.Ablation.read(path)
-    recipe = importlib.import_module(ablation.recipe.removesuffix(".py"))
+    recipe = import_recipe(ablation.recipe.removesuffix(".py"))
     extra = {"data_dir": "images", "use_cpu": True}
     for run in ablate.plan(ablation, path, tmp_path, extra):
         if ablation.encoder is not None:

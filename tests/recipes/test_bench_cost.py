@@ -1,18 +1,11 @@
 """What DCAL adds, against the paper's published cost."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 
 
-ROOT = Path(__file__).parents[2]
-
-
 @pytest.fixture
-def bench_cost(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
-    return importlib.import_module("bench_cost")
+def bench_cost(import_recipe):
+    return import_recipe("bench_cost")
 
 
 def test_the_published_rows_are_there(bench_cost):

@@ -1,20 +1,14 @@
 """The data benchmark on a few small files."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 
-ROOT = Path(__file__).parents[2]
-
-
 @pytest.fixture
-def bench_data(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
-    return importlib.import_module("bench_data")
+def bench_data(import_recipe):
+    return import_recipe("bench_data")
 
 
 def test_the_files_are_of_photographic_size(bench_data, tmp_path):

@@ -1,8 +1,6 @@
 """No step of DCAL makes an attention map, on any encoder but CaiT; and the memory benchmark on a tiny one."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,16 +11,13 @@ from dcal_hf.models.attention_dcal import ROLLOUT_CHUNK
 from helpers import is_cait
 
 
-ROOT = Path(__file__).parents[2]
 # So many tokens that nothing else of these encoders is as long, and more than the rollout takes rows at a time.
 SIDE, PATCHES = 120, 225
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """A module of recipes/benchmarks, by its name."""
-    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
-    return importlib.import_module
+def tensors(import_recipe):
+    return import_recipe("tensors")
 
 
 def made_by_a_step(tensors, config, dtype=None, **fields) -> set:
@@ -43,10 +38,9 @@ def maps(tensors, made: set) -> set:
     return {tensor for tensor in made if tensors.is_attention_map(tensor, PATCHES)}
 
 
-def test_no_step_makes_an_attention_map(load, backbone_config):
+def test_no_step_makes_an_attention_map(tensors, backbone_config):
     if is_cait(backbone_config):
         pytest.skip("CaiT mixes the heads on both sides of its softmax: its maps are made, in timm as here.")
-    tensors = load("tensors")
     made = made_by_a_step(tensors, backbone_config)
     assert maps(tensors, made) == set()
     # Seen were forward and backward of attention, and the rollout's chunks of rows, of an image's four heads.
@@ -58,14 +52,13 @@ def test_no_step_makes_an_attention_map(load, backbone_config):
 @pytest.mark.parametrize(
     "fields", [{"dtype": torch.bfloat16}, {"glca_readout": "cls"}, {"num_pwca_blocks": 1}], ids=str
 )
-def test_no_switch_makes_an_attention_map(load, vit_config, fields):
-    tensors = load("tensors")
+def test_no_switch_makes_an_attention_map(tensors, vit_config, fields):
     assert maps(tensors, made_by_a_step(tensors, vit_config, **fields)) == set()
 
 
-def test_maps_are_seen_where_there_are_some(load, vit_config):
+def test_maps_are_seen_where_there_are_some(tensors, vit_config):
     """Eager attention makes those of SA, and PWCA's of both images side by side."""
-    tensors, tokens = load("tensors"), PATCHES + 1
+    tokens = PATCHES + 1
     found = maps(tensors, made_by_a_step(tensors, vit_config, attn_implementation="eager"))
     for operation in ("_softmax", "_softmax_backward_data"):
         shapes = {made.shape for made in found if made.operation == operation}
@@ -83,13 +76,11 @@ def test_maps_are_seen_where_there_are_some(load, vit_config):
         ((4, 9, 10), False),
     ],
 )
-def test_what_is_a_map_of_ten_tokens(load, shape, expected):
-    tensors = load("tensors")
+def test_what_is_a_map_of_ten_tokens(tensors, shape, expected):
     assert tensors.is_attention_map(tensors.Made("op", shape, 0), 10) is expected
 
 
-def test_what_is_allocated_is_noted_and_views_are_not(load):
-    tensors = load("tensors")
+def test_what_is_allocated_is_noted_and_views_are_not(tensors):
     weight = torch.ones(3, requires_grad=True)
     made = tensors.made_tensors(lambda: (weight.expand(5, 3) * 2).sum().backward())
     noted = {(tensor.operation, tensor.shape, tensor.size) for tensor in made}
@@ -97,9 +88,9 @@ def test_what_is_allocated_is_noted_and_views_are_not(load):
     assert noted == {("mul", (5, 3), 60), ("sum", (), 4), ("ones_like", (), 4), ("sum", (1, 3), 12)}
 
 
-def test_the_report(load, monkeypatch, tmp_path):
+def test_the_report(import_recipe, monkeypatch, tmp_path):
     """Both cases within this process, on a tiny backbone."""
-    bench, steps = load("bench_memory"), load("steps")
+    bench, steps = import_recipe("bench_memory"), import_recipe("steps")
     monkeypatch.setattr(
         bench, "SHAPES", {"deit_tiny": steps.Shape("tiny", "", 64, 2, (SIDE + 8, SIDE + 8), 2, 0.5)}
     )
@@ -115,7 +106,7 @@ def test_the_report(load, monkeypatch, tmp_path):
     assert "65 x 65 tokens, of all 2 heads and 2 images, would be 0.1 MB" in report
 
 
-def test_the_place_of_an_allocation(load):
-    bench = load("bench_memory")
+def test_the_place_of_an_allocation(import_recipe):
+    bench = import_recipe("bench_memory")
     frames = [{"filename": "/a/b.py", "line": 3, "name": "f"}, {"filename": "/a/c.py", "line": 4, "name": "g"}]
     assert (bench.place_of(frames), bench.place_of([])) == ("b.py:3 f", "backward")

@@ -1,22 +1,18 @@
 """The benchmark of switches on a tiny backbone."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
 
-ROOT = Path(__file__).parents[2]
 # Compilation takes its time, and is one switch like the others.
 COMPILED = {"compile", "bf16-compile"}
 
 
 @pytest.fixture
-def bench_switches(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
-    steps = importlib.import_module("steps")
-    bench = importlib.import_module("bench_switches")
+def bench_switches(import_recipe, monkeypatch):
+    steps = import_recipe("steps")
+    bench = import_recipe("bench_switches")
     monkeypatch.setattr(bench, "SHAPE", steps.Shape("tiny", "", 64, 1, (32, 32), 2, 0.5))
     return bench
 

@@ -1,9 +1,7 @@
 """The recipes as a user runs them: photographs in, a gallery; an image in, its matches."""
 
 import csv
-import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,28 +16,26 @@ from dcal_hf import DCALForImageClassification
 from dcal_hf.retrieval import GalleryIndex, model_fingerprint
 
 from helpers import TINY_SIZES, noise_picture
+from processes import Printed, run_script
 
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def run(recipe: str, *launcher: str, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher, str(ROOT / "recipes" / recipe), *as_arguments(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+def torchrun(script: Path, *arguments: str, processes: int) -> Printed:
+    """As [`run_script`], by the launcher itself, which imports torch once more than its processes do."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    run = subprocess.run([*launcher, str(script), *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return Printed(run.stdout, run.stderr)
 
 
-@pytest.fixture
-def run_here(monkeypatch):
-    """The same without a process of its own."""
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+@pytest.fixture(scope="module")
+def run_main(run_recipe):
+    def run(recipe: str, **options: object) -> None:
+        run_recipe(recipe, *as_arguments(options))
 
-    def run_main(recipe: str, **options: object) -> None:
-        monkeypatch.setattr(sys, "argv", [recipe, *as_arguments(options)])
-        importlib.import_module(recipe).main()
-
-    return run_main
+    return run
 
 
 def as_arguments(options: dict[str, object]) -> list[str]:
@@ -75,10 +71,9 @@ def photographs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gallery(model, photographs, tmp_path_factory):
+def gallery(run_main, model, photographs, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("galleries") / "gallery"
-    done = run("embed.py", model_name_or_path=model, image_dir=photographs, output_dir=output_dir, batch_size=4)
-    assert done.returncode == 0, done.stderr
+    run_main("embed", model_name_or_path=model, image_dir=photographs, output_dir=output_dir, batch_size=4)
     return output_dir
 
 
@@ -99,12 +94,10 @@ def test_a_folder_becomes_a_gallery(model, photographs, gallery):
     assert index.model_name == str(model)
 
 
-def test_two_processes_embed_as_one(model, photographs, gallery, tmp_path):
-    done = run(
-        "embed.py", *TORCHRUN, model_name_or_path=model, image_dir=photographs, output_dir=tmp_path / "two",
-        batch_size=4,
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("launch", [run_script, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_two_processes_embed_as_one(model, photographs, gallery, tmp_path, launch):
+    options = {"model_name_or_path": model, "image_dir": photographs, "output_dir": tmp_path / "two", "batch_size": 4}
+    done = launch(RECIPES / "embed.py", *as_arguments(options), processes=2)
     one, two = (GalleryIndex.load(folder) for folder in (gallery, tmp_path / "two"))
     # Eleven images are three batches of four, two for each.
     assert "| 2/2 [" in done.stderr
@@ -114,11 +107,8 @@ def test_two_processes_embed_as_one(model, photographs, gallery, tmp_path):
 
 def test_searching(model, photographs, gallery, tmp_path):
     queries = [str(photographs / "a/b/c/2.JPG"), str(photographs / "x.png")]
-    done = run(
-        "search.py", model_name_or_path=model, gallery_dir=gallery, images=queries, top_k=3, output_dir=tmp_path,
-        matches_in_picture=2,
-    )
-    assert done.returncode == 0, done.stderr
+    options = {"gallery_dir": gallery, "images": queries, "top_k": 3, "matches_in_picture": 2, "output_dir": tmp_path}
+    printed = run_script(RECIPES / "search.py", *as_arguments({"model_name_or_path": model, **options})).stdout
     with open(tmp_path / "matches.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["query"], row["rank"]) for row in rows] == [(query, f"{i}") for query in queries for i in (1, 2, 3)]
@@ -131,22 +121,22 @@ def test_searching(model, photographs, gallery, tmp_path):
     np.testing.assert_allclose(scores, np.take_along_axis(similarities, best, axis=1).flatten(), atol=1e-4)
     assert scores[0] == scores[3] == 1 and rows[0]["image"] == queries[0]
     for row in rows:
-        assert f"{row['score']}" in done.stdout and row["image"] in done.stdout
+        assert f"{row['score']}" in printed and row["image"] in printed
     with Image.open(tmp_path / "ranked_list.png") as picture:
         assert picture.format == "PNG" and picture.width > 300
 
 
-def test_another_model_is_refused(run_here, gallery, photographs, tmp_path):
+def test_another_model_is_refused(run_main, gallery, photographs, tmp_path):
     other = save_model(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="was embedded by model dcal-.*, not by dcal-"):
-        run_here(
+        run_main(
             "search", model_name_or_path=other, gallery_dir=gallery, images=[photographs / "x.png"],
             output_dir=tmp_path / "answer",
         )
     assert not (tmp_path / "answer").exists()
 
 
-def test_broken_images(run_here, model, photographs, tmp_path, caplog):
+def test_broken_images(run_main, model, photographs, tmp_path, caplog):
     folder = tmp_path / "photographs"
     folder.mkdir()
     for name in ("x.png", "y.png"):
@@ -154,21 +144,21 @@ def test_broken_images(run_here, model, photographs, tmp_path, caplog):
     (folder / "broken.jpg").write_bytes((photographs / "a/b/c/0.JPG").read_bytes()[:200])
     options = {"model_name_or_path": model, "image_dir": folder, "output_dir": tmp_path / "gallery"}
     with pytest.raises(ValueError, match=f"cannot read image {folder / 'broken.jpg'}"):
-        run_here("embed", **options)
+        run_main("embed", **options)
     assert not (tmp_path / "gallery").exists()
-    run_here("embed", **options, skip_broken=True)
+    run_main("embed", **options, skip_broken=True)
     assert f"cannot read image {folder / 'broken.jpg'}" in caplog.text
     assert "2 of 3 images could be read" in caplog.text
     kept = [str(folder / name) for name in ("x.png", "y.png")]
     assert GalleryIndex.load(tmp_path / "gallery").items["image"][:] == kept
     with pytest.raises(ValueError, match=f"cannot read image {folder / 'broken.jpg'}"):
-        run_here(
+        run_main(
             "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", images=[folder / "broken.jpg"],
             output_dir=tmp_path,
         )
 
 
-def test_a_data_set_and_its_columns(run_here, model, photographs, tmp_path, monkeypatch):
+def test_a_data_set_and_its_columns(run_main, run_recipe, model, photographs, tmp_path):
     images = tmp_path / "birds"
     for number, name in enumerate(["wren", "robin", "wren", "robin", "wren"]):
         (images / name).mkdir(parents=True, exist_ok=True)
@@ -177,14 +167,13 @@ def test_a_data_set_and_its_columns(run_here, model, photographs, tmp_path, monk
         "model_name_or_path": str(model), "dataset_name": str(images), "output_dir": str(tmp_path / "gallery"),
         "factory": "IVF2,Flat", "search_parameters": {"nprobe": 2},
     }))
-    monkeypatch.setattr(sys, "argv", ["embed", str(tmp_path / "config.json")])
-    importlib.import_module("embed").main()
+    run_recipe("embed", tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"--split test: .*birds has only train"):
-        run_here(
+        run_main(
             "embed", model_name_or_path=model, dataset_name=images, split="test", output_dir=tmp_path / "nothing"
         )
     query = images / "wren" / "2.png"
-    run_here(
+    run_main(
         "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", images=[query], output_dir=tmp_path,
         search_parameters='{"nprobe": 1}', matches_in_picture=0, top_k=1,
     )
@@ -200,8 +189,7 @@ def test_a_data_set_and_its_columns(run_here, model, photographs, tmp_path, monk
         ({"image_dir": "nowhere"}, "The folder of images nowhere does not exist"),
     ],
 )
-def test_missing_images_are_named(tmp_path, monkeypatch, options, message):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    embed = importlib.import_module("embed")
+def test_missing_images_are_named(import_recipe, options, message):
+    embed = import_recipe("embed")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         embed.load_images(embed.GalleryArguments(output_dir="gallery", **options))

@@ -1,6 +1,5 @@
 """Every preset: one optimiser step of its model, with random weights, on two fake images at its true size."""
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -47,16 +46,12 @@ def architecture(checkpoint: str) -> PreTrainedConfig:
 
 
 @pytest.fixture
-def parse(monkeypatch, tmp_path):
+def parse(import_recipe, tmp_path):
     """The recipe's own reading of a preset, with what a test adds: model, data and training arguments."""
-    monkeypatch.syspath_prepend(str(CONFIGS.parent))
 
     def read(name: str, *options: str) -> tuple:
         options = ["--data_dir", "images", "--output_dir", str(tmp_path), "--use_cpu", *options]
-        if name.startswith(REID):
-            recipe = importlib.import_module("run_reid")
-        else:
-            recipe = importlib.import_module("run_fgvc")
+        recipe = import_recipe("run_reid" if name.startswith(REID) else "run_fgvc")
         return recipe.parse_arguments(recipe.ARGUMENTS, [str(PRESETS[name]), *options])
 
     return read

@@ -1,12 +1,8 @@
 """The recipe as a user runs it: a command line, a folder, the files it leaves."""
 
 import csv
-import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +19,11 @@ from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig,
 from dcal_hf import DCALConfig
 
 from helpers import TINY_SIZES, TINY_VIT, noise_picture
+from processes import run_script
 
 
 ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "run_fgvc.py"
 OPTIONS = {
     "backbone_config": TINY_VIT,
     "image_size": 16,
@@ -53,17 +51,15 @@ def make_folder(root: Path) -> Path:
     return root
 
 
-def run_recipe(tmp_path: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess:
+def config_file(tmp_path: Path, **options: object) -> str:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
-    command = [sys.executable, str(ROOT / "recipes" / "run_fgvc.py"), str(config), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return str(config)
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    return importlib.import_module("run_fgvc")
+def recipe(import_recipe):
+    return import_recipe("run_fgvc")
 
 
 @pytest.fixture
@@ -72,14 +68,9 @@ def parse_arguments(recipe):
 
 
 @pytest.fixture
-def run_main(monkeypatch, recipe):
-    """The recipe within this process, for errors: importing everything anew costs seconds."""
-
+def run_main(run_recipe):
     def run(tmp_path: Path, *arguments: str, **options: object) -> None:
-        config = tmp_path / "config.yaml"
-        config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
-        monkeypatch.setattr(sys, "argv", ["run_fgvc.py", str(config), *arguments])
-        recipe.main()
+        run_recipe("run_fgvc", config_file(tmp_path, **options), *arguments)
 
     return run
 
@@ -112,10 +103,8 @@ def test_another_folder_distracts_and_the_card_says_so(tmp_path, run_main):
 
 def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     folder = make_folder(tmp_path / "birds")
-    run = run_recipe(
-        tmp_path, "--do_train", "--do_eval", "--do_predict", data_dir=str(folder), attention_images=2, logging_steps=1
-    )
-    assert run.returncode == 0, run.stderr
+    config = config_file(tmp_path, data_dir=str(folder), attention_images=2, logging_steps=1)
+    run = run_script(RECIPE, config, "--do_train", "--do_eval", "--do_predict")
     assert "1 entries in the class folders" in run.stderr and "notes.txt" in run.stderr
     assert "loss_pwca" in run.stdout
     out = tmp_path / "out"
@@ -240,48 +229,40 @@ def save_timm(folder: Path) -> list[float]:
     return list(model.pretrained_cfg["mean"])
 
 
-# One trains and evaluates twice: the other goes the same ways, and `test_timm.py` reads what timm writes.
-@pytest.mark.parametrize("save_encoder", [save_vit, pytest.param(save_timm, marks=pytest.mark.slow)])
-def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path, save_encoder):
+@pytest.mark.parametrize("save_encoder", [save_vit, save_timm])
+def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path, run_main, save_encoder):
     folder = make_folder(tmp_path / "birds")
     torch.manual_seed(0)
     mean = save_encoder(tmp_path / "encoder")
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "encoder"), "image_size": [24, 16]}
-    run = run_recipe(tmp_path, "--do_train", "--do_eval", data_dir=str(folder), **source)
-    assert run.returncode == 0, run.stderr
+    run_main(tmp_path, "--do_train", "--do_eval", data_dir=str(folder), **source)
     first = read_json(tmp_path / "out" / "eval_results.json")
     processor = read_json(tmp_path / "out" / "preprocessor_config.json")
     assert processor["crop_size"] == {"height": 24, "width": 16} and processor["image_mean"] == mean
 
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "out"), "image_size": None}
-    run = run_recipe(
-        tmp_path, "--do_eval", "--output_dir", str(tmp_path / "again"), data_dir=str(folder), **source
-    )
-    assert run.returncode == 0, run.stderr
+    run_main(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "again"), data_dir=str(folder), **source)
     again = read_json(tmp_path / "again" / "eval_results.json")
     assert again["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-6)
 
 
 def test_interrupted_and_resumed_ends_at_the_same_weights(tmp_path):
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "save_steps": 1, "num_train_epochs": 2}
-    run = run_recipe(tmp_path, "--do_train", **options)
-    assert run.returncode == 0, run.stderr
+    run_script(RECIPE, config_file(tmp_path, **options), "--do_train")
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
     for step in (5, 6):  # as if killed while the fifth checkpoint was being written
         for file in sorted((tmp_path / "out" / f"checkpoint-{step}").iterdir()):
             if step == 6 or file.name == "trainer_state.json":
                 file.unlink()
     (tmp_path / "out" / "model.safetensors").unlink()
-    run = run_recipe(tmp_path, "--do_train", "--resume_from_checkpoint", "last", **options)
-    assert run.returncode == 0, run.stderr
+    run_script(RECIPE, config_file(tmp_path, **options), "--do_train", "--resume_from_checkpoint", "last")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
 
 
-def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path):
+def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path, run_main):
     folder = make_folder(tmp_path / "birds")
     arguments = ["--do_train", "--branches", "sa", "pwca", "--max_train_samples", "7", "--num_train_epochs", "2"]
-    run = run_recipe(tmp_path, *arguments, train_dir=str(folder / "train"), train_val_split=0.3)
-    assert run.returncode == 0, run.stderr
+    run_main(tmp_path, *arguments, train_dir=str(folder / "train"), train_val_split=0.3)
     config = read_json(tmp_path / "out" / "config.json")
     assert config["branches"] == ["sa", "pwca"] and config["inference_branches"] == ["sa"]
     assert read_json(tmp_path / "out" / "trainer_state.json")["epoch"] == 2
@@ -302,6 +283,7 @@ def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path):
         (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
     ],
 )
+@pytest.mark.usefixtures("few_drawn")
 def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, *arguments, **options)

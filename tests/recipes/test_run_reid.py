@@ -1,11 +1,7 @@
 """The recipe as a user runs it: a command line, a tree in Market-1501's layout, the files it leaves."""
 
-import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +15,11 @@ from transformers import AutoConfig, AutoModel, ViTConfig, ViTImageProcessor, Vi
 from dcal_hf import DCALConfig, DCALForReID
 
 from helpers import TINY_SIZES, TINY_VIT
+from processes import run_script
 
 
 ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "run_reid.py"
 TINY = {**TINY_VIT, "initializer_range": 0.3}
 OPTIONS = {
     "backbone_config": TINY,
@@ -67,29 +65,15 @@ def config_file(tmp_path: Path, **options: object) -> str:
     return str(config)
 
 
-def run_recipe(tmp_path: Path, *arguments: str, processes: int = 1, **options: object) -> subprocess.CompletedProcess:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(ROOT / "recipes" / "run_reid.py"), config_file(tmp_path, **options), *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert run.returncode == 0, run.stderr
-    return run
+@pytest.fixture
+def recipe(import_recipe):
+    return import_recipe("run_reid")
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    return importlib.import_module("run_reid")
-
-
-@pytest.fixture
-def run_main(monkeypatch, recipe):
-    """The recipe within this process, for errors: importing everything anew costs seconds."""
-
+def run_main(run_recipe):
     def run(tmp_path: Path, *arguments: str, **options: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["run_reid.py", config_file(tmp_path, **options), *arguments])
-        recipe.main()
+        run_recipe("run_reid", config_file(tmp_path, **options), *arguments)
 
     return run
 
@@ -114,10 +98,11 @@ def read_json(path: Path) -> dict:
 def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     market = make_market(tmp_path / "market_c3")
     evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    run = run_recipe(
-        tmp_path, "--do_train", "--do_eval", "--rerank", data_dir=str(market), num_train_epochs=2, ranked_queries=3,
-        ranked_matches=4, logging_steps=1, **evaluation,
+    config = config_file(
+        tmp_path, data_dir=str(market), num_train_epochs=2, ranked_queries=3, ranked_matches=4, logging_steps=1,
+        **evaluation,
     )
+    run = run_script(RECIPE, config, "--do_train", "--do_eval", "--rerank")
     assert "loss_pwca" in run.stdout
     out = tmp_path / "out"
 
@@ -147,39 +132,35 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     assert AutoModel.from_pretrained(out).config.label2id == {"1": 0, "2": 1, "3": 2, "4": 3}
 
 
-def test_a_checkpoint_on_another_set_and_two_processes_agree_to_the_last_digit(tmp_path, untrained):
+def test_a_checkpoint_on_another_set(tmp_path, run_main, untrained):
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
-    options = {"data_dir": str(make_market(tmp_path / "other", first=40)), "flip_tta": True, "rerank": True, **source}
-    run_recipe(tmp_path, "--do_eval", **options)
-    alone = read_json(tmp_path / "out" / "all_results.json")
-    assert alone["eval_num_queries"] == 4 and not (tmp_path / "out" / "model.safetensors").exists()
-    assert 0 < alone["eval_map"] < 1
-
-    run_recipe(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "two"), processes=2, **options)
-    both = read_json(tmp_path / "two" / "all_results.json")
-    timing = ("eval_runtime", "eval_samples_per_second")
-    assert {name: value for name, value in both.items() if name not in timing} == {
-        name: value for name, value in alone.items() if name not in timing
-    }
+    run_main(tmp_path, "--do_eval", data_dir=str(make_market(tmp_path / "other", first=40)), **source)
+    results = read_json(tmp_path / "out" / "all_results.json")
+    assert results["eval_num_queries"] == 4 and not (tmp_path / "out" / "model.safetensors").exists()
+    assert 0 < results["eval_map"] < 1
 
 
-def test_two_processes_interrupted_in_an_epoch_and_resumed_end_at_the_same_weights(tmp_path):
+def test_two_processes_interrupted_and_resumed_end_at_the_same_weights_and_evaluate_as_one(tmp_path, run_main):
     options = {"data_dir": str(make_market(tmp_path / "market")), "save_steps": 1, "num_train_epochs": 2}
     # After the neck: its running means must not be each process's own.
-    options |= {"neck_feature": "after"}
-    run_recipe(tmp_path, "--do_train", processes=2, **options)
+    options |= {"neck_feature": "after", "flip_tta": True, "rerank": True}
+    run_script(RECIPE, config_file(tmp_path, **options), "--do_train", processes=2)
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
     for step in (5, 6):  # as if killed after the first step of the second epoch
         (tmp_path / "out" / f"checkpoint-{step}" / "trainer_state.json").unlink()
     (tmp_path / "out" / "model.safetensors").unlink()
     arguments = ["--do_train", "--do_eval", "--resume_from_checkpoint", "last"]
-    run_recipe(tmp_path, *arguments, processes=2, **options)
+    run_script(RECIPE, config_file(tmp_path, **options), *arguments, processes=2)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
 
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(tmp_path / "out")}
-    run_recipe(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "alone"), **options, **source)
-    maps = [read_json(tmp_path / folder / "all_results.json")["eval_map"] for folder in ("out", "alone")]
-    assert maps[0] == maps[1]
+    run_main(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "alone"), **options, **source)
+    both, alone = (read_json(tmp_path / folder / "eval_results.json") for folder in ("out", "alone"))
+    timing = {"eval_runtime", "eval_samples_per_second", "epoch"}
+    assert both.keys() - timing == alone.keys() - timing and "eval_reranked_map" in alone
+    assert {name: both[name] for name in alone if name not in timing} == {
+        name: value for name, value in alone.items() if name not in timing
+    }
 
 
 def test_a_folder_of_ones_own_is_split_and_the_trainers_schedule_reads_the_usual_options(tmp_path, run_main):
@@ -240,6 +221,7 @@ def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
         (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
     ],
 )
+@pytest.mark.usefixtures("few_drawn")
 def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, *arguments, **options)

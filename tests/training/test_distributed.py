@@ -1,8 +1,6 @@
 """Two processes over gloo, as `torchrun` and `accelerate launch` start them, and what they are to be equal to."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from dcal_hf.models.configuration_dcal import BRANCHES
 
 from distributed_worker import Random, make_trainer
 from helpers import branches_for, is_cait
+from processes import run_script
 
 
 WORKER = Path(__file__).parents[1] / "distributed_worker.py"
@@ -29,10 +28,7 @@ def run_two(output_dir: Path, branches: str = "sa+glca+pwca", **options) -> dict
         options: As in `distributed_worker.main`.
     """
     output_dir.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(WORKER), str(output_dir), branches, json.dumps(options)]
-    run = subprocess.run([*launcher, *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run_script(WORKER, output_dir, branches, json.dumps(options), processes=2)
     answer = json.loads((output_dir / "answer.json").read_text())
     assert answer["world_size"] == 2 and answer["equal"]
     return answer
@@ -67,8 +63,8 @@ def assert_predictions(answer: dict, model: DCALForImageClassification) -> None:
     ("branches", "options"),
     [
         ("sa+glca+pwca", {"freeze_backbone": True}),
-        pytest.param("sa+glca+pwca", {"lora_rank": 2}, marks=pytest.mark.slow),
-        pytest.param("glca", {}, marks=pytest.mark.slow),
+        ("sa+glca+pwca", {"lora_rank": 2}),
+        ("glca", {}),
     ],
 )
 def test_two_processes_keep_equal_weights(tmp_path, branches, options):

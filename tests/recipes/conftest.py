@@ -1,0 +1,42 @@
+"""Recipes within this process: a process of its own imports torch for seconds."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dcal_hf.data import drawn_fgvc, drawn_reid
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="session")
+def import_recipe() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of `recipes` or of `recipes/benchmarks` by its name."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for folder in (RECIPES, RECIPES / "benchmarks"):
+            monkeypatch.syspath_prepend(str(folder))
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def run_recipe(import_recipe) -> Callable[..., None]:
+    """Runs a recipe by its name with a command line."""
+
+    def run(name: str, *arguments: object) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+            import_recipe(name).main()
+
+    return run
+
+
+@pytest.fixture
+def few_drawn(monkeypatch) -> None:
+    """`--dataset_name drawn` of a few images, for runs that learn nothing from them."""
+    monkeypatch.setattr("dcal_hf.data.fgvc.drawn_fgvc", lambda: drawn_fgvc(20, 10, 10))
+    monkeypatch.setattr("dcal_hf.data.reid.drawn_reid", lambda: drawn_reid(6, 5, 3, 3, 4))
