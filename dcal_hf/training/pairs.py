@@ -60,78 +60,79 @@ def pair_up(labels: np.ndarray, strategy: str, rng: np.random.Generator) -> tupl
     """
     order = rng.permutation(len(labels))
     if strategy == "intra_class":
-        return _pair_alike(order, labels)
+        return _pair_same_class(order, labels)
     if strategy == "inter_class":
-        return _pair_unalike(order, labels)
+        return _pair_different_classes(order, labels)
     if strategy == "half":
-        alike = rng.permutation(_pair_alike(order, labels)[0])[:len(labels) // 4]
-        unalike, lonely = _pair_unalike(order[~np.isin(order, alike)], labels)
-        return np.concatenate([alike, unalike]), lonely
-    return _in_twos(order)
+        same_class = rng.permutation(_pair_same_class(order, labels)[0])[:len(labels) // 4]
+        different_classes, unpaired = _pair_different_classes(order[~np.isin(order, same_class)], labels)
+        return np.concatenate([same_class, different_classes]), unpaired
+    return _consecutive_pairs(order)
 
 
-def _in_twos(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _consecutive_pairs(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours (P, 2), and the last one (1,) of an odd number, or none (0,)."""
     paired = len(order) // 2 * 2
     return order[:paired].reshape(-1, 2), order[paired:]
 
 
-def _pair_alike(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pair_same_class(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours within each class; of an odd class the last one is left."""
     by_class = order[np.argsort(labels[order], kind="stable")]
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
-    lonely = (starts + counts - 1)[counts % 2 == 1]
-    return np.delete(by_class, lonely).reshape(-1, 2), by_class[lonely]
+    unpaired = (starts + counts - 1)[counts % 2 == 1]
+    return np.delete(by_class, unpaired).reshape(-1, 2), by_class[unpaired]
 
 
-def _pair_unalike(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pair_different_classes(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours, of which those of one class change partners until none is left that could."""
-    pairs, last = _in_twos(order)
-    is_alike = _are_alike(pairs, labels)
-    pairs, again = pairs[~is_alike], np.concatenate([pairs[is_alike].ravel(), last])
+    pairs, last = _consecutive_pairs(order)
+    is_same_class = _is_same_class(pairs, labels)
+    pairs, remaining = pairs[~is_same_class], np.concatenate([pairs[is_same_class].ravel(), last])
     # Among themselves: in the order of classes, the first half against the second. Alike are then images of one class.
-    again = again[np.argsort(labels[again], kind="stable")]
-    half = len(again) // 2
-    turned, last = np.stack([again[:half], again[len(again) - half:]], axis=1), again[half:len(again) - half]
-    is_alike = _are_alike(turned, labels)
-    pairs, alike = np.concatenate([turned[~is_alike], pairs]), turned[is_alike]
-    if len(alike) > 0:
-        pairs, alike = _swap_partners(pairs, alike, labels)
-    return pairs, np.concatenate([alike.ravel(), last])
+    remaining = remaining[np.argsort(labels[remaining], kind="stable")]
+    half = len(remaining) // 2
+    rematched = np.stack([remaining[:half], remaining[len(remaining) - half:]], axis=1)
+    last = remaining[half:len(remaining) - half]
+    is_same_class = _is_same_class(rematched, labels)
+    pairs, same_class = np.concatenate([rematched[~is_same_class], pairs]), rematched[is_same_class]
+    if len(same_class) > 0:
+        pairs, same_class = _swap_partners(pairs, same_class, labels)
+    return pairs, np.concatenate([same_class.ravel(), last])
 
 
-def _swap_partners(pairs: np.ndarray, alike: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(a, a), (x, y) -> (a, x), (a, y)`, as often as there are pairs without class a, which all `alike` are."""
-    others = np.flatnonzero((labels[pairs] != labels[alike[0, 0]]).all(axis=1))[:len(alike)]
-    swapped = np.stack([alike[:len(others)], pairs[others]], axis=2).reshape(-1, 2)
-    return np.concatenate([np.delete(pairs, others, axis=0), swapped]), alike[len(others):]
+def _swap_partners(pairs: np.ndarray, same_class: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(a, a), (x, y) -> (a, x), (a, y)`, as often as there are pairs without class a, which all `same_class` are."""
+    others = np.flatnonzero((labels[pairs] != labels[same_class[0, 0]]).all(axis=1))[:len(same_class)]
+    swapped = np.stack([same_class[:len(others)], pairs[others]], axis=2).reshape(-1, 2)
+    return np.concatenate([np.delete(pairs, others, axis=0), swapped]), same_class[len(others):]
 
 
-def _are_alike(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _is_same_class(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     first, second = labels[pairs].T
     return first == second
 
 
-def lay_out(pairs: np.ndarray, lonely: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+def lay_out(pairs: np.ndarray, unpaired: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """An epoch's order: pairs at places 2k and 2k + 1 of batches, shuffled.
 
     Images without a partner stand side by side, where `batch_pairs` does not let them meet. The last place of an odd
     batch is for one of them, or, where there are too few, for one of a pair that is given up.
 
     Args:
-        pairs (`np.ndarray` of shape `(P, 2)`), lonely (`np.ndarray` of shape `(M,)`): From [`pair_up`].
+        pairs (`np.ndarray` of shape `(P, 2)`), unpaired (`np.ndarray` of shape `(M,)`): From [`pair_up`].
         batch_size (`int`): Images per batch.
 
     Returns:
         `np.ndarray` of shape `(2P + M,)`.
     """
-    num_singles = (pairs.size + len(lonely)) // batch_size if batch_size % 2 == 1 else 0
-    pairs, lonely = rng.permutation(pairs), rng.permutation(lonely)
-    given_up = max(-(-(num_singles - len(lonely)) // 2), 0)
-    pairs, lonely = pairs[given_up:], np.concatenate([lonely, pairs[:given_up].ravel()])
-    side_by_side, last = _in_twos(lonely[num_singles:])
-    order = np.concatenate([rng.permutation(np.concatenate([pairs, side_by_side])).ravel(), last])
-    return np.insert(order, np.arange(1, num_singles + 1) * (batch_size - 1), lonely[:num_singles]).astype(np.int64)
+    num_singles = (pairs.size + len(unpaired)) // batch_size if batch_size % 2 == 1 else 0
+    pairs, unpaired = rng.permutation(pairs), rng.permutation(unpaired)
+    num_split = max(-(-(num_singles - len(unpaired)) // 2), 0)
+    pairs, unpaired = pairs[num_split:], np.concatenate([unpaired, pairs[:num_split].ravel()])
+    neighbours, last = _consecutive_pairs(unpaired[num_singles:])
+    order = np.concatenate([rng.permutation(np.concatenate([pairs, neighbours])).ravel(), last])
+    return np.insert(order, np.arange(1, num_singles + 1) * (batch_size - 1), unpaired[:num_singles]).astype(np.int64)
 
 
 class PairSampler(Sampler[int]):
@@ -199,8 +200,8 @@ def with_distractor(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A sample, and, if it has one, the distractor that comes with it, which no loss counts."""
     if "distractor" not in sample:
         return [sample]
-    own = {name: value for name, value in sample.items() if name != "distractor"}
-    return [own, {"pixel_values": sample["distractor"], "labels": IGNORED}]
+    image = {name: value for name, value in sample.items() if name != "distractor"}
+    return [image, {"pixel_values": sample["distractor"], "labels": IGNORED}]
 
 
 class DistractedDataset(Dataset):
@@ -220,8 +221,8 @@ class DistractedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        drawn = int(torch.randint(len(self.distractors), ()))
-        return {**sample, "distractor": self.distractors[drawn]["pixel_values"]}
+        distractor = int(torch.randint(len(self.distractors), ()))
+        return {**sample, "distractor": self.distractors[distractor]["pixel_values"]}
 
 
 __all__ = ["PAIR_SAMPLING", "DistractedDataset", "PairCollator", "PairSampler", "batch_pairs", "lay_out", "pair_up"]

@@ -84,7 +84,7 @@ class IdentityBalancedSampler(Sampler[int]):
         arranged = (
             lay_out(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng) for batch in batches
         )
-        return np.concatenate([batch[places] for batch, places in zip(batches, arranged)])
+        return np.concatenate([batch[positions] for batch, positions in zip(batches, arranged)])
 
     def count_unpaired(self) -> int:
         """How many images of the epoch have no partner."""
@@ -94,9 +94,13 @@ class IdentityBalancedSampler(Sampler[int]):
         """The epoch's indices, K of an identity in turn."""
         rng = np.random.default_rng([self.seed, self.epoch])
         size = self.instances_per_identity
-        total = draw_groups([len(own) for own in self.images], self.num_batches, self.batch_size // size, size, rng)
+        counts = list(map(len, self.images))
+        total = draw_groups(counts, self.num_batches, self.batch_size // size, size, rng)
         # An identity's images in turn, and from the first again where they do not fill its groups.
-        images = [iter(np.resize(rng.permutation(own), count * size)) for own, count in zip(self.images, total)]
+        images = [
+            iter(np.resize(rng.permutation(members), count * size))
+            for members, count in zip(self.images, total)
+        ]
         schedule = schedule_identities(total, self.num_batches, self.batches_per_step, rng)
         return np.array([next(images[identity]) for identity in schedule.ravel() for _ in range(size)])
 
@@ -146,26 +150,26 @@ def schedule_identities(
         `np.ndarray` of shape `(T, P)`, int64: indices of identities.
     """
     identities_per_batch = int(total.sum()) // num_batches
-    taken = np.zeros_like(total)
-    due = _next_due(taken, total, rng)
+    num_scheduled = np.zeros_like(total)
+    due = _next_due(num_scheduled, total, rng)
     schedule = np.empty((num_batches, identities_per_batch), dtype=np.int64)
     for number in range(num_batches):
         if number % batches_per_step == 0:
             seen = np.zeros(len(total), dtype=bool)
-        needed = total - taken == num_batches - number
-        rank = np.where(needed, -1.0, due + seen)
-        first = np.sort(np.argpartition(rank, identities_per_batch - 1)[:identities_per_batch])
-        schedule[number] = first
-        seen[first] = True
-        taken[first] += 1
-        due[first] = _next_due(taken[first], total[first], rng)
+        needed = total - num_scheduled == num_batches - number
+        priority = np.where(needed, -1.0, due + seen)
+        chosen = np.sort(np.argpartition(priority, identities_per_batch - 1)[:identities_per_batch])
+        schedule[number] = chosen
+        seen[chosen] = True
+        num_scheduled[chosen] += 1
+        due[chosen] = _next_due(num_scheduled[chosen], total[chosen], rng)
     return schedule
 
 
-def _next_due(taken: np.ndarray, total: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _next_due(num_scheduled: np.ndarray, total: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """When the next group of each identity is due, in [0, 1); infinite where all are taken."""
-    moment = (taken + rng.random(len(taken))) / np.maximum(total, 1)
-    return np.where(taken < total, moment, np.inf)
+    moment = (num_scheduled + rng.random(len(num_scheduled))) / np.maximum(total, 1)
+    return np.where(num_scheduled < total, moment, np.inf)
 
 
 __all__ = ["IdentityBalancedSampler", "draw_groups", "schedule_identities"]

@@ -220,8 +220,8 @@ def test_all_branches_attend_through_the_adapters(any_backbone_config):
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     kwargs |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
     model_kwargs = {"drop_path_rate": 0.3}
-    whole = make_trainer(tmp_path / "whole", vit_config, model_kwargs, **kwargs)
-    whole.train()
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", vit_config, model_kwargs, **kwargs)
+    uninterrupted.train()
     train_until_killed(make_trainer(tmp_path / "killed", vit_config, model_kwargs, **kwargs), 5)
     # Whatever the backbone was: the checkpoint has all of it.
     resumed = make_trainer(tmp_path / "killed", vit_config, model_kwargs, **kwargs)
@@ -229,7 +229,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
         for parameter in resumed.model.parameters():
             parameter.add_(1.0)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
-    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert_same_weights(uninterrupted.model.state_dict(), resumed.model.state_dict())
 
 
 def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, vit_config):

@@ -41,8 +41,8 @@ def best_number_of_pairs(labels: np.ndarray, strategy: str) -> int:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 def test_every_image_is_in_one_pair_or_in_none(labels, strategy):
-    pairs, lonely = pair_up(labels, strategy, np.random.default_rng(0))
-    assert sorted([*pairs.ravel(), *lonely]) == list(range(len(labels)))
+    pairs, unpaired = pair_up(labels, strategy, np.random.default_rng(0))
+    assert sorted([*pairs.ravel(), *unpaired]) == list(range(len(labels)))
 
 
 @pytest.mark.parametrize("strategy", ["any", "inter_class", "intra_class"])
@@ -75,8 +75,8 @@ def test_an_odd_batch_leaves_one_image_and_first_those_that_have_no_partner(batc
     sampler = PairSampler(labels, batch_size, strategy)
     assert sorted(sampler) == list(range(len(labels)))
     batches = -(-len(labels) // batch_size)
-    lonely = max(batches, 21) if strategy == "intra_class" else batches
-    assert lonely <= sampler.count_unpaired() <= lonely + 1
+    unpaired = max(batches, 21) if strategy == "intra_class" else batches
+    assert unpaired <= sampler.count_unpaired() <= unpaired + 1
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_labels_may_be_probabilities():
 
 
 def test_lay_out_keeps_pairs_at_even_places():
-    pairs, lonely = np.arange(10).reshape(5, 2), np.array([10, 11, 12])
-    order = lay_out(pairs, lonely, 4, np.random.default_rng(0))
+    pairs, unpaired = np.arange(10).reshape(5, 2), np.array([10, 11, 12])
+    order = lay_out(pairs, unpaired, 4, np.random.default_rng(0))
     places = {image: place for place, image in enumerate(order.tolist())}
     assert all(places[second] == places[first] + 1 and places[first] % 2 == 0 for first, second in pairs)
 
