@@ -190,9 +190,9 @@ def _pairs(
     """Sorts the pairs by the protocol, or raises a `ValueError` if no query is left with a match."""
     query_ids, gallery_ids = _columns("identities", ids, shape)
     kept = np.flatnonzero(gallery_ids != JUNK_IDENTITY)
-    nothing = [kept[:0]] * shape[0]
+    no_items = [kept[:0]] * shape[0]
     same_identity = _occurrences(query_ids, gallery_ids, kept)
-    same_camera = same_image = nothing
+    same_camera = same_image = no_items
     if any(column is not None for column in cameras):
         query_cameras, gallery_cameras = _columns("cameras", cameras, shape)
         same_camera = [
@@ -204,7 +204,7 @@ def _pairs(
     dropped = [np.union1d(*both) for both in zip(same_camera, same_image, strict=True)]
     matches = [np.setdiff1d(*both, assume_unique=True) for both in zip(same_identity, dropped, strict=True)]
     if not any(map(len, matches)):
-        raise ValueError(_why_unscored(query_ids, same_identity, same_camera))
+        raise ValueError(_explain_unscored(query_ids, same_identity, same_camera))
     return _Pairs(len(kept), np.flatnonzero(gallery_ids == JUNK_IDENTITY), matches, dropped)
 
 
@@ -231,7 +231,7 @@ def _occurrences(query: np.ndarray, gallery: np.ndarray, kept: np.ndarray) -> li
     return [order[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
 
-def _why_unscored(query_ids: np.ndarray, same_identity: list[np.ndarray], same_camera: list[np.ndarray]) -> str:
+def _explain_unscored(query_ids: np.ndarray, same_identity: list[np.ndarray], same_camera: list[np.ndarray]) -> str:
     """Explains why no query has a match, and what to do about it."""
     unknown = np.array([not len(items) for items in same_identity])
     own_camera = np.array([len(items) > 0 for items in same_camera]) & ~unknown
@@ -264,13 +264,13 @@ def _check_options(ranks: Sequence[int], fprs: Sequence[float], chunk_size: int)
 
 def _rows(distances: Distances, queries: np.ndarray, chunk_size: int) -> Iterator[np.ndarray]:
     """Yields the row of each query, while a thread makes those of the next chunk."""
-    made: deque[Future] = deque()
+    pending: deque[Future] = deque()
     with ThreadPoolExecutor(max_workers=1) as worker:
         for start in range(0, len(queries), chunk_size):
-            made.append(worker.submit(distances.rows, queries[start:start + chunk_size]))
-            if len(made) > 1:
-                yield from made.popleft().result()
-        yield from made.popleft().result()
+            pending.append(worker.submit(distances.rows, queries[start:start + chunk_size]))
+            if len(pending) > 1:
+                yield from pending.popleft().result()
+        yield from pending.popleft().result()
 
 
 def _match_ranks(row: np.ndarray, matches: np.ndarray) -> np.ndarray:

@@ -88,9 +88,9 @@ def embed_batch(model: nn.Module, pixel_values: torch.Tensor, batch_size: int) -
 
     The last batch of a data set is filled up with copies, so that its size does not change a digit.
     """
-    missing = batch_size - len(pixel_values)
-    full = torch.cat([pixel_values, pixel_values[-1:].expand(missing, -1, -1, -1)])
-    return model(full).embeddings[:len(pixel_values)].float()
+    num_copies = batch_size - len(pixel_values)
+    padded = torch.cat([pixel_values, pixel_values[-1:].expand(num_copies, -1, -1, -1)])
+    return model(padded).embeddings[:len(pixel_values)].float()
 
 
 @dataclass

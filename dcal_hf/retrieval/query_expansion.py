@@ -42,12 +42,12 @@ def expand_queries(
     distances = FeatureDistances(query, gallery, "cosine")
     expanded = torch.empty_like(query)
     for start in range(0, len(query), ROWS_PER_PRODUCT):
-        own = query[start:start + ROWS_PER_PRODUCT]
-        rows = distances.rows(np.arange(start, start + len(own)))
+        part = query[start:start + ROWS_PER_PRODUCT]
+        rows = distances.rows(np.arange(start, start + len(part)))
         nearest, items = torch.from_numpy(rows).to(query.device).topk(k, largest=False)
         weights = (1 - nearest).clamp(min=0) ** alpha
-        means = own + (weights[..., None] * gallery[items]).sum(dim=1)
-        expanded[start:start + len(own)] = torch.nn.functional.normalize(means) * own.norm(dim=1, keepdim=True)
+        means = part + (weights[..., None] * gallery[items]).sum(dim=1)
+        expanded[start:start + len(part)] = torch.nn.functional.normalize(means) * part.norm(dim=1, keepdim=True)
     return expanded
 
 

@@ -184,24 +184,25 @@ def _similarity(query: sparse.csr_array, gallery: sparse.csr_array) -> sparse.cs
 
     Rows of V sum to 1, so the sum of maxima is 2 minus the sum of minima.
     """
-    holders = gallery.tocsc()
-    work = np.concatenate([[0], np.cumsum(np.diff(holders.indptr)[query.indices])])[query.indptr]
+    gallery_columns = gallery.tocsc()
+    num_overlaps = np.concatenate([[0], np.cumsum(np.diff(gallery_columns.indptr)[query.indices])])[query.indptr]
     parts, start = [], 0
     while start < query.shape[0]:
-        stop = max(start + 1, np.searchsorted(work, work[start] + OVERLAPS_PER_CHUNK, "right") - 1)
-        overlap = _minimum_sums(query[start:stop], holders)
+        stop = max(start + 1, np.searchsorted(num_overlaps, num_overlaps[start] + OVERLAPS_PER_CHUNK, "right") - 1)
+        overlap = _minimum_sums(query[start:stop], gallery_columns)
         overlap.data /= 2 - overlap.data
         parts.append(overlap)
         start = stop
     return sparse.vstack(parts, format="csr")
 
 
-def _minimum_sums(query: sparse.csr_array, holders: sparse.csc_array) -> sparse.csr_array:
-    """Sums `min(V_q, V_g)` over the columns that both hold, for each query row and each row of `holders`."""
-    counts = np.diff(holders.indptr)[query.indices]
-    entry = np.repeat(np.arange(query.nnz), counts)
-    within = np.arange(len(entry)) - np.repeat(np.cumsum(counts) - counts, counts)
-    place = holders.indptr[query.indices][entry] + within
-    minima = np.minimum(query.data[entry], holders.data[place])
-    row = np.repeat(np.arange(query.shape[0]), np.diff(query.indptr))[entry]
-    return sparse.coo_array((minima, (row, holders.indices[place])), shape=(query.shape[0], holders.shape[0])).tocsr()
+def _minimum_sums(query: sparse.csr_array, gallery_columns: sparse.csc_array) -> sparse.csr_array:
+    """Sums `min(V_q, V_g)` over the columns that both hold, for each query row and each row of `gallery_columns`."""
+    counts = np.diff(gallery_columns.indptr)[query.indices]
+    query_entry = np.repeat(np.arange(query.nnz), counts)
+    offset = np.arange(len(query_entry)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = gallery_columns.indptr[query.indices][query_entry] + offset
+    minima = np.minimum(query.data[query_entry], gallery_columns.data[position])
+    row = np.repeat(np.arange(query.shape[0]), np.diff(query.indptr))[query_entry]
+    shape = (query.shape[0], gallery_columns.shape[0])
+    return sparse.coo_array((minima, (row, gallery_columns.indices[position])), shape=shape).tocsr()

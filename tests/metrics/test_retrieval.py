@@ -17,16 +17,16 @@ def metrics_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
 
 
-class HeldDistances:
+class MatrixDistances:
     """Distances that are held as a matrix; notes how many rows were asked for at a time."""
 
     def __init__(self, matrix):
         self.matrix = np.asarray(matrix)
         self.shape = self.matrix.shape
-        self.asked = []
+        self.chunk_sizes = []
 
     def rows(self, queries):
-        self.asked.append(len(queries))
+        self.chunk_sizes.append(len(queries))
         return self.matrix[queries]
 
 
@@ -161,24 +161,24 @@ def test_each_image_of_a_set_searches_the_others():
 
 
 def test_own_image_is_dropped_whatever_its_identity():
-    matrix = HeldDistances([[0.0, 1.0, 2.0]])
+    matrix = MatrixDistances([[0.0, 1.0, 2.0]])
     columns = {"query_images": [7], "gallery_images": [7, 8, 9]}
     assert distance_metrics(matrix, [1], [2, 1, 2])["map"] == 0.5
     assert distance_metrics(matrix, [1], [2, 1, 2], **columns)["map"] == 1.0
 
 
 def test_identity_zero_is_a_person_if_a_query_bears_it():
-    assert distance_metrics(HeldDistances([[2.0, 1.0]]), [0], [0, 1])["map"] == 0.5
+    assert distance_metrics(MatrixDistances([[2.0, 1.0]]), [0], [0, 1])["map"] == 0.5
 
 
 def test_junk_query_is_skipped():
-    result = distance_metrics(HeldDistances([[1.0, 2.0], [1.0, 2.0]]), [-1, 3], [-1, 3])
+    result = distance_metrics(MatrixDistances([[1.0, 2.0], [1.0, 2.0]]), [-1, 3], [-1, 3])
     assert (result["num_queries"], result["num_skipped"], result["map"]) == (2, 1, 1.0)
 
 
 def test_hand_made_ranking():
     # Matches at ranks 1 and 3; the distractor between them; junk and the own camera's item before all.
-    matrix = HeldDistances([[0.1, 0.2, 0.5, 0.7, 0.6, 0.9]])
+    matrix = MatrixDistances([[0.1, 0.2, 0.5, 0.7, 0.6, 0.9]])
     result = distance_metrics(matrix, [4], [-1, 4, 4, 4, 0, 5], [1], [1, 1, 2, 3, 1, 1], fprs=(0, 0.5))
     assert result == pytest.approx(
         {
@@ -193,11 +193,11 @@ def test_hand_made_ranking():
 
 @pytest.mark.parametrize(("ids", "expected"), [([3, 5, 5], 1.0), ([5, 3, 5], 0.5), ([5, 5, 3], 1 / 3)])
 def test_ties_go_to_the_lower_gallery_index(ids, expected):
-    assert distance_metrics(HeldDistances([[1.0, 1.0, 1.0]]), [3], ids)["map"] == pytest.approx(expected)
+    assert distance_metrics(MatrixDistances([[1.0, 1.0, 1.0]]), [3], ids)["map"] == pytest.approx(expected)
 
 
 def test_without_negatives_every_pair_is_accepted():
-    result = distance_metrics(HeldDistances([[1.0, 2.0]]), [3], [3, 3])
+    result = distance_metrics(MatrixDistances([[1.0, 2.0]]), [3], [3, 3])
     assert (result["tpr_at_fpr_1e-4"], result["threshold_at_fpr_1e-4"]) == (1.0, math.inf)
 
 
@@ -222,9 +222,9 @@ def test_a_row_does_not_depend_on_its_company(metric, items):
 
 
 def test_holds_no_more_rows_than_a_chunk():
-    distances = HeldDistances(np.random.default_rng(0).random((50, 20)))
+    distances = MatrixDistances(np.random.default_rng(0).random((50, 20)))
     distance_metrics(distances, [1] * 49 + [9], [1, 2] * 10, chunk_size=8)
-    assert distances.asked == [8] * 6 + [1]
+    assert distances.chunk_sizes == [8] * 6 + [1]
 
 
 @pytest.mark.parametrize("slack", [0, 100])

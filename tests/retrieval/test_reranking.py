@@ -9,7 +9,7 @@ from dcal_hf.metrics import distance_metrics
 from dcal_hf.retrieval.reranking import rerank
 
 
-class HeldDistances:
+class MatrixDistances:
     def __init__(self, matrix):
         self.matrix, self.shape = matrix, matrix.shape
 
@@ -87,7 +87,7 @@ def test_gallery_of_three():
 def test_metrics_after_reranking_are_those_of_the_dense_matrix():
     query, gallery, ids = clustered(2, noise=1.1)
     result = distance_metrics(rerank(query, gallery), *ids)
-    expected = distance_metrics(HeldDistances(dense_rerank(query, gallery)), *ids)
+    expected = distance_metrics(MatrixDistances(dense_rerank(query, gallery)), *ids)
     assert result == pytest.approx(expected, abs=1e-5)
     before = distance_metrics(rerank(query, gallery, lambda_value=1.0), *ids)
     assert before["map"] + 0.01 < result["map"] < 1
