@@ -123,8 +123,8 @@ def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     angle = rng.uniform(-25, 25) * np.pi / 180
     scale = rng.uniform(0.58, 0.68) * side
     flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return flip @ turn * scale, rng.uniform(0.44, 0.56, size=2) * side
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return flip @ rotation * scale, rng.uniform(0.44, 0.56, size=2) * side
 
 
 def drawn_fgvc(

@@ -48,12 +48,12 @@ class Camera:
         """Camera `number`, for pictures of `side` x `side`."""
         rng = np.random.default_rng([seed, _CAMERA, number])
         angle = rng.uniform(-15, 15) * np.pi / 180
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         squeeze = np.diag([(-1.0) ** number * rng.uniform(0.75, 1.0), 1.0])
         return cls(
             scenery=background(rng, side + side // 4),
             gain=rng.uniform(0.7, 1.1) * rng.uniform(0.9, 1.1, size=3),
-            view=squeeze @ turn,
+            view=squeeze @ rotation,
             scale=rng.uniform(0.56, 0.68) * side,
         )
 
@@ -71,11 +71,11 @@ class Camera:
         mark_color, cap, tail = _PAINTS[paints]
         polygons = bird_polygons(mark, _BODY, _WING, _BODY, _LEGS, _GROUND, mark_color)
         angle = rng.uniform(-8, 8) * np.pi / 180
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        linear = turn @ self.view * self.scale * rng.uniform(0.95, 1.05)
+        rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        linear = rotation @ self.view * self.scale * rng.uniform(0.95, 1.05)
         paint(canvas, [*polygons, (_CAP, cap), (_TAIL_END, tail)], linear, rng.uniform(0.45, 0.55, size=2) * side)
-        lit = np.asarray(canvas) * self.gain * rng.uniform(0.9, 1.1)
-        return Image.fromarray(lit.clip(0, 255).astype(np.uint8)).reduce(SUPERSAMPLING)
+        exposed = np.asarray(canvas) * self.gain * rng.uniform(0.9, 1.1)
+        return Image.fromarray(exposed.clip(0, 255).astype(np.uint8)).reduce(SUPERSAMPLING)
 
 
 def drawn_reid(
@@ -111,25 +111,25 @@ def drawn_reid(
     side = image_size * SUPERSAMPLING
     cameras = [Camera.place(number, side, seed) for number in range(num_cameras)]
 
-    def shot(place: int, camera: int, number: int) -> dict:
-        rng = np.random.default_rng([seed, _PHOTO, place, camera, number])
-        image = cameras[camera].shoot(_INDIVIDUALS[order[place]], rng, side)
-        identity = place + 1 if place < num_known else 0
+    def photograph(individual: int, camera: int, number: int) -> dict:
+        rng = np.random.default_rng([seed, _PHOTO, individual, camera, number])
+        image = cameras[camera].shoot(_INDIVIDUALS[order[individual]], rng, side)
+        identity = individual + 1 if individual < num_known else 0
         return {"image": png_record(image), "identity": identity, "camera_id": camera + 1}
 
     train, test = range(num_train_identities), range(num_train_identities, num_known)
     photos = {
-        "train": [shot(*key) for key in product(train, range(num_cameras), range(images_per_camera))],
-        "query": [shot(*key, 0) for key in product(test, range(num_cameras))],
-        "gallery": [shot(*key) for key in product(test, range(num_cameras), range(1, images_per_camera))],
+        "train": [photograph(*key) for key in product(train, range(num_cameras), range(images_per_camera))],
+        "query": [photograph(*key, 0) for key in product(test, range(num_cameras))],
+        "gallery": [photograph(*key) for key in product(test, range(num_cameras), range(1, images_per_camera))],
     }
-    photos["gallery"] += [shot(num_known + place, place % num_cameras, 0) for place in range(num_distractors)]
+    photos["gallery"] += [photograph(num_known + index, index % num_cameras, 0) for index in range(num_distractors)]
 
     features = Features(image=ImageFeature(mode="RGB"), identity=Value("int64"), camera_id=Value("int64"))
     splits = DatasetDict(
         {split: Dataset.from_list(rows, features=features, split=split) for split, rows in photos.items()}
     )
-    label = ClassLabel(names=[str(place + 1) for place in train])
+    label = ClassLabel(names=[str(individual + 1) for individual in train])
     labels = [identity - 1 for identity in splits["train"]["identity"]]
     splits["train"] = splits["train"].add_column("label", labels, feature=label)
     return splits

@@ -108,14 +108,14 @@ def _check_columns(train: Dataset, where: str, image_column: str, label_column: 
 def _class_names(part: Dataset, label_column: str, where: str) -> list[str]:
     """Class name of each row."""
     feature, values = part.features[label_column], part[label_column][:]
-    named = isinstance(feature, ClassLabel)
-    unlabelled = sum(value is None or named and value < 0 for value in values)
+    is_class_label = isinstance(feature, ClassLabel)
+    unlabelled = sum(value is None or is_class_label and value < 0 for value in values)
     if unlabelled:
         raise ValueError(
             f"{unlabelled} rows of {where} have no label; set another label_column, take out these rows, "
             "or leave the split out by means of splits"
         )
-    return feature.int2str(values) if named else [str(value) for value in values]
+    return feature.int2str(values) if is_class_label else [str(value) for value in values]
 
 
 def _label_feature(feature: ClassLabel | Value, classes: list[str]) -> ClassLabel:

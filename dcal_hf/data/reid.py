@@ -87,17 +87,17 @@ def load_reid(
             raise ValueError(f"{argument} must be above 0 and below 1, not {value}")
 
     if name == "drawn":
-        drawn = drawn_reid()
-        return DatasetDict({split: drawn[split] for split in splits})
+        dataset = drawn_reid()
+        return DatasetDict({split: dataset[split] for split in splits})
     if name in OFFICIAL_REID:
         if data_dir is None:
             raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it, or its archive")
         where = Path(data_dir)
-        columns, parts = _official(read_official(name, where, splits, include_val))
+        columns, parts = _from_official_lists(read_official(name, where, splits, include_val))
     else:
         where = _source(name, data_dir)
         rows = read_table(where, data_dir) if where.is_file() else read_identity_folder(where)
-        columns, parts = _own(rows, test_fraction, query_fraction, seed, where)
+        columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
     missing = [split for split in splits if split not in parts]
     if missing:
         raise ValueError(f"{where} has no {missing[0]}; it has {', '.join(parts)}: add it, or leave it out of splits")
@@ -122,7 +122,7 @@ class _Columns:
     camera_feature: Value | ClassLabel
 
 
-def _official(photos: dict[str, list[Photo]]) -> tuple[_Columns, dict[str, np.ndarray]]:
+def _from_official_lists(photos: dict[str, list[Photo]]) -> tuple[_Columns, dict[str, np.ndarray]]:
     ends = np.cumsum([len(listed) for listed in photos.values()])
     parts = dict(zip(photos, np.split(np.arange(ends[-1]), ends[:-1])))
     paths, identities, cameras = zip(*(photo for listed in photos.values() for photo in listed))
@@ -131,21 +131,21 @@ def _official(photos: dict[str, list[Photo]]) -> tuple[_Columns, dict[str, np.nd
     return _Columns(image_dataset(paths), np.array(identities), cameras, cameras, integer, integer), parts
 
 
-def _own(
+def _from_own_rows(
     rows: Rows, test_fraction: float, query_fraction: float, seed: int, where: Path
 ) -> tuple[_Columns, dict[str, np.ndarray]]:
-    identities, identity_feature = _numbered(rows.identities)
-    cameras, camera_feature = (None, Value("int64")) if rows.cameras is None else _numbered(rows.cameras)
+    identities, identity_feature = _encode_names(rows.identities)
+    cameras, camera_feature = (None, Value("int64")) if rows.cameras is None else _encode_names(rows.cameras)
     views = np.array(rows.keys) if cameras is None else cameras
     columns = _Columns(rows.images, identities, views, cameras, identity_feature, camera_feature)
 
     parts = np.array(["train"] * len(identities) if rows.parts is None else rows.parts)
     kept = identities != _JUNK
     found = {part: np.flatnonzero((parts == part) & kept) for part in PART_NAMES if part in parts}
-    return columns, _divide(columns, found, test_fraction, query_fraction, seed, where)
+    return columns, _make_splits(columns, found, test_fraction, query_fraction, seed, where)
 
 
-def _numbered(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
+def _encode_names(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
     """Names as int64, with the feature that says how: the integers that they are, or their places in order."""
     known = sorted(set(names))
     if all(map(_INTEGER.fullmatch, known)) and len(set(map(int, known))) == len(known):
@@ -154,7 +154,7 @@ def _numbered(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
     return np.array(class_indices(names, feature)), feature
 
 
-def _divide(
+def _make_splits(
     columns: _Columns,
     found: dict[str, np.ndarray],
     test_fraction: float,
