@@ -63,25 +63,25 @@ def main() -> None:
     gallery.set_search_parameters(**json.loads(search_args.search_parameters))
     queries = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in search_args.images]})
     embeddings = embed_images(model, processor, queries, **checkpoint_args.reader_kwargs)
-    answers = ask(gallery, embeddings, search_args.top_k)
+    results = search(gallery, embeddings, search_args.top_k)
     columns = ["image", *(name for name in gallery.items.column_names if name != "image")]
-    output_dir, shown = Path(search_args.output_dir), search_args.matches_in_picture
-    report(search_args.images, answers, columns, output_dir)
-    if shown > 0:
-        shown_answers = [matches[:shown] for matches in answers]
-        save_picture(search_args.images, shown_answers, output_dir, checkpoint_args.max_pixels)
+    output_dir, num_shown = Path(search_args.output_dir), search_args.matches_in_picture
+    report(search_args.images, results, columns, output_dir)
+    if num_shown > 0:
+        shown = [matches[:num_shown] for matches in results]
+        save_picture(search_args.images, shown, output_dir, checkpoint_args.max_pixels)
 
 
-def ask(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
+def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
     """The matches of each query, best first; an approximate index may find less than was asked for."""
-    answers = []
+    results = []
     for scores, rows in zip(*gallery.search_rows(embeddings, top_k), strict=True):
         items = gallery.items.select(rows[rows >= 0]).to_list()
-        answers.append([
+        results.append([
             Match(score, row, item["image"], describe(item, gallery.items.features))
             for score, row, item in zip(scores, rows, items)
         ])
-    return answers
+    return results
 
 
 def describe(item: dict[str, Any], features: Features) -> list[Any]:
@@ -94,10 +94,10 @@ def describe(item: dict[str, Any], features: Features) -> list[Any]:
     ]
 
 
-def report(queries: list[str], answers: list[list[Match]], columns: list[str], output_dir: Path) -> None:
+def report(queries: list[str], results: list[list[Match]], columns: list[str], output_dir: Path) -> None:
     """Prints what each query has found, and writes `matches.csv`."""
     table = []
-    for query, matches in zip(queries, answers, strict=True):
+    for query, matches in zip(queries, results, strict=True):
         print(f"\n{query}\n{'rank':>6}  {'score':>7}  {'row':>8}  {', '.join(columns)}")
         for rank, match in enumerate(matches, start=1):
             print(f"{rank:>6}  {match.score:>7.4f}  {match.row:>8}  {', '.join(map(str, match.description))}")
@@ -105,15 +105,15 @@ def report(queries: list[str], answers: list[list[Match]], columns: list[str], o
     print(f"\n{save_table(['query', 'rank', 'score', 'row', *columns], table, output_dir / 'matches.csv')}")
 
 
-def save_picture(queries: list[str], answers: list[list[Match]], output_dir: Path, max_pixels: int) -> None:
+def save_picture(queries: list[str], results: list[list[Match]], output_dir: Path, max_pixels: int) -> None:
     """`ranked_list.png`: each query beside its best matches."""
     from dcal_hf.visualization import ranked_list, save_figure
 
     figure = ranked_list(
         [open_image(query, max_pixels) for query in queries],
-        [[open_image(match.image, max_pixels) for match in matches] for matches in answers],
-        [[match.score for match in matches] for matches in answers],
-        titles=[[caption(match) for match in matches] for matches in answers],
+        [[open_image(match.image, max_pixels) for match in matches] for matches in results],
+        [[match.score for match in matches] for matches in results],
+        titles=[[caption(match) for match in matches] for matches in results],
     )
     save_figure(figure, output_dir / "ranked_list.png")
 
