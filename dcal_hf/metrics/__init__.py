@@ -1,4 +1,4 @@
-"""Metrics: arithmetic as pure functions, and `evaluate.Metric` classes over it."""
+"""Metrics: pure functions, and `evaluate.Metric` classes that wrap them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .retrieval_map import RetrievalMAP
 
 
-# Imported when asked for: their modules import evaluate or SciPy, and the other arithmetic does not need them.
+# Imported on first access: these modules import evaluate or SciPy, which the other functions do not need.
 MODULES = {
     "ClassificationMetrics": "fine_grained_accuracy",
     "FineGrainedAccuracy": "fine_grained_accuracy",

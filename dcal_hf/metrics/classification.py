@@ -1,14 +1,14 @@
-"""Fine-grained classification in plain NumPy: top-k and class-mean accuracy, the confusion matrix."""
+"""Metrics of fine-grained classification in NumPy: top-k and class-mean accuracy, and the confusion matrix."""
 
 import numpy as np
 
 
 def check_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns class scores and labels as arrays, once they are known to be usable.
+    """Checks class scores and labels, and returns them as arrays.
 
     Args:
         scores (`np.ndarray` of shape `(n, classes)`):
-            One score per class, the larger the likelier; logits and probabilities serve alike.
+            One score per class, larger for a more likely class: logits or probabilities.
         labels (`np.ndarray` of shape `(n,)`):
             The true classes, integers from 0 to `classes - 1`.
 
@@ -16,7 +16,7 @@ def check_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
         `tuple[np.ndarray, np.ndarray]`: the scores and the labels.
 
     Raises:
-        ValueError: If there is no example, the shapes do not match, a score is NaN, or a label is not one of the
+        ValueError: If there are no examples, the shapes do not match, a score is NaN, or a label is not one of the
             classes.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
@@ -52,10 +52,9 @@ def _check_pair(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of the examples whose true class is among the `k` best-scored ones.
+    """Share of the examples whose true class is among the `k` classes with the highest scores.
 
-    Of two equal scores the one with the lower class index comes first, as in `np.argmax`. Where there are no more than
-    `k` classes, each of them is among the best `k` and the accuracy is 1.
+    Ties go to the lower class index, as in `np.argmax`. With at most `k` classes the accuracy is 1.
 
     Args:
         scores (`np.ndarray` of shape `(n, classes)`):
@@ -63,13 +62,13 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
         labels (`np.ndarray` of shape `(n,)`):
             The true classes.
         k (`int`, *optional*, defaults to 1):
-            How many classes an example may name.
+            Number of predicted classes per example.
 
     Returns:
         `float`: the accuracy, from 0 to 1.
 
     Raises:
-        ValueError: If `k` is below 1, or the scores and labels are unusable.
+        ValueError: If `k` is below 1, or the scores or labels are invalid.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
@@ -81,9 +80,9 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
 
 
 def class_mean_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes of the share of each class's examples that were recognised (balanced accuracy).
+    """Mean of the per-class accuracies (balanced accuracy).
 
-    Classes without an example in `labels` do not count.
+    Classes without an example in `labels` are ignored.
 
     Args:
         predicted (`np.ndarray` of shape `(n,)`):
@@ -95,7 +94,7 @@ def class_mean_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
         `float`: the accuracy, from 0 to 1.
 
     Raises:
-        ValueError: If there is no example or the shapes differ.
+        ValueError: If there are no examples or the shapes differ.
     """
     predicted, labels = _check_pair(predicted, labels)
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -103,7 +102,7 @@ def class_mean_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts how often each class was taken for each other one.
+    """Counts the examples of each true class by predicted class.
 
     Args:
         predicted (`np.ndarray` of shape `(n,)`):
@@ -118,7 +117,7 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int
         class `i` that were predicted as class `j`.
 
     Raises:
-        ValueError: If there is no example, the shapes differ, or an entry is not one of the classes.
+        ValueError: If there are no examples, the shapes differ, or an entry is not one of the classes.
     """
     predicted, labels = _check_pair(predicted, labels)
     _check_classes(predicted, num_classes)

@@ -1,4 +1,4 @@
-"""Distances between query and gallery features, made a few rows at a time."""
+"""Distances between query and gallery features, computed a few rows at a time."""
 
 from typing import Literal, Protocol
 
@@ -8,19 +8,19 @@ import torch
 
 DistanceMetric = Literal["euclidean", "cosine"]
 
-# Every product has this many rows: a row's digits then depend neither on its neighbours nor on how many there are.
+# Every matrix product has this many rows, so a row's result does not depend on the rows computed with it.
 ROWS_PER_PRODUCT = 512
 COLUMNS_PER_PRODUCT = 4096
 
 
 class Distances(Protocol):
-    """Distances from queries to gallery items that are made when they are asked for, not held.
+    """Distances from queries to gallery items, computed on demand instead of stored.
 
-    [`FeatureDistances`] and [`~dcal_hf.retrieval.reranking.RerankedDistances`] are such; [`distance_metrics`] scores
-    them.
+    [`FeatureDistances`] and [`~dcal_hf.retrieval.reranking.RerankedDistances`] implement this protocol;
+    [`distance_metrics`] scores them.
 
     Attributes:
-        shape (`tuple[int, int]`): How many queries and gallery items there are.
+        shape (`tuple[int, int]`): Number of queries and number of gallery items.
     """
 
     shape: tuple[int, int]
@@ -30,19 +30,19 @@ class Distances(Protocol):
 
         Args:
             queries (`np.ndarray` of shape `(n,)` and an integer type):
-                Which queries.
+                Indices of the queries.
 
         Returns:
-            `np.ndarray` of shape `(n, gallery items)`: finite floating-point numbers, the smaller the nearer; the
-            caller may write into it.
+            `np.ndarray` of shape `(n, gallery items)`: finite floating-point numbers, smaller for nearer items. The
+            caller may modify the array.
         """
 
 
 class FeatureDistances:
     """Distances between features: squared Euclidean, `|q|² + |g|² - 2 q·g`, or cosine, `1 - q·g / (|q| |g|)`.
 
-    They are computed in the wider type of the two feature arrays, but in float32 at least, and on their device. A
-    pair's distance is the same to the last digit whichever other queries are asked for at the same time.
+    They are computed on the device of the features, in the wider of the two dtypes and at least in float32. The
+    distance of a pair is the same to the last bit whichever other queries are computed with it.
 
     Args:
         query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
@@ -50,11 +50,11 @@ class FeatureDistances:
         gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
             The features of the gallery.
         metric (`"euclidean"` or `"cosine"`, *optional*, defaults to `"euclidean"`):
-            Which distance; `"euclidean"` gives squared ones, and `"cosine"` normalises a copy of the features.
+            The distance. `"euclidean"` gives squared distances, and `"cosine"` normalises a copy of the features.
 
     Raises:
-        ValueError: If the features are not two non-empty matrices of the same width, a number in them is not finite
-            or too large to be squared, or the metric is unknown.
+        ValueError: If the features are not two non-empty matrices of the same width, a value is not finite or
+            overflows when squared, or the metric is unknown.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FeatureDistances:
 
 
 def as_tensor(features: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Returns features as a tensor without gradient; memory is shared unless it is a read-only array's."""
+    """Returns features as a tensor without gradient that shares memory with the input, unless that is read-only."""
     if isinstance(features, torch.Tensor):
         return features.detach()
     return torch.from_numpy(np.require(features, requirements="W"))

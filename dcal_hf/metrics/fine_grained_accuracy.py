@@ -1,4 +1,4 @@
-"""The accuracies of fine-grained classification as an `evaluate` metric and as `compute_metrics` of a `Trainer`."""
+"""Accuracies of fine-grained classification, as an `evaluate` metric and as `compute_metrics` of a `Trainer`."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from .classification import class_mean_accuracy, top_k_accuracy
 class FineGrainedAccuracy(evaluate.Metric):
     """Top-1, top-5 and class-mean accuracy as an `evaluate` metric.
 
-    It is used by its class, or loaded by the path of this file with `evaluate.load`, and needs no network either way.
-    Scores are kept in single precision.
+    Use the class directly, or load it with `evaluate.load` and the path of this file. Neither needs a network. Scores
+    are stored in single precision.
 
     Example:
 
@@ -30,7 +30,7 @@ class FineGrainedAccuracy(evaluate.Metric):
             citation="",
             inputs_description="""
 Args:
-    predictions (`list` or `np.ndarray` of shape `(n, classes)`): one score per class, the larger the likelier.
+    predictions (`list` or `np.ndarray` of shape `(n, classes)`): one score per class, larger for a more likely class.
     references (`list` or `np.ndarray` of shape `(n,)`): the true classes, integers from 0.
 
 Returns:
@@ -57,13 +57,13 @@ Returns:
 
 @dataclass(frozen=True)
 class ClassificationMetrics:
-    """`compute_metrics` of a [`~transformers.Trainer`] for models that answer with the scores of several branches.
+    """`compute_metrics` of a [`~transformers.Trainer`] for models that return the scores of several branches.
 
     Args:
         branches (`tuple[str, ...]`, *optional*, defaults to `("both", "sa", "glca")`):
-            What the model's outputs are, in their order: a [`~dcal_hf.DCALTrainer`] gives those that are named. The
-            metrics of `"both"` bear plain names (`accuracy`, `top5_accuracy`, `class_mean_accuracy`), those of another
-            branch are prefixed (`sa_accuracy`).
+            Branch of each output, in order; a [`~dcal_hf.DCALTrainer`] outputs the named branches. The metrics of
+            `"both"` have plain names (`accuracy`, `top5_accuracy`, `class_mean_accuracy`); those of any other branch
+            get a prefix (`sa_accuracy`).
 
     Example:
 
@@ -79,22 +79,22 @@ class ClassificationMetrics:
 
         Args:
             prediction (`EvalPrediction`):
-                Labels of shape `(n,)`, and as predictions either one array of scores of shape `(n, classes)`, whose
-                metrics bear plain names whatever the branches, or a tuple of one such array per branch.
+                Labels of shape `(n,)`, and as predictions either a tuple with one array of scores of shape
+                `(n, classes)` per branch, or a single such array, whose metrics always have plain names.
 
         Returns:
             `dict[str, float]`: each metric, from 0 to 1.
 
         Raises:
-            ValueError: If the number of arrays is not the number of branches, or [`FineGrainedAccuracy`] cannot use
-                one of them.
+            ValueError: If the number of arrays differs from the number of branches, or [`FineGrainedAccuracy`]
+                rejects one of them.
         """
         scores = prediction.predictions
         if not isinstance(scores, tuple):
             return _branch_metrics("both", scores, prediction.label_ids)
         if len(scores) != len(self.branches):
             raise ValueError(
-                f"The model must answer with one array of scores for each of {', '.join(self.branches)}, "
+                f"The model must return one array of scores for each of {', '.join(self.branches)}, "
                 f"got {len(scores)} arrays."
             )
         metrics = {}

@@ -1,4 +1,4 @@
-"""Retrieval metrics in bounded memory, exact: mAP, CMC, mINP, MAP@R, the verification ROC; no row is ever sorted."""
+"""Exact retrieval metrics in bounded memory, without sorting a row: mAP, CMC, mINP, MAP@R, the verification ROC."""
 
 import math
 from collections import deque
@@ -16,7 +16,7 @@ JUNK_IDENTITY = -1
 DEFAULT_RANKS = (1, 5, 10)
 DEFAULT_FPRS = (1e-4, 1e-3, 1e-2)
 QUERIES_PER_CHUNK = 512
-# Below this many distances, shrinking a selection costs more than it frees.
+# For fewer distances than this, shrinking a selection costs more time than the memory is worth.
 SELECTION_SLACK = 1 << 20
 
 Column = np.ndarray | Sequence
@@ -37,65 +37,64 @@ def retrieval_metrics(
     fprs: Sequence[float] = DEFAULT_FPRS,
     chunk_size: int = QUERIES_PER_CHUNK,
 ) -> dict[str, float | int]:
-    """Scores the ranking of gallery images by their features' distance from each query image.
+    """Scores the ranking of the gallery by the distance of its features from those of each query.
 
-    Which gallery items count for a query is the Market-1501 protocol (Zheng et al., ICCV 2015): items of identity -1
-    are junk and dropped for every query; items of the query's identity *and* camera are dropped. Identity 0 has no
-    rule of its own: Market's distractors bear it and are negatives because no query does, and in MSMT17 it is a
-    person. Data without cameras leaves the cameras out. Where a query's own image lies in the gallery too, name the
-    images: items of the query's image are dropped. For a set that is searched with each of its own images:
+    Gallery items are filtered by the Market-1501 protocol (Zheng et al., ICCV 2015). Items of identity -1 are junk and
+    ignored for every query; items with the query's identity *and* camera are ignored for that query. Identity 0 has
+    no special rule: Market-1501's distractors have it and are negatives because no query does, and in MSMT17 it is a
+    person. Omit the cameras if the data has none. If the gallery may contain the query image itself, pass the image
+    names: items with the query's image are ignored. To search a set with each of its own images:
 
     ```python
     >>> rows = np.arange(len(features))
     >>> retrieval_metrics(features, features, ids, ids, query_images=rows, gallery_images=rows)
     ```
 
-    A query without a match among the items that are left is not scored. Of two items at the same distance, the one
-    with the lower gallery index comes first.
+    A query without a match among the remaining items is not scored. Ties go to the lower gallery index.
 
-    For each match the items before it are counted, so no row is sorted, and a thread makes the next rows meanwhile:
-    two chunks of rows are held, and for the ROC about four numbers per accepted negative of the largest rate. While
-    queries have some dozens of matches the distances take most of the time; counting grows with the matches.
+    The rank of a match is found by counting the items before it, so no row is sorted, while a thread computes the next
+    rows. Memory holds two chunks of rows, and for the ROC about four numbers per negative accepted at the largest
+    rate. With a few dozen matches per query most of the time goes to the distances; counting grows with the matches.
 
     Args:
         query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
             The features of the queries.
         gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
-            The features of the gallery. Distances are made on the device of the features.
+            The features of the gallery. Distances are computed on the device of the features.
         query_ids, gallery_ids (`np.ndarray` or `Sequence[int]`):
-            The identity of each image; the same individual has the same number in both.
+            The identity of each image, numbered alike in both.
         query_cameras, gallery_cameras (`np.ndarray` or `Sequence`, *optional*):
             The camera of each image, numbered alike in both.
         query_images, gallery_images (`np.ndarray` or `Sequence`, *optional*):
-            What names each image, such as its path or row number, if a query's own image may lie in the gallery.
+            A name of each image, such as its path or row number, if the gallery may contain the query images.
         metric (`"euclidean"` or `"cosine"`, *optional*, defaults to `"euclidean"`):
-            The distance. Both rank features of length 1 alike.
+            The distance. Both give the same ranking for features of length 1.
         ranks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
-            The ranks at which the CMC curve is read.
+            The ranks at which the CMC curve is evaluated.
         fprs (`Sequence[float]`, *optional*, defaults to `(1e-4, 1e-3, 1e-2)`):
-            The false positive rates, below 1, at which the verification ROC is read.
+            The false positive rates, below 1, at which the verification ROC is evaluated.
         chunk_size (`int`, *optional*, defaults to 512):
-            How many rows of distances a chunk has. It does not change a digit of the result.
+            Rows of distances per chunk. The result does not depend on it.
 
     Returns:
-        `dict[str, float | int]`: all but the verification ROC and the counts as means over the scored queries,
+        `dict[str, float | int]`: all but the verification ROC and the counts are means over the scored queries.
 
-        - `map`: mean average precision, the mean of the precision at each match ("step"), which papers report.
-        - `map_trapezoid`: the same with each precision averaged with that one rank before, as in the Market-1501
-          authors' script; it reads somewhat lower.
-        - `minp`: mean inverse negative penalty, matches over the rank of the last one (Ye et al., arXiv 2001.04193).
+        - `map`: mean average precision, from the precision at each match ("step"), as papers report it.
+        - `map_trapezoid`: the same, but each precision is averaged with that of the previous rank, as in the script of
+          the Market-1501 authors; slightly lower.
+        - `minp`: mean inverse negative penalty, number of matches over the rank of the last one (Ye et al., arXiv
+          2001.04193).
         - `r_precision`: the share of matches among the first R items, R being the number of the query's matches.
         - `map_at_r`: MAP@R, the sum of the precision at each match among the first R items, divided by R (Musgrave et
           al., "A Metric Learning Reality Check", ECCV 2020, section 3.2).
         - `rank1`, `rank5`, `rank10`: CMC, the share of queries with a match among the first items.
-        - `tpr_at_fpr_1e-4`, ...: the share of matching pairs nearer than the threshold, over the scored queries'
-          pairs.
+        - `tpr_at_fpr_1e-4`, ...: the share of matching pairs below the threshold, over the pairs of scored queries.
         - `threshold_at_fpr_1e-4`, ...: the largest distance (Euclidean, not squared, or cosine) such that the share
-          of non-matching pairs *nearer* than it does not exceed the rate; infinite if no pair is in the way.
-        - `num_queries`, `num_skipped`: how many queries there are, and how many of them could not be scored.
+          of non-matching pairs *below* it does not exceed the rate; infinite if all pairs can be accepted.
+        - `num_queries`, `num_skipped`: the number of queries, and how many of them could not be scored.
 
     Raises:
-        ValueError: If no query can be scored, the features or columns are unusable, or an option is out of range.
+        ValueError: If no query can be scored, the features or columns are invalid, or an option is out of range.
     """
     metrics = distance_metrics(
         FeatureDistances(query, gallery, metric), query_ids, gallery_ids, query_cameras, gallery_cameras,
@@ -124,7 +123,7 @@ def distance_metrics(
 
     Args:
         distances ([`Distances`]):
-            Gives the rows of the distance matrix. The thresholds are in its unit.
+            The distances from queries to gallery items. The thresholds have their unit.
         query_ids, gallery_ids, query_cameras, gallery_cameras, query_images, gallery_images, ranks, fprs, chunk_size:
             As in [`retrieval_metrics`].
 
@@ -132,7 +131,7 @@ def distance_metrics(
         `dict[str, float | int]`: the metrics of [`retrieval_metrics`].
 
     Raises:
-        ValueError: If no query can be scored, a column is unusable, or an option is out of range.
+        ValueError: If no query can be scored, a column is invalid, or an option is out of range.
 
     Example:
 
@@ -163,13 +162,13 @@ def distance_metrics(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Which gallery items, by ascending index, count for each query as what.
+    """Role of the gallery items for each query, as ascending indices.
 
     Attributes:
-        kept (`int`): How many gallery items are not junk.
-        junk (`np.ndarray`): The gallery items that count for no query.
-        matches (`list[np.ndarray]`): For each query, the items it should find.
-        dropped (`list[np.ndarray]`): For each query, the items that do not count for it, besides junk.
+        kept (`int`): Number of gallery items that are not junk.
+        junk (`np.ndarray`): The gallery items ignored for every query.
+        matches (`list[np.ndarray]`): For each query, the items to retrieve.
+        dropped (`list[np.ndarray]`): For each query, the items ignored for it, besides junk.
     """
 
     kept: int
@@ -187,7 +186,7 @@ def _pairs(
     cameras: tuple[Column | None, Column | None],
     images: tuple[Column | None, Column | None],
 ) -> _Pairs:
-    """Sorts the pairs by the protocol, or raises a `ValueError` if no query is left with a match."""
+    """Classifies the pairs by the protocol, or raises a `ValueError` if no query has a match left."""
     query_ids, gallery_ids = _columns("identities", ids, shape)
     kept = np.flatnonzero(gallery_ids != JUNK_IDENTITY)
     no_items = [kept[:0]] * shape[0]
@@ -224,7 +223,7 @@ def _columns(
 
 
 def _occurrences(query: np.ndarray, gallery: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
-    """For each entry of `query`, the `kept` indices at which `gallery` holds the same, ascending."""
+    """For each entry of `query`, the ascending `kept` indices at which `gallery` has the same value."""
     order = kept[np.argsort(gallery[kept], kind="stable")]
     ordered = gallery[order]
     starts, stops = np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right")
@@ -240,17 +239,18 @@ def _explain_unscored(query_ids: np.ndarray, same_identity: list[np.ndarray], sa
     if unknown.any():
         examples = ", ".join(map(str, np.unique(query_ids[unknown])[:3]))
         reasons.append(
-            f"{unknown.sum()} bear an identity that does not appear in the gallery (such as {examples}): queries and "
+            f"{unknown.sum()} have an identity that does not appear in the gallery (such as {examples}): queries and "
             "gallery must show the same individuals, under the same identity numbers."
         )
     if own_camera.any():
         reasons.append(
-            f"{own_camera.sum()} have matches by their own camera only, and those do not count: give each image its "
-            "true camera, or leave the cameras out if the data has none."
+            f"{own_camera.sum()} have matches from their own camera only, which are ignored: give each image its true "
+            "camera, or leave the cameras out if the data has none."
         )
     if own_image.any():
         reasons.append(
-            f"{own_image.sum()} have no match but their own image: the gallery needs a second image of the individual."
+            f"{own_image.sum()} have no match except their own image: add a second image of the individual to the "
+            "gallery."
         )
     return " ".join(reasons)
 
@@ -263,7 +263,7 @@ def _check_options(ranks: Sequence[int], fprs: Sequence[float], chunk_size: int)
 
 
 def _rows(distances: Distances, queries: np.ndarray, chunk_size: int) -> Iterator[np.ndarray]:
-    """Yields the row of each query, while a thread makes those of the next chunk."""
+    """Yields the row of each query while a thread computes the next chunk."""
     pending: deque[Future] = deque()
     with ThreadPoolExecutor(max_workers=1) as worker:
         for start in range(0, len(queries), chunk_size):
@@ -274,18 +274,18 @@ def _rows(distances: Distances, queries: np.ndarray, chunk_size: int) -> Iterato
 
 
 def _match_ranks(row: np.ndarray, matches: np.ndarray) -> np.ndarray:
-    """Ranks, from 1 and ascending, of the matches in the order of distance and then index."""
+    """Ascending ranks, from 1, of the matches in the order of distance and then index."""
     before = [np.count_nonzero(row[:i] <= row[i]) + np.count_nonzero(row[i:] < row[i]) for i in matches]
     return np.sort(before) + 1
 
 
 def _rank_metrics(match_ranks: list[np.ndarray], cmc_ranks: Sequence[int]) -> dict[str, float]:
-    """Metrics of each scored query's match ranks `r_1 < ... < r_n`, averaged over the queries."""
+    """Averages the metrics over the scored queries, each with match ranks `r_1 < ... < r_n`."""
     step, trapezoid, penalty, r_precision, map_at_r = [], [], [], [], []
     for ranks in match_ranks:
         hits = np.arange(1, len(ranks) + 1)
         precision = hits / ranks
-        # One rank before match i there are i - 1 hits among r_i - 1 items; before the first item precision is 1.
+        # At the rank before match i there are i - 1 hits among r_i - 1 items; before the first item precision is 1.
         precision_before = np.where(ranks > 1, (hits - 1) / np.maximum(ranks - 1, 1), 1.0)
         step.append(precision.mean())
         trapezoid.append((precision.mean() + precision_before.mean()) / 2)
@@ -303,7 +303,7 @@ def _rank_metrics(match_ranks: list[np.ndarray], cmc_ranks: Sequence[int]) -> di
 def _verification_metrics(
     matching: np.ndarray, nearest_negatives: np.ndarray, fprs: Sequence[float], allowed: Sequence[int]
 ) -> dict[str, float]:
-    """True positive rate and threshold where `allowed` many of all negatives at most are nearer than the threshold."""
+    """True positive rate and threshold with at most `allowed` negatives below the threshold."""
     metrics = {}
     for fpr, count in zip(fprs, allowed, strict=True):
         threshold = float(nearest_negatives[count]) if count < len(nearest_negatives) else math.inf
@@ -314,7 +314,7 @@ def _verification_metrics(
 
 
 class _Smallest:
-    """Selects the `count` smallest finite numbers of a stream, holding little more than twice as many."""
+    """Selects the `count` smallest finite numbers of a stream, storing little more than twice as many."""
 
     def __init__(self, count: int):
         self.count = count
@@ -323,7 +323,7 @@ class _Smallest:
         self._bound = np.inf
 
     def add(self, numbers: np.ndarray) -> None:
-        """Takes in more numbers."""
+        """Adds numbers to the stream."""
         below = numbers[numbers < self._bound]
         self._parts.append(below)
         self._size += len(below)
@@ -335,5 +335,5 @@ class _Smallest:
             self._bound = selected[self.count - 1]
 
     def values(self) -> np.ndarray:
-        """Returns the selected numbers, ascending; fewer if there were fewer."""
+        """Returns the selected numbers in ascending order, fewer than `count` if the stream was shorter."""
         return np.sort(np.concatenate(self._parts))[:self.count]

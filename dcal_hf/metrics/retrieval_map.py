@@ -11,15 +11,15 @@ from .retrieval import retrieval_metrics
 class RetrievalMAP(evaluate.Metric):
     """mAP, CMC, mINP and the verification ROC of query and gallery features, as an `evaluate` metric.
 
-    It is used by its class, or loaded by the path of its file with `evaluate.load`, and needs no network either way.
-    `evaluate` hands a metric its inputs as Python lists of single precision, so this is for sets of up to some ten
-    thousand images; [`retrieval_metrics`] has the same arithmetic and no such limit.
+    Use the class directly, or load it with `evaluate.load` and the path of this file. Neither needs a network.
+    `evaluate` passes inputs to a metric as Python lists in single precision, so this class is for sets of up to some
+    ten thousand images; [`retrieval_metrics`] computes the same without that limit.
 
     Args:
         config_name (`str`, *optional*):
-            What keeps a query from finding itself: `"default"` takes a column `cameras`, and items of the query's
-            identity and camera are dropped; `"images"` is for data without cameras and takes a column `images`
-            instead, and items of the query's image are dropped.
+            How a query is kept from finding itself. `"default"` takes a column `cameras` and ignores items with the
+            query's identity and camera. `"images"`, for data without cameras, takes a column `images` instead and
+            ignores items with the query's image.
 
     Example:
 
@@ -51,7 +51,7 @@ Returns:
     map, map_trapezoid, minp, r_precision, map_at_r, rank1, rank5, rank10, tpr_at_fpr_1e-4, ...
     (`float`): each from 0 to 1.
     threshold_at_fpr_1e-4, ... (`float`): distances.
-    num_queries, num_skipped (`int`): how many queries there are, and how many of them could not be scored.
+    num_queries, num_skipped (`int`): the number of queries, and how many of them could not be scored.
 """,
             features=datasets.Features(
                 {

@@ -18,7 +18,7 @@ def metrics_cache(tmp_path, monkeypatch):
 
 
 class MatrixDistances:
-    """Distances that are held as a matrix; notes how many rows were asked for at a time."""
+    """Distances stored as a matrix. Records the number of rows of each request."""
 
     def __init__(self, matrix):
         self.matrix = np.asarray(matrix)
@@ -31,7 +31,7 @@ class MatrixDistances:
 
 
 def official_trapezoid(hits):
-    """The authors' script, walking down a ranking of kept items."""
+    """The script of the Market-1501 authors, over the ranking of the items that count."""
     total, old_recall, old_precision, found = 0.0, 0.0, 1.0, 0
     for position, hit in enumerate(hits):
         found += hit
@@ -58,7 +58,7 @@ def map_at_r(hits):
 
 
 def loop_metrics(matrix, ids, cameras=None, images=None):
-    """The protocol in plain loops over a matrix of distances."""
+    """The protocol in plain loops over a distance matrix."""
     rankings, matching, others = [], [], []
     for i, row in enumerate(matrix.tolist()):
         kept = []
@@ -84,7 +84,7 @@ def loop_metrics(matrix, ids, cameras=None, images=None):
     metrics |= {f"rank{k}": np.mean([any(hits[:k]) for hits in rankings]) for k in (1, 5, 10)}
     others.sort()
     for fpr in FPRS:
-        # The largest threshold below which there is no more than the share of all negatives.
+        # The largest threshold with at most this share of all negatives below it.
         allowed = max(count for count in range(len(others) + 1) if count <= fpr * len(others))
         threshold = others[allowed] if allowed < len(others) else math.inf
         name = {0.0: "0e+0", 1e-3: "1e-3", 0.01: "1e-2", 0.1: "1e-1", 0.5: "5e-1"}[fpr]
@@ -94,7 +94,7 @@ def loop_metrics(matrix, ids, cameras=None, images=None):
 
 
 def random_columns(generator, queries, items):
-    """Identities with junk (-1), distractors (0) and identities that only one side has; cameras."""
+    """Identities, among them junk (-1), distractors (0) and some that only one side has, and cameras."""
     ids = generator.integers(1, 9, queries), generator.integers(-1, 8, items)
     return ids, (generator.integers(0, 3, queries), generator.integers(0, 3, items))
 
@@ -177,7 +177,7 @@ def test_junk_query_is_skipped():
 
 
 def test_hand_made_ranking():
-    # Matches at ranks 1 and 3; the distractor between them; junk and the own camera's item before all.
+    # Matches at ranks 1 and 3, a distractor between them, and junk and an item of the query's camera before all.
     matrix = MatrixDistances([[0.1, 0.2, 0.5, 0.7, 0.6, 0.9]])
     result = distance_metrics(matrix, [4], [-1, 4, 4, 4, 0, 5], [1], [1, 1, 2, 3, 1, 1], fprs=(0, 0.5))
     assert result == pytest.approx(
@@ -260,14 +260,14 @@ def test_read_only_features_serve():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(query_ids=[8, 9]), r"None of the 2 queries can be scored. 2 bear an identity .* \(such as 8, 9\)"),
-        (dict(query_cameras=[1, 1], gallery_cameras=[1, 1, 1]), "scored. 2 have matches by their own camera only"),
-        (dict(query_images=[0, 1], gallery_images=[0, 1, 2]), "scored. 2 have no match but their own image"),
+        (dict(query_ids=[8, 9]), r"None of the 2 queries can be scored. 2 have an identity .* \(such as 8, 9\)"),
+        (dict(query_cameras=[1, 1], gallery_cameras=[1, 1, 1]), "scored. 2 have matches from their own camera only"),
+        (dict(query_images=[0, 1], gallery_images=[0, 1, 2]), "scored. 2 have no match except their own image"),
         (
             dict(query_ids=[1, 9], query_cameras=[1, 1], gallery_cameras=[1, 1, 1]),
-            "1 bear an identity .* numbers. 1 have matches by",
+            "1 have an identity .* numbers. 1 have matches from",
         ),
-        (dict(gallery_ids=[-1, -1, -1]), "2 bear an identity"),
+        (dict(gallery_ids=[-1, -1, -1]), "2 have an identity"),
         (dict(query_ids=[1]), r"identities for 2 queries and 3 gallery items, got arrays of shape \(1,\) and \(3,\)"),
         (dict(query_cameras=[1, 1]), "cameras of both the queries and the gallery are needed"),
         (dict(gallery_images=[1, 1, 1]), "images of both"),
