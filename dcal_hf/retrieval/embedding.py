@@ -1,4 +1,4 @@
-"""Embeddings of many images, on one process or several."""
+"""Embeds many images, in one process or several."""
 
 import hashlib
 import logging
@@ -33,29 +33,29 @@ def embed_images(
     skip_broken: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """Embeds the images of a data set, in its order, with a progress bar.
+    """Embeds the images of a data set in order, with a progress bar.
 
-    In a script started by `accelerate launch` or `torchrun` the processes share the work, and each returns the whole.
-    Every batch that the model sees has `batch_size` images, the last one filled up with copies, so the number of
-    processes does not change a digit as long as each computes alike: on the same kind of device, with as many threads.
+    In a script started by `accelerate launch` or `torchrun` the processes share the work, and each returns all
+    embeddings. Every batch has `batch_size` images, the last one padded with copies, so the result does not depend on
+    the number of processes, provided that all use the same kind of device and the same number of threads.
 
     Args:
         model ([`DCALModel`] or any model that returns `embeddings`):
-            It is put on accelerate's device and into evaluation mode.
+            The model. It is moved to accelerate's device and set to evaluation mode.
         image_processor (`BaseImageProcessor`):
-            The one that is saved with the model.
+            The image processor saved with the model.
         dataset (`datasets.Dataset`):
-            A table with a column of images, or of paths.
+            A data set with a column of images or paths.
         image_column (`str`, *optional*, defaults to `"image"`):
-            That column.
+            Name of that column.
         batch_size (`int`, *optional*, defaults to 32):
             Images per batch and process.
         num_workers (`int`, *optional*, defaults to 0):
-            Processes that read images, for each process that embeds.
+            Data-loading processes per embedding process.
         skip_broken (`bool`, *optional*, defaults to `False`):
-            Whether an image that cannot be read gives a row of NaN and a warning with its path, instead of an error.
+            Return a row of NaN for an unreadable image and warn with its path, instead of raising an error.
         max_pixels (`int`, *optional*):
-            How many pixels an image may have, see [`~dcal_hf.data.open_image`].
+            The largest allowed image, see [`~dcal_hf.data.open_image`].
 
     Returns:
         `np.ndarray` of shape `(N, D)` and type float32.
@@ -65,7 +65,7 @@ def embed_images(
     """
     if len(dataset) == 0:
         raise ValueError("There are no images to embed.")
-    # Under torchrun on a machine without GPUs accelerate sees one process alone, unless it is told.
+    # Without GPUs, accelerate sees a single process under torchrun unless cpu is set.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     batch_size = min(batch_size, len(dataset))
     dataset = dataset.select_columns(image_column)
@@ -84,9 +84,9 @@ def embed_images(
 
 @torch.no_grad()
 def embed_batch(model: nn.Module, pixel_values: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Embeddings (n, D), float32, of images (n, 3, height, width) that go through the model as `batch_size` images.
+    """Embeddings (n, D), float32, of images (n, 3, height, width), padded with copies to `batch_size` images.
 
-    The last batch of a data set is filled up with copies, so that its size does not change a digit.
+    Padding keeps the results independent of the size of the last batch of a data set.
     """
     num_copies = batch_size - len(pixel_values)
     padded = torch.cat([pixel_values, pixel_values[-1:].expand(num_copies, -1, -1, -1)])
@@ -118,16 +118,16 @@ class _Reader:
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """Names a model by its weights, such as `"dcal-91b1f0b2b3c2a1d4"`: the same wherever its checkpoint lies.
+    """Identifies a model by its weights, such as `"dcal-91b1f0b2b3c2a1d4"`, wherever the checkpoint is stored.
 
-    Heads are left out, so a checkpoint's classifier and its `AutoModel` have one name. Configuration and image
-    processor do not count.
+    Heads are excluded, so a classifier and the `AutoModel` of the same checkpoint have the same fingerprint.
+    Configuration and image processor are not part of it.
 
     Args:
-        model (`PreTrainedModel`): The model, in the precision that it was loaded in.
+        model (`PreTrainedModel`): The model, in the precision in which it was loaded.
 
     Returns:
-        `str`: the model's type, and 16 digits of a SHA-256 of its weights.
+        `str`: the model type, and the first 16 hexadecimal digits of the SHA-256 of the weights.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.base_model.state_dict().items()):

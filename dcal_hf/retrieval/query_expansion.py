@@ -1,4 +1,4 @@
-"""Query expansion: searching with a query and what it finds."""
+"""Query expansion: search with the mean of a query and its nearest gallery items."""
 
 import numpy as np
 import torch
@@ -9,11 +9,11 @@ from ..metrics.distances import ROWS_PER_PRODUCT, FeatureDistances, as_tensor
 def expand_queries(
     query: np.ndarray | torch.Tensor, gallery: np.ndarray | torch.Tensor, k: int, alpha: float = 0.0
 ) -> torch.Tensor:
-    """Moves each query to the mean of itself and its `k` nearest gallery items.
+    """Replaces each query by the mean of itself and its `k` nearest gallery items.
 
     Average query expansion, Chum et al., ICCV 2007; weighted by similarity, Radenović et al.,
-    https://arxiv.org/abs/1711.02512, section 3.3. Which items the protocol leaves out of a query's score is not known
-    to a search, so they take part here. Of items at the same distance any may be taken.
+    https://arxiv.org/abs/1711.02512, section 3.3. A search does not know which items the evaluation protocol ignores
+    for a query, so those are included. Ties are broken arbitrarily.
 
     Args:
         query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
@@ -21,17 +21,17 @@ def expand_queries(
         gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
             The features of the gallery.
         k (`int`):
-            How many items are taken, the nearest by cosine similarity.
+            Number of items, the nearest by cosine similarity.
         alpha (`float`, *optional*, defaults to 0.0):
-            An item weighs its cosine similarity, 0 at least, to this power; 0 gives the plain mean. The query has
-            weight 1.
+            Exponent of the weight of an item, which is its cosine similarity clipped at 0; 0 gives the plain mean. The
+            query has weight 1.
 
     Returns:
-        `torch.Tensor` of shape `(queries, dim)`: each as long as the query was.
+        `torch.Tensor` of shape `(queries, dim)`: the expanded queries, each with the norm of the original query.
 
     Raises:
         ValueError: If `k` is not from 1 to the number of gallery items, `alpha` is negative, or the features are
-            unusable.
+            invalid.
     """
     query, gallery = as_tensor(query), as_tensor(gallery)
     if not 1 <= k <= len(gallery) or alpha < 0:

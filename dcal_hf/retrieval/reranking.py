@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking (Zhong et al., CVPR 2017) from neighbour lists, without a matrix of all pairs."""
+"""k-reciprocal re-ranking (Zhong et al., CVPR 2017) on neighbour lists, without a matrix of all pairs."""
 
 import faiss
 import numpy as np
@@ -8,7 +8,7 @@ from scipy import sparse
 from ..metrics.distances import FeatureDistances, as_tensor
 
 
-# What is in work at once, which bounds the memory of each step to some ten MB and keeps its data near the caches.
+# Rows and overlaps per chunk. They bound the memory of each step to some ten MB and keep its data close to the caches.
 ROWS_PER_CHUNK = 1 << 12
 OVERLAPS_PER_CHUNK = 1 << 18
 
@@ -16,16 +16,16 @@ OVERLAPS_PER_CHUNK = 1 << 18
 class RerankedDistances:
     """Re-ranked distances from queries to gallery items, `(1 - lambda) * Jaccard + lambda * original`.
 
-    The Jaccard distance is 1 for all but the few pairs whose neighbourhoods overlap, so only those are held, and rows
-    of the matrix are made when asked for: this is one of [`~dcal_hf.metrics.Distances`]. [`rerank`] makes it.
+    The Jaccard distance is 1 for all but the few pairs whose neighbourhoods overlap, so only those are stored, and
+    rows of the matrix are computed on demand. Implements [`~dcal_hf.metrics.Distances`]; created by [`rerank`].
 
     Args:
         original ([`~dcal_hf.metrics.FeatureDistances`]):
             The cosine distances before re-ranking.
         farthest (`np.ndarray` of shape `(queries,)`):
-            What a query's squared Euclidean distances are divided by.
+            Divisor of each query's squared Euclidean distances: the distance to its farthest image.
         similarity (`scipy.sparse.csr_array` of shape `(queries, gallery items)`):
-            1 minus the Jaccard distance, where the neighbourhoods overlap.
+            1 minus the Jaccard distance, stored where the neighbourhoods overlap.
         lambda_value (`float`):
             Weight of the original distance.
     """
@@ -42,7 +42,7 @@ class RerankedDistances:
 
         Args:
             queries (`np.ndarray` of shape `(n,)` and an integer type):
-                Which queries.
+                Indices of the queries.
 
         Returns:
             `np.ndarray` of shape `(n, gallery items)` and type float32.
@@ -65,45 +65,46 @@ def rerank(
     lambda_value: float = 0.3,
     index: str = "Flat",
 ) -> RerankedDistances:
-    """Re-ranks the gallery by how far a query's and an item's reciprocal neighbourhoods overlap.
+    """Re-ranks the gallery by the overlap of the k-reciprocal neighbourhoods of queries and gallery items.
 
     Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", https://arxiv.org/abs/1701.08398.
-    Public variants disagree. This one computes what the authors' own Python code does, the source of most published
-    figures, with features of length 1 going in:
+    Public implementations differ. This one computes what the authors' Python code, the source of most published
+    figures, computes for features of length 1:
 
-    - The original distance is the squared Euclidean one between L2-normalised features, divided, for each image, by
-      its distance to the farthest of all images. The paper's text has no such division, and fast-reid leaves it out.
-      The authors' code, and torchreid's, square what they are given, so there plain distances go in; code that hands
-      them squared ones ranks by the fourth power.
-    - Neighbours are sought among queries and gallery together, and an image is its own first neighbour: the list for
-      `k` has `k + 1` entries. fast-reid takes `k`; the local query expansion takes `k2` everywhere, itself included.
-    - A neighbour's own reciprocal set, for half of `k1`, is taken in if *more* than two thirds of it are in common,
-      where the paper's text says at least two thirds.
+    - The original distance is the squared Euclidean distance between L2-normalised features, divided, for each image,
+      by its distance to the farthest image. The paper does not mention this division, and fast-reid omits it. The
+      code of the authors and of torchreid squares its input and expects plain distances; given squared ones it ranks
+      by the fourth power.
+    - Neighbours are searched in queries and gallery together, and an image is its own first neighbour: the list for
+      `k` has `k + 1` entries. fast-reid uses `k`. Local query expansion uses `k2` entries in all implementations,
+      including the image itself.
+    - The reciprocal set of a neighbour, for half of `k1`, is added if *more* than two thirds of it are shared; the
+      paper says at least two thirds.
 
-    With `N` images, memory is three copies of the features, normalised (one lives in the index), and some hundred
-    numbers per image and some thousand per query; no matrix of `N x N` is made. Time is mostly that of two searches
-    of the index with each of the `N` images, on the CPU and in float32.
+    With `N` images, memory is three copies of the normalised features (one in the index), some hundred numbers per
+    image and some thousand per query; no `N x N` matrix is created. Most of the time goes to two searches of the index
+    with each of the `N` images, on the CPU and in float32.
 
     Args:
         query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
-            The features of the queries; they are normalised here.
+            The features of the queries. Queries and gallery are normalised here.
         gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
             The features of the gallery.
         k1 (`int`, *optional*, defaults to 20):
-            How many neighbours are looked at for reciprocity.
+            Number of neighbours for the reciprocal sets.
         k2 (`int`, *optional*, defaults to 6):
-            Over how many neighbours, the image included, neighbourhoods are averaged; 1 averages none.
+            Number of neighbours, including the image, over which encodings are averaged; 1 disables averaging.
         lambda_value (`float`, *optional*, defaults to 0.3):
-            Weight of the original distance, from 0 (Jaccard alone) to 1.
+            Weight of the original distance, from 0 (Jaccard distance only) to 1.
         index (`str`, *optional*, defaults to `"Flat"`):
-            A faiss factory string for the neighbour search. The default is exact; with another one the lists and the
-            farthest distances are the index's guesses.
+            A faiss factory string for the neighbour search. The default is exact; with any other index the neighbour
+            lists and the farthest distances are approximate.
 
     Returns:
-        [`RerankedDistances`]: what [`~dcal_hf.metrics.distance_metrics`] scores; its `rows` are the distances.
+        [`RerankedDistances`]: input of [`~dcal_hf.metrics.distance_metrics`]; its `rows` are the distances.
 
     Raises:
-        ValueError: If an option is out of range or the features are unusable.
+        ValueError: If an option is out of range or the features are invalid.
     """
     if not 1 <= k2 <= k1 + 1 or not 0 <= lambda_value <= 1:
         raise ValueError(
@@ -123,9 +124,9 @@ def rerank(
 
 
 def _search(features: np.ndarray, k: int, factory: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the `k` nearest of all images to each, and the squared distance to the farthest.
+    """Returns the `k` nearest images of each image, and its squared distance to the farthest one.
 
-    Of unit vectors, the one farthest from `x` is the nearest to `-x`.
+    The unit vector farthest from `x` is the one nearest to `-x`.
     """
     index = faiss.index_factory(features.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     index.train(features)
@@ -139,7 +140,7 @@ def _search(features: np.ndarray, k: int, factory: str) -> tuple[np.ndarray, np.
 
 
 def _matrix(neighbours: np.ndarray) -> sparse.csr_array:
-    """Returns the matrix with a 1 where the column is in the row's list; an index of -1 stands for none."""
+    """Returns the matrix with a 1 where the column is in the row's list. An index of -1 stands for no neighbour."""
     rows, places = np.nonzero(neighbours >= 0)
     ones = np.ones(len(rows), dtype=np.float32)
     return sparse.csr_array((ones, (rows, neighbours[rows, places])), shape=(len(neighbours),) * 2)
@@ -152,7 +153,7 @@ def _reciprocal(neighbours: np.ndarray) -> sparse.csr_array:
 
 
 def _expand(reciprocal: sparse.csr_array, half: sparse.csr_array) -> sparse.csr_array:
-    """R*(i, k): R(i, k) and each R(j, k/2) of a `j` in it with `|R(i, k) & R(j, k/2)| > 2/3 |R(j, k/2)|`."""
+    """R*(i, k): R(i, k) joined with R(j, k/2) for each of its `j` with `|R(i, k) & R(j, k/2)| > 2/3 |R(j, k/2)|`."""
     common = reciprocal * (reciprocal @ half.T)
     common.data = (3 * common.data > 2 * half.sum(axis=1)[common.indices]).astype(np.float32)
     common.eliminate_zeros()
@@ -197,7 +198,7 @@ def _similarity(query: sparse.csr_array, gallery: sparse.csr_array) -> sparse.cs
 
 
 def _minimum_sums(query: sparse.csr_array, gallery_columns: sparse.csc_array) -> sparse.csr_array:
-    """Sums `min(V_q, V_g)` over the columns that both hold, for each query row and each row of `gallery_columns`."""
+    """Sums `min(V_q, V_g)` over the columns stored in both, for each query row and each row of `gallery_columns`."""
     counts = np.diff(gallery_columns.indptr)[query.indices]
     query_entry = np.repeat(np.arange(query.nnz), counts)
     offset = np.arange(len(query_entry)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -18,7 +18,7 @@ class MatrixDistances:
 
 
 def dense_rerank(query, gallery, k1=20, k2=6, lambda_value=0.3):
-    """Full matrices in double precision, neighbourhoods as sets."""
+    """Reference implementation: full matrices in double precision, neighbourhoods as sets."""
     features = np.concatenate([query, gallery]).astype(np.float64)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     distances = ((features[:, None] - features[None]) ** 2).sum(-1)
