@@ -1,4 +1,4 @@
-"""Trainers and their arguments, with what they need: batches, partners for PWCA, parameter groups, LoRA, sharding."""
+"""Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
 from .classes import class_names, has_class_names, name_classes, set_classes
 from .pairs import DistractedDataset, PairCollator, PairSampler

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, https://huggingface.co/papers/2106.09685) in the backbone, by peft.
+"""Low-rank adapters (LoRA, https://huggingface.co/papers/2106.09685) in the backbone, with peft.
 
-They live as long as training does. Every checkpoint holds the adapted weights under their plain names, so it loads
-like any other, without peft; what resuming needs beside it lies in a file of its own.
+Adapters exist during training only. Checkpoints store the merged weights under their usual names, so they load without
+peft. The adapters themselves, which resuming needs, are stored in a separate file.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ from transformers.utils import is_peft_available
 from ..models.modeling_dcal import DCALPreTrainedModel
 
 
-# Not peft's own name: `from_pretrained` would put what it finds there on weights that hold it already.
+# Not peft's file name: `from_pretrained` would load these adapters on top of weights that already contain them.
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
-# The adapters' output counts alpha / rank times: 2 is what most recipes take, whatever the rank.
+# The output of the adapters is scaled by alpha / rank. Most recipes use 2 for any rank.
 ALPHA_PER_RANK = 2
 
 
@@ -30,13 +30,13 @@ def check_peft() -> None:
 
 
 def add_lora(model: DCALPreTrainedModel, rank: int) -> nn.Module:
-    """Puts adapters on the linear layers of the backbone's attention, and freezes all else in the backbone.
+    """Adds adapters to the linear layers of the backbone's attention, and freezes the rest of the backbone.
 
     Args:
-        rank (`int`): Of each adapter.
+        rank (`int`): Rank of each adapter.
 
     Returns:
-        peft's `LoraModel`, of which the backbone is a part; its `merge_and_unload` ends it.
+        peft's `LoraModel` around the backbone; its `merge_and_unload` removes the adapters.
     """
     check_peft()
     from peft import LoraConfig, LoraModel
@@ -50,14 +50,14 @@ def add_lora(model: DCALPreTrainedModel, rank: int) -> nn.Module:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have an adapter, by name."""
+    """The layers with an adapter, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model with adapters, as those of a plain one: `W + alpha / rank B A` in the place of `W`."""
+    """State dict with the adapters merged: `W + alpha / rank B A` instead of `W`."""
     state = model.state_dict()
     for name, layer in adapted_layers(model).items():
         plain = layer.get_base_layer().state_dict()
@@ -68,7 +68,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapted_layers(model: nn.Module, folder: str | Path) -> None:
-    """Writes the layers that have an adapter, before the merge: it could not be undone to the last bit."""
+    """Saves the layers with an adapter unmerged, because a merge cannot be undone bit for bit."""
     layers = adapted_layers(model).items()
     save_file(
         {f"{name}.{key}": value for name, layer in layers for key, value in layer.state_dict().items()},
@@ -77,14 +77,14 @@ def save_adapted_layers(model: nn.Module, folder: str | Path) -> None:
 
 
 def with_adapted_layers(model: nn.Module, state: dict[str, Tensor], folder: str | Path) -> dict[str, Tensor]:
-    """The state dict of a plain model, with the layers that have an adapter as [`save_adapted_layers`] wrote them.
+    """Replaces merged layers of a state dict by the unmerged ones that [`save_adapted_layers`] saved.
 
     Raises:
-        FileNotFoundError: If that checkpoint was trained without LoRA.
+        FileNotFoundError: If the checkpoint was trained without LoRA.
     """
     file = Path(folder, LORA_FILE)
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} was trained without LoRA: it cannot be gone on from with lora_rank.")
+        raise FileNotFoundError(f"{folder} was trained without LoRA: to resume it, leave out lora_rank.")
     prefixes = tuple(f"{name}." for name in adapted_layers(model))
     return {key: value for key, value in state.items() if not key.startswith(prefixes)} | load_file(file)
 

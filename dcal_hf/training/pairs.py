@@ -1,7 +1,8 @@
-"""Which two images distract each other in PWCA: by their places in the batch, which the order of the epoch arranges.
+"""PWCA pair sampling: which two images distract each other.
 
-Images 2k and 2k + 1 of a batch are a pair, if the strategy lets them meet. Paper: section 3.3, and Table 4 for the
-strategies (https://huggingface.co/papers/2205.02151). Nothing is drawn at a step.
+Images 2k and 2k + 1 of a batch are a pair if the strategy allows it. The sampler orders the epoch accordingly, so no
+random numbers are needed at a step. Paper: section 3.3, and Table 4 for the strategies
+(https://huggingface.co/papers/2205.02151).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,19 +18,19 @@ from ..models.loss_dcal import IGNORED
 
 
 PAIR_SAMPLING = ("any", "inter_class", "intra_class", "half", "noise")
-# Strategies that look at classes.
+# Strategies that depend on the classes.
 BY_CLASS = ("inter_class", "intra_class", "half")
 
 
 def batch_pairs(labels: Tensor, strategy: str) -> Tensor:
-    """Images 2k and 2k + 1 of a batch, where the strategy lets them meet.
+    """Pairs images 2k and 2k + 1 of a batch if the strategy allows it.
 
     Args:
-        labels (`Tensor` of shape `(B,)`, or `(B, classes)`, probabilities): The class of each image.
-        strategy (`str`): `"inter_class"`, `"intra_class"`; all others let any two meet.
+        labels (`Tensor` of shape `(B,)`, or `(B, classes)` for probabilities): The class of each image.
+        strategy (`str`): `"inter_class"` or `"intra_class"`; any other allows all pairs.
 
     Returns:
-        `Tensor` of shape `(P, 2)`, int64: the model's `pairs`. P may be 0.
+        `Tensor` of shape `(P, 2)`, int64: the `pairs` argument of the model. P may be 0.
     """
     pairs = torch.arange(len(labels) // 2 * 2).view(-1, 2)
     if strategy not in ("inter_class", "intra_class"):
@@ -40,23 +41,23 @@ def batch_pairs(labels: Tensor, strategy: str) -> Tensor:
 
 
 def count_unpaired(order: np.ndarray, labels: np.ndarray, batch_size: int, strategy: str) -> int:
-    """How many images of an epoch (N,) meet no other in their batch; `labels` are those of the data set."""
+    """Number of images of an epoch (N,) without a partner in their batch; `labels` are those of the data set."""
     batches = torch.from_numpy(labels[order]).split(batch_size)
     return len(order) - sum(batch_pairs(batch, strategy).numel() for batch in batches)
 
 
 def pair_up(labels: np.ndarray, strategy: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws partners among all images: as many pairs as the strategy allows.
+    """Samples as many pairs of images as the strategy allows.
 
     Args:
         labels (`np.ndarray` of shape `(N,)`): Class of each image.
         strategy (`str`):
-            `"inter_class"`, `"intra_class"`, `"half"`: half of the pairs of either kind, if there are so many of one
-            class; for all others any two images.
-        rng (`np.random.Generator`): Source of the draw.
+            `"inter_class"`, `"intra_class"`, or `"half"` for half of the pairs of either kind, if there are enough of
+            the same class; any other allows all pairs.
+        rng (`np.random.Generator`): Source of random numbers.
 
     Returns:
-        `np.ndarray` of shape `(P, 2)` and `(M,)`: indices of the pairs' images, and of those without a partner.
+        `np.ndarray` of shape `(P, 2)` and `(M,)`: indices of the paired and of the unpaired images.
     """
     order = rng.permutation(len(labels))
     if strategy == "intra_class":
@@ -71,13 +72,13 @@ def pair_up(labels: np.ndarray, strategy: str, rng: np.random.Generator) -> tupl
 
 
 def _consecutive_pairs(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours (P, 2), and the last one (1,) of an odd number, or none (0,)."""
+    """Consecutive images as pairs (P, 2), and the last image (1,) if their number is odd, else none (0,)."""
     paired = len(order) // 2 * 2
     return order[:paired].reshape(-1, 2), order[paired:]
 
 
 def _pair_same_class(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours within each class; of an odd class the last one is left."""
+    """Pairs consecutive images within each class; a class of odd size leaves its last image unpaired."""
     by_class = order[np.argsort(labels[order], kind="stable")]
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     unpaired = (starts + counts - 1)[counts % 2 == 1]
@@ -85,11 +86,12 @@ def _pair_same_class(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 def _pair_different_classes(order: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours, of which those of one class change partners until none is left that could."""
+    """Pairs consecutive images, then exchanges the partners of pairs of the same class as long as that is possible."""
     pairs, last = _consecutive_pairs(order)
     is_same_class = _is_same_class(pairs, labels)
     pairs, remaining = pairs[~is_same_class], np.concatenate([pairs[is_same_class].ravel(), last])
-    # Among themselves: in the order of classes, the first half against the second. Alike are then images of one class.
+    # First exchange among themselves: sorted by class, the first half against the second half. The pairs of the same
+    # class that are left then all have one class.
     remaining = remaining[np.argsort(labels[remaining], kind="stable")]
     half = len(remaining) // 2
     rematched = np.stack([remaining[:half], remaining[len(remaining) - half:]], axis=1)
@@ -102,7 +104,7 @@ def _pair_different_classes(order: np.ndarray, labels: np.ndarray) -> tuple[np.n
 
 
 def _swap_partners(pairs: np.ndarray, same_class: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(a, a), (x, y) -> (a, x), (a, y)`, as often as there are pairs without class a, which all `same_class` are."""
+    """`(a, a), (x, y) -> (a, x), (a, y)` for each pair without class a, the class of all `same_class` pairs."""
     others = np.flatnonzero((labels[pairs] != labels[same_class[0, 0]]).all(axis=1))[:len(same_class)]
     swapped = np.stack([same_class[:len(others)], pairs[others]], axis=2).reshape(-1, 2)
     return np.concatenate([np.delete(pairs, others, axis=0), swapped]), same_class[len(others):]
@@ -114,10 +116,10 @@ def _is_same_class(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def lay_out(pairs: np.ndarray, unpaired: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """An epoch's order: pairs at places 2k and 2k + 1 of batches, shuffled.
+    """Order of an epoch: shuffled, with the images of a pair at positions 2k and 2k + 1 of a batch.
 
-    Images without a partner stand side by side, where `batch_pairs` does not let them meet. The last place of an odd
-    batch is for one of them, or, where there are too few, for one of a pair that is given up.
+    Unpaired images are adjacent, where `batch_pairs` does not pair them. The last position of an odd batch takes an
+    unpaired image; if there are too few, some pairs are split.
 
     Args:
         pairs (`np.ndarray` of shape `(P, 2)`), unpaired (`np.ndarray` of shape `(M,)`): From [`pair_up`].
@@ -136,14 +138,14 @@ def lay_out(pairs: np.ndarray, unpaired: np.ndarray, batch_size: int, rng: np.ra
 
 
 class PairSampler(Sampler[int]):
-    """An epoch of all images in random order, partners side by side, drawn anew from (seed, epoch).
+    """Samples all images of an epoch in random order, with partners adjacent, as a function of (seed, epoch).
 
-    Every process draws the same order, and accelerate gives process i batches i, i + n, ...
+    Every process samples the same order, and accelerate gives batches i, i + n, ... to process i.
 
     Args:
-        labels (sequence of `int`): (N,) class of each image; not looked at, unless the strategy is one of classes.
+        labels (sequence of `int`): (N,) class of each image; ignored unless the strategy depends on the classes.
         batch_size (`int`): Images per batch of one process.
-        strategy (`str`, *optional*, defaults to `"any"`): Of [`pair_up`].
+        strategy (`str`, *optional*, defaults to `"any"`): Strategy of [`pair_up`].
         seed (`int`, *optional*, defaults to 0): Seed of all epochs.
     """
 
@@ -164,23 +166,23 @@ class PairSampler(Sampler[int]):
         yield from self.order().tolist()
 
     def order(self) -> np.ndarray:
-        """The epoch's indices (N,)."""
+        """Indices of the epoch (N,)."""
         rng = np.random.default_rng([self.seed, self.epoch])
         return lay_out(*pair_up(self.labels, self.strategy, rng), self.batch_size, rng)
 
     def count_unpaired(self) -> int:
-        """How many images of the epoch have no partner."""
+        """Number of images of the epoch without a partner."""
         return count_unpaired(self.order(), self.labels, self.batch_size, self.strategy)
 
 
 @dataclass
 class PairCollator:
-    """A data collator whose batches name their pairs.
+    """A data collator that adds the pairs of a batch.
 
     Args:
-        collate (`Callable`): Makes a batch of samples.
-        strategy (`str`): Of [`batch_pairs`].
-        fraction (`float`): Share of a batch's pairs that take part, rounded, at least one.
+        collate (`Callable`): Collates samples into a batch.
+        strategy (`str`): Strategy of [`batch_pairs`].
+        fraction (`float`): Share of the pairs of a batch to use. Their number is rounded and at least one.
     """
 
     collate: Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
@@ -188,7 +190,7 @@ class PairCollator:
     fraction: float = 1.0
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The batch, with `pairs` (P, 2). A sample's `distractor` is the image behind it."""
+        """The batch, with `pairs` (P, 2). The `distractor` of a sample becomes the next image of the batch."""
         samples = [image for sample in samples for image in with_distractor(sample)]
         batch = self.collate(samples)
         pairs = batch_pairs(batch["labels"], self.strategy)
@@ -197,7 +199,7 @@ class PairCollator:
 
 
 def with_distractor(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A sample, and, if it has one, the distractor that comes with it, which no loss counts."""
+    """The sample without its distractor, followed by the distractor, if any, with the label ignored by all losses."""
     if "distractor" not in sample:
         return [sample]
     image = {name: value for name, value in sample.items() if name != "distractor"}
@@ -205,11 +207,13 @@ def with_distractor(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 class DistractedDataset(Dataset):
-    """A training set whose images are distracted by those of another data set (an ablation of the paper, Table 4).
+    """A training set with distractors from another data set (an ablation of the paper, Table 4).
 
     Args:
-        dataset: Gives samples with `pixel_values` and `labels`.
-        distractors: Gives `pixel_values`; drawn from torch's random numbers, so by the seed of who loads the sample.
+        dataset: Samples with `pixel_values` and `labels`.
+        distractors:
+            Samples with `pixel_values`. One is sampled for each image from torch's default generator, and so depends
+            on the seed of the process that loads the image.
     """
 
     def __init__(self, dataset: Dataset, distractors: Dataset):

@@ -1,4 +1,4 @@
-"""Which parameters an optimiser moves, and how far: weight decay, learning rates by depth."""
+"""Parameter groups of the optimiser: weight decay and layer-wise learning rates."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from ..models.modeling_dcal import DCALPreTrainedModel
 class ParameterGroup:
     """
     Args:
-        parameters (`list` of `nn.Parameter`): In the model's order.
-        scale (`float`): Share of the learning rate that they get.
-        kind (`str`): What the optimiser treats in another way (`"bias"`, say); empty for all else.
+        parameters (`list` of `nn.Parameter`): The parameters, in the order of the model.
+        scale (`float`): Factor of the learning rate.
+        kind (`str`): Kind of parameter that the optimiser treats differently, such as `"bias"`; empty for all others.
     """
 
     parameters: list[nn.Parameter]
@@ -24,10 +24,11 @@ class ParameterGroup:
 
 
 def weight_matrix_names(model: nn.Module) -> list[str]:
-    """Names of the weights of linear layers and convolutions: what weight decay is for.
+    """Names of the parameters with weight decay: the weights of linear layers and convolutions.
 
-    By type, so that no family of encoders needs a list of names: biases, norms, necks, tokens, positions, layer scales
-    and log-variances are left, as in DeiT (`no_weight_decay` and timm's rule for parameters of one dimension).
+    They are found by module type, so that no encoder family needs a list of names. Biases, norms, necks, tokens,
+    positions, layer scales and log-variances have no decay, as in DeiT (`no_weight_decay` and timm's rule for
+    parameters of one dimension).
     """
     return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
 
@@ -52,15 +53,15 @@ def parameter_depths(model: DCALPreTrainedModel) -> dict[nn.Parameter, int]:
 def parameter_groups(
     model: DCALPreTrainedModel, kinds: Mapping[str, str], layer_decay: float
 ) -> list[ParameterGroup]:
-    """The trained parameters, apart by depth and by kind.
+    """Groups the trainable parameters by learning rate and kind.
 
-    The learning rate of depth d is scaled by `layer_decay ** (L + 1 - d)`, as BEiT and MAE fine-tune
-    (https://huggingface.co/papers/2111.06377, appendix A.1); with a layer decay of 1 there is one depth. The full rate
-    comes first, because the Trainer logs that of the first group; of one depth those of no kind come first. The order
-    is always the same, because the states of an optimiser are saved by it.
+    The learning rate of depth d is scaled by `layer_decay ** (L + 1 - d)`, as in fine-tuning of BEiT and MAE
+    (https://huggingface.co/papers/2111.06377, appendix A.1). Groups are sorted by decreasing rate, because the Trainer
+    logs that of the first group, and then by kind, with no kind first. The order is deterministic, because the state
+    of an optimiser is saved by group.
 
     Args:
-        kinds (`Mapping[str, str]`): By their names, the parameters that the optimiser treats in another way.
+        kinds (`Mapping[str, str]`): Kind of the parameters that the optimiser treats differently, by parameter name.
     """
     depths = parameter_depths(model)
     last = max(depths.values())

@@ -1,4 +1,4 @@
-"""Trainer of re-identification: batches of identities, TransReID's schedule, evaluation on query and gallery."""
+"""Trainer for re-identification: identity-balanced batches, TransReID's schedule, evaluation on query and gallery."""
 
 import hashlib
 import math
@@ -37,14 +37,14 @@ class DCALReIDTrainer(DCALTrainer):
         model (`DCALForReID`)
         args (`DCALReIDTrainingArguments`)
         train_dataset (`datasets.Dataset`, *optional*):
-            Has a column label (identities from 0) and a transform that gives `pixel_values` and `labels`.
+            Has a column label (identities from 0) and a transform that returns `pixel_values` and `labels`.
         eval_dataset (`dict` of `datasets.Dataset`, *optional*):
-            `{"query": ..., "gallery": ...}`, each with columns image, identity and, where known, camera_id, and a
-            transform that gives `pixel_values`.
+            `{"query": ..., "gallery": ...}`, each with the columns image, identity and, if known, camera_id, and a
+            transform that returns `pixel_values`.
         kwargs: As in `transformers.Trainer`.
 
     Attributes:
-        embeddings (`dict` of `np.ndarray` of shape `(N, dim)`): Of query and gallery at the last evaluation.
+        embeddings (`dict` of `np.ndarray` of shape `(N, dim)`): Query and gallery embeddings of the last evaluation.
     """
 
     args: DCALReIDTrainingArguments
@@ -77,7 +77,7 @@ class DCALReIDTrainer(DCALTrainer):
         return np.asarray(column(self.labelled_dataset, "label"))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """TransReID's SGD with every bias at twice the learning rate, or what the arguments name."""
+        """Creates TransReID's SGD with twice the learning rate for biases, or the optimiser of the arguments."""
         if self.args.schedule == "trainer":
             return super().create_optimizer(model)
         if self.optimizer is None:
@@ -103,7 +103,9 @@ class DCALReIDTrainer(DCALTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """One learning rate per epoch, an epoch being 1 / `num_train_epochs` of the steps; or the arguments' own."""
+        """Creates TransReID's schedule, with one learning rate per epoch (1 / `num_train_epochs` of the steps), or the
+        scheduler of the arguments.
+        """
         if self.args.schedule == "trainer":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -132,14 +134,14 @@ class DCALReIDTrainer(DCALTrainer):
         """Embeds query and gallery on all processes, and scores them on the first.
 
         Args:
-            eval_dataset (`dict` of `datasets.Dataset`, *optional*): As `eval_dataset` of the trainer.
-            metric_key_prefix (`str`): What the metrics' names start with.
+            eval_dataset (`dict` of `datasets.Dataset`, *optional*): Replaces the `eval_dataset` of the trainer.
+            metric_key_prefix (`str`): Prefix of the metric names.
 
         Returns:
-            `dict[str, float]`: the metrics of [`~dcal_hf.metrics.retrieval_metrics`] and those of [`score`].
+            `dict[str, float]`: the metrics of [`score`], and the runtime.
 
         Raises:
-            ValueError: If there is no query and gallery, or no query can be scored.
+            ValueError: If query or gallery is missing, or no query can be scored.
         """
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(sets, dict) or set(sets) != {"query", "gallery"}:
@@ -157,21 +159,21 @@ class DCALReIDTrainer(DCALTrainer):
         return metrics
 
     def embed(self, dataset: Dataset, description: str = "Embedding") -> np.ndarray:
-        """Embeddings (N, dim) of a data set in its order, on every process."""
+        """Embeddings (N, dim) of a data set in order, on every process."""
         if self.args.world_size > 1:
-            # The running means of the necks are each process's own after a step; saved are those of the first.
+            # The running statistics of the necks differ between processes after a step; those of the first are saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        # The loader of evaluation may be kept by the Trainer, and would then serve one set for the other.
+        # The Trainer may cache the evaluation dataloader, and would then return that of the other set.
         loader = self.get_test_dataloader(dataset)
         return self.evaluation_loop(loader, description, prediction_loss_only=False).predictions
 
     def score(self, sets: dict[str, Dataset]) -> dict[str, float | int]:
         """Scores the last embeddings.
 
-        Beside the metrics of the whole embedding, `map`, ..., there are those of each branch's part of it, `sa_map`
-        and `glca_map`, ..., if it has both, and with `rerank` those of the whole after re-ranking, `reranked_map`, ...
-        Thresholds, rates and numbers of queries are given for the whole alone.
+        Returns the metrics of the full embedding, `map`, ...; if it has two branches, those of each branch, `sa_map`
+        and `glca_map`, ...; and with `rerank` those of the re-ranked full embedding, `reranked_map`, ... Thresholds,
+        true positive rates and numbers of queries are those of the full embedding only.
         """
         columns = protocol_columns(sets["query"], sets["gallery"])
         parts = self.branch_parts()
@@ -186,7 +188,7 @@ class DCALReIDTrainer(DCALTrainer):
         return metrics
 
     def branch_parts(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Features of query and gallery to search by: the whole (key `""`), and each of two branches' part."""
+        """Query and gallery features of the full embedding (key `""`) and, if it has two branches, of each branch."""
         both = [torch.from_numpy(self.embeddings[name]).to(self.args.device) for name in ("query", "gallery")]
         parts, branches = {"": tuple(both)}, self.model.config.inference_branches
         if len(branches) > 1:
@@ -198,14 +200,14 @@ class DCALReIDTrainer(DCALTrainer):
         return {name: (expand_queries(*part, k, alpha), part[1]) for name, part in parts.items()}
 
     def normalized(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (N, dim) of length 1, if the model gives such."""
+        """Normalises embeddings (N, dim) to length 1 if the model does so."""
         return nn.functional.normalize(embeddings) if self.model.config.normalize_embeddings else embeddings
 
 
 def transreid_factor(epoch: int, num_epochs: float) -> float:
-    """Share of the learning rate that TransReID takes in an epoch, the first being 1.
+    """Factor of TransReID's learning rate in an epoch, counted from 1.
 
-    Linear warm-up over 5 epochs from 1 %, then a cosine over *all* epochs, not shifted by the warm-up, down to 0.2 %
+    Linear warm-up from 1 % over 5 epochs, then a cosine over *all* epochs, not shifted by the warm-up, down to 0.2 %
     (`solver/scheduler_factory.py` of https://github.com/damo-cv/TransReID).
     """
     if epoch < WARMUP_EPOCHS:
@@ -218,9 +220,9 @@ def _factor_of_step(step: int, num_steps: int, num_epochs: float) -> float:
 
 
 def protocol_columns(query: Dataset, gallery: Dataset) -> dict[str, list]:
-    """What retrieval is scored by, as arguments of [`~dcal_hf.metrics.retrieval_metrics`].
+    """Identities and, if both sets have them, cameras, as arguments of [`~dcal_hf.metrics.retrieval_metrics`].
 
-    Identities, and cameras if both sets have them; else what names the images, so that a query does not find itself.
+    Without cameras, the names of the images keep a query from finding itself.
     """
     sets = {"query": query, "gallery": gallery}
     columns = {f"{name}_ids": column(dataset, "identity") for name, dataset in sets.items()}
@@ -230,12 +232,12 @@ def protocol_columns(query: Dataset, gallery: Dataset) -> dict[str, list]:
 
 
 def column(dataset: Dataset, name: str) -> list:
-    """A column past the transform: no image is opened."""
+    """Reads a column without the transform, so that no image is opened."""
     return dataset.with_format(None)[name][:]
 
 
 def image_names(dataset: Dataset) -> list[str]:
-    """What tells images apart without opening them: their paths, or hashes of their files where those are held."""
+    """Names of images that need not be opened: their paths, or hashes of the files if these are stored in the set."""
     records = dataset.with_format(None).cast_column("image", Image(decode=False))["image"]
     return [
         record["path"] if record["bytes"] is None else hashlib.sha256(record["bytes"]).hexdigest()

@@ -1,4 +1,4 @@
-"""Batches of re-identification: which identities meet in a batch."""
+"""Identity-balanced batches for re-identification."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,15 +9,15 @@ from .pairs import count_unpaired, lay_out, pair_up
 
 
 class IdentityBalancedSampler(Sampler[int]):
-    """Indices of an epoch in batches of P identities with K images each, drawn anew from (seed, epoch).
+    """Samples an epoch in batches of P identities with K images each, as a function of (seed, epoch).
 
     Batches: Hermans et al. 2017 (https://arxiv.org/abs/1703.07737), section 2. As in TransReID
-    (https://github.com/damo-cv/TransReID), an identity of n images comes about n / K times an epoch, each time with
-    the next K of its shuffled images, so that an epoch is about once through the images: `len(labels)` indices,
-    rounded down to whole batches. Identities of few images repeat them where they have fewer than K, or where batches
-    of different identities cannot be made otherwise.
+    (https://github.com/damo-cv/TransReID), an identity of n images is sampled about n / K times per epoch, each time
+    with the next K of its shuffled images, so an epoch is about one pass over the images: `len(labels)` indices,
+    rounded down to full batches. Images are repeated if their identity has fewer than K, or if there are not enough
+    distinct identities for a batch otherwise.
 
-    Every process draws the same order, and accelerate gives process i batches i, i + n, ...
+    Every process samples the same order, and accelerate gives batches i, i + n, ... to process i.
 
     Args:
         labels (sequence of `int`): (N,) identity of each image.
@@ -25,13 +25,13 @@ class IdentityBalancedSampler(Sampler[int]):
         instances_per_identity (`int`, *optional*, defaults to 4): K.
         seed (`int`, *optional*, defaults to 0): Seed of all epochs.
         batches_per_step (`int`, *optional*, defaults to 1):
-            The number of processes: so many successive batches share as few identities as they can.
+            The number of processes. That many successive batches share as few identities as possible.
         pair_sampling (`str`, *optional*):
-            Arranges each batch so that images 2k and 2k + 1 may be a pair, see [`~dcal_hf.training.pairs.pair_up`]; if
-            not given, an identity's images stand together.
+            Orders each batch such that images 2k and 2k + 1 are a pair, see [`~dcal_hf.training.pairs.pair_up`]. By
+            default, the images of an identity are adjacent.
 
     Raises:
-        ValueError: if the batch does not divide into identities of K images, or there are fewer than P identities.
+        ValueError: If the batch does not divide into identities of K images, or there are fewer than P identities.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class IdentityBalancedSampler(Sampler[int]):
         counts = np.bincount(self.labels)
         if len(counts) * instances_per_identity < batch_size:
             raise ValueError(
-                f"A batch of {batch_size} images, {instances_per_identity} of an identity, needs "
+                f"A batch of {batch_size} images, {instances_per_identity} per identity, needs "
                 f"{batch_size // instances_per_identity} identities, and there are {len(counts)}: make the batch size "
                 "smaller or instances_per_identity larger."
             )
@@ -75,11 +75,11 @@ class IdentityBalancedSampler(Sampler[int]):
         yield from self.order().tolist()
 
     def order(self) -> np.ndarray:
-        """The epoch's indices, P x K of each batch in turn."""
+        """Indices of the epoch, batch by batch, P x K each."""
         batches = self.groups().reshape(-1, self.batch_size)
         if self.pair_sampling is None:
             return batches.ravel()
-        # Random numbers of its own: who is in a batch does not depend on who meets whom.
+        # A separate generator: which images are in a batch does not depend on how they are paired.
         rng = np.random.default_rng([self.seed, self.epoch, 1])
         arranged = (
             lay_out(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng) for batch in batches
@@ -87,16 +87,16 @@ class IdentityBalancedSampler(Sampler[int]):
         return np.concatenate([batch[positions] for batch, positions in zip(batches, arranged)])
 
     def count_unpaired(self) -> int:
-        """How many images of the epoch have no partner."""
+        """Number of images of the epoch without a partner."""
         return count_unpaired(self.order(), self.labels, self.batch_size, self.pair_sampling)
 
     def groups(self) -> np.ndarray:
-        """The epoch's indices, K of an identity in turn."""
+        """Indices of the epoch in groups of K images of one identity."""
         rng = np.random.default_rng([self.seed, self.epoch])
         size = self.instances_per_identity
         counts = list(map(len, self.images))
         total = draw_groups(counts, self.num_batches, self.batch_size // size, size, rng)
-        # An identity's images in turn, and from the first again where they do not fill its groups.
+        # The shuffled images of an identity, repeated from the first if they do not fill its groups.
         images = [
             iter(np.resize(rng.permutation(members), count * size))
             for members, count in zip(self.images, total)
@@ -108,20 +108,20 @@ class IdentityBalancedSampler(Sampler[int]):
 def draw_groups(
     counts: Sequence[int], num_batches: int, identities_per_batch: int, group_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """How often each identity comes in an epoch: about as often as its images fill a group.
+    """Samples the number of groups of each identity in an epoch: about as many as its images fill.
 
-    Batches of different identities take an identity at most once each, so identities of many images may come less
-    often, and those of the fewest images then come more often than that.
+    A batch contains an identity at most once, so an identity of many images may get fewer groups than its images fill.
+    The identities of the fewest images then get more.
 
     Args:
         counts (sequence of `int`): (I,) images of each identity.
         num_batches (`int`): T.
         identities_per_batch (`int`): P, at most I.
         group_size (`int`): K.
-        rng (`np.random.Generator`): Chooses what is left out of a rounded number of groups that is too large.
+        rng (`np.random.Generator`): Chooses the groups to drop if the rounded numbers sum to more than P x T.
 
     Returns:
-        `np.ndarray` of shape `(I,)`, int64: numbers from 0 to T, P x T in all.
+        `np.ndarray` of shape `(I,)`, int64: numbers from 0 to T with sum P x T.
     """
     needed = num_batches * identities_per_batch
     groups = (np.asarray(counts) + group_size // 2) // group_size
@@ -134,17 +134,17 @@ def draw_groups(
 def schedule_identities(
     total: np.ndarray, num_batches: int, batches_per_step: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Spreads identities over an epoch: different ones in a batch, and in a step as far as possible.
+    """Spreads identities over an epoch, distinct within a batch and, as far as possible, within a step.
 
-    The k-th of an identity's g groups is due at a random moment of the k-th g-th of the epoch. A batch takes groups
-    that are due first; but before them those of identities that all remaining batches need, and after them those of
-    identities that the step has seen.
+    An epoch is divided into g equal intervals for an identity of g groups, and its k-th group is due at a random time
+    in the k-th interval. A batch takes the groups due first. Identities that every remaining batch needs take
+    precedence; identities that the step already contains come last.
 
     Args:
-        total (`np.ndarray` of shape `(I,)`): How often each identity comes, at most T times; P x T in all.
+        total (`np.ndarray` of shape `(I,)`): Number of groups of each identity, at most T, with sum P x T.
         num_batches (`int`): T.
-        batches_per_step (`int`): Successive batches, counted from the first, that should share no identity.
-        rng (`np.random.Generator`): Source of the moments.
+        batches_per_step (`int`): Number of successive batches, counted from the first, that should share no identity.
+        rng (`np.random.Generator`): Source of the random times.
 
     Returns:
         `np.ndarray` of shape `(T, P)`, int64: indices of identities.
@@ -167,7 +167,7 @@ def schedule_identities(
 
 
 def _next_due(num_scheduled: np.ndarray, total: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """When the next group of each identity is due, in [0, 1); infinite where all are taken."""
+    """Time at which the next group of each identity is due, in [0, 1); infinite if all of them are scheduled."""
     moment = (num_scheduled + rng.random(len(num_scheduled))) / np.maximum(total, 1)
     return np.where(num_scheduled < total, moment, np.inf)
 

@@ -11,51 +11,56 @@ from .pairs import PAIR_SAMPLING
 @dataclass
 class DCALTrainingArguments(TrainingArguments):
     r"""
-    `TrainingArguments` with the defaults of the paper's fine-grained recipe (section 4.1, DeiT's at a small batch),
-    with AdamW where the paper says Adam. Its stochastic depth is the model's: `drop_path_rate`, off by default.
+    `TrainingArguments` with the defaults of the paper's fine-grained recipe (section 4.1: DeiT's recipe at a small
+    batch size), with AdamW where the paper says Adam. Stochastic depth is a field of the model configuration,
+    `drop_path_rate`, off by default.
 
     > Parameters that control the pairs of PWCA
 
     Args:
         pair_sampling (`str`, *optional*, defaults to `"any"`):
-            Which two images of the training set distract each other: any two (`"any"`), two of different classes
-            (`"inter_class"`), of the same class (`"intra_class"`), half of the pairs of either kind (`"half"`); or
-            Gaussian noise in the place of the other's keys and values (`"noise"`). Table 4 of the paper compares them.
-            The order of the epoch is arranged so that images 2k and 2k + 1 of a batch are a pair; how many images
-            have no partner is logged once an epoch, as `unpaired_images`.
+            Which two training images distract each other: any two (`"any"`), two of different classes
+            (`"inter_class"`), two of the same class (`"intra_class"`), or half of the pairs of either kind (`"half"`).
+            With `"noise"`, Gaussian noise replaces the keys and values of the distractor. Table 4 of the paper
+            compares these strategies. The sampler orders each epoch such that images 2k and 2k + 1 of a batch are a
+            pair. The number of images without a partner is logged once per epoch as `unpaired_images`.
         pwca_fraction (`float`, *optional*, defaults to 1.0):
-            Share of a batch's pairs that take part in PWCA: a dial of its cost, as `num_pwca_blocks` is.
+            Share of the pairs of a batch for which PWCA runs. Reduces its cost, as `num_pwca_blocks` does.
 
     > Parameters that control the learning rate
 
     Args:
         base_learning_rate (`float`, *optional*, defaults to 5e-4):
-            The learning rate at a batch of 512 images.
+            The learning rate for a batch of 512 images.
         learning_rate (`float`, *optional*):
-            `base_learning_rate / 512 x batch` over all processes and accumulation steps, if not given.
+            The learning rate. By default `base_learning_rate / 512 x batch`, with the batch over all processes and
+            accumulation steps.
 
-    > Parameters that control what is trained; GLCA, the necks, the heads and the log-variances always are, in full
+    > Parameters that control what is trained. GLCA, necks, heads and log-variances are always trained in full.
 
     Args:
         freeze_backbone (`bool`, *optional*, defaults to `False`):
-            Leave the backbone as it is, its final norm included, and run it without stochastic depth and dropout.
+            Freeze the backbone, including its final norm, and run it without stochastic depth and dropout.
         layer_decay (`float`, *optional*, defaults to 1.0):
-            Layer-wise learning-rate decay: each block of the backbone learns at this share of the next one's rate, see
-            [`~dcal_hf.training.parameter_groups.parameter_groups`]. 0.65 to 0.75 is usual, 1 is off.
+            Layer-wise learning-rate decay: the learning rate of each block of the backbone is that of the next block
+            times this factor, see [`~dcal_hf.training.parameter_groups.parameter_groups`]. Common values are 0.65 to
+            0.75; 1 disables it.
         lora_rank (`int`, *optional*, defaults to 0):
             Train adapters of this rank on the linear layers of the backbone's attention instead of the backbone (LoRA,
-            by peft, alpha twice the rank); 8 to 16 is usual, 0 is off. Saved models are plain, adapters merged.
+            with peft and an alpha of twice the rank). Common values are 8 to 16; 0 disables it. Saved models have the
+            adapters merged.
 
-    > Inherited, and not in the paper: gradients are clipped at a norm of 1 (`max_grad_norm`; 0 is off).
+    > Inherited default, not in the paper: gradients are clipped at a norm of 1 (`max_grad_norm`; 0 disables it).
 
-    > Changed defaults: `weight_decay` 0.05, cosine schedule with a warm-up over 5 % of the steps, 100 epochs of batch
-    > 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50 steps. Off,
-    > too, are two that take time at every step: `ddp_find_unused_parameters`, because every parameter gets a gradient,
-    > and `logging_nan_inf_filter`, which waits for the GPU to hide from the log what should be seen there.
+    > Changed defaults: `weight_decay` 0.05, cosine schedule with a warm-up over 5 % of the steps, 100 epochs with a
+    > batch size of 16, `remove_unused_columns` off (the transforms decide what the model sees), losses logged every 50
+    > steps. Two options that cost time at every step are off: `ddp_find_unused_parameters`, because every parameter
+    > gets a gradient, and `logging_nan_inf_filter`, which synchronises with the GPU and hides infinite losses.
 
     Raises:
         ValueError: For an unknown `pair_sampling`, a `pwca_fraction`, `layer_decay` or `lora_rank` out of range, a
-            frozen backbone with one of the last two, or a `train_sampling_strategy`: pairs need an order of their own.
+            frozen backbone with `layer_decay` or `lora_rank`, or a `train_sampling_strategy`, because pairs need an
+            order of their own.
         ImportError: If `lora_rank` is given, but peft is not installed.
     """
 
@@ -64,37 +69,37 @@ class DCALTrainingArguments(TrainingArguments):
         metadata={"help": "Which two images distract each other in PWCA.", "choices": PAIR_SAMPLING},
     )
     pwca_fraction: float = field(
-        default=1.0, metadata={"help": "Share of a batch's pairs that take part in PWCA, e.g. 0.5 for half its cost."}
+        default=1.0, metadata={"help": "Share of a batch's pairs for which PWCA runs, e.g. 0.5 for half its cost."}
     )
     base_learning_rate: float = field(
         default=5e-4, metadata={"help": "Learning rate for a batch of 512; scaled to the actual total batch."}
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "The learning rate itself; base_learning_rate / 512 x batch if not given."}
+        default=None, metadata={"help": "The learning rate; base_learning_rate / 512 x batch if not given."}
     )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per device and step."})
     num_train_epochs: float = field(default=100.0, metadata={"help": "Passes over the training images."})
     weight_decay: float = field(
-        default=0.05, metadata={"help": "Decay of weight matrices; none on biases, norms, tokens and positions."}
+        default=0.05, metadata={"help": "Weight decay; biases, norms, tokens and positions have none."}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning-rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or in a share of them below 1."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of losses."})
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train GLCA and the heads alone."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or below 1 as a share of all."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the losses."})
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train only GLCA, necks and heads."})
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Each block learns at this share of the next one's rate, e.g. 0.75; 1 is off."}
+        default=1.0, metadata={"help": "Learning rate of a block relative to the next one, e.g. 0.75; 1 disables it."}
     )
     lora_rank: int = field(
-        default=0, metadata={"help": "Train low-rank adapters of the backbone, e.g. 8; 0 is off. Needs peft."}
+        default=0, metadata={"help": "Rank of LoRA adapters in the backbone, e.g. 8; 0 disables them. Needs peft."}
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Drop data-set columns that the model does not take, before the transforms."}
+        default=False, metadata={"help": "Remove columns that the model does not accept, before the transforms."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Search, at every step, for parameters that get no gradient; there are none."}
+        default=False, metadata={"help": "Search for parameters without gradients at every step; there are none."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave losses that are not finite out of the log; waits for the GPU."}
+        default=False, metadata={"help": "Hide non-finite losses in the log; synchronises with the GPU."}
     )
 
     def __post_init__(self):
@@ -121,7 +126,10 @@ class DCALTrainingArguments(TrainingArguments):
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if self.freeze_backbone and (self.lora_rank > 0 or self.layer_decay < 1):
-            raise ValueError("freeze_backbone leaves nothing in the backbone for lora_rank or layer_decay to train.")
+            raise ValueError(
+                "freeze_backbone leaves nothing in the backbone for lora_rank or layer_decay to train: do not combine "
+                "them."
+            )
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank={self.lora_rank} must be at least 1, or 0 for no adapters.")
         if self.lora_rank > 0:

@@ -1,4 +1,4 @@
-"""Fine-tuning with less: a frozen backbone, learning rates by depth, low-rank adapters."""
+"""Parameter-efficient fine-tuning: a frozen backbone, layer-wise learning rates, LoRA."""
 
 import sys
 
@@ -53,7 +53,7 @@ def in_backbone(names) -> set[str]:
 
 
 def adapted_weights(model) -> set[str]:
-    """What LoRA is meant to move in the backbone, found by another way than names."""
+    """Names of the weights that LoRA should change in the backbone, found by module instead of by name."""
     dcal = model.dcal
     attentions = [dcal.encoder.attention(block) for block in dcal.encoder.blocks]
     weights = [m.weight for attention in attentions for m in attention.modules() if isinstance(m, nn.Linear)]
@@ -91,7 +91,7 @@ def test_depths_are_those_of_the_blocks(any_backbone_config):
         assert own and {depths[name] for name in own} == {number + 1}
     first = {name for name in depths if "embed" in name or ("token" in name and "token_only" not in name)}
     assert {depths[name] for name in first} == {0}
-    # What merges the patches of a stage goes with the last block before it.
+    # Patch merging has the depth of the last block before it.
     assert {depth for name, depth in depths.items() if "downsample" in name} <= {1}
     assert {depth for name, depth in depths.items() if not in_backbone([name])} == {4}
     final_norm = dcal.encoder.final_norm.weight
@@ -125,7 +125,7 @@ def test_layer_decay_moves_deep_blocks_more(tmp_path, vit_config):
         (trainer.model.state_dict()[name] - before[name]).abs().amax().item()
         for name in (f"dcal.backbone.layers.{block}.mlp.fc1.weight" for block in range(3))
     ]
-    # The first step of AdamW is the learning rate itself.
+    # The first step of AdamW has the size of the learning rate.
     assert steps == pytest.approx([1e-5, 1e-4, 1e-3], rel=0.02)
 
 
@@ -141,15 +141,15 @@ def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_
     rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         factor = 2 if name.endswith("bias") else 1
-        # 1.664e-3 is TransReID's first epoch.
+        # 1.664e-3 is the learning rate of TransReID's first epoch.
         assert rates[parameter] == pytest.approx(1.664e-3 * factor * 0.5 ** (4 - depths[parameter]))
 
 
 def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, lora_rank=2, activation_checkpointing=True)
     expected = adapted_weights(trainer.model)
-    # Of each of the three blocks: query, key, value and output, the first three in one layer with timm, but that CaiT
-    # has all four in class attention, and beside the two a layer over the heads before and behind its softmax.
+    # Three blocks with query, key, value and output layers. timm has the first three in one layer, except in CaiT's
+    # class attention; CaiT's talking heads add a layer over the heads before and one after the softmax.
     in_one = any_backbone_config.model_type == "timm_wrapper" and not is_cait(any_backbone_config)
     assert len(expected) == (6 if in_one else 12)
     names = {name for name, _ in trainer.model.named_parameters()}
@@ -200,7 +200,7 @@ def test_the_merge_is_pefts_own(any_backbone_config):
 
 
 def test_all_branches_attend_through_the_adapters(any_backbone_config):
-    """What is trained is what the merged weights compute, PWCA and its last block included."""
+    """The adapters compute what the merged weights compute, including PWCA and its last block."""
     branches = branches_for(any_backbone_config)
     model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "pairs": torch.tensor([[0, 3], [2, 1]])}
@@ -223,7 +223,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     uninterrupted = make_trainer(tmp_path / "uninterrupted", vit_config, model_kwargs, **kwargs)
     uninterrupted.train()
     train_until_killed(make_trainer(tmp_path / "killed", vit_config, model_kwargs, **kwargs), 5)
-    # Whatever the backbone was: the checkpoint has all of it.
+    # The checkpoint contains the full backbone, so the initial weights do not matter.
     resumed = make_trainer(tmp_path / "killed", vit_config, model_kwargs, **kwargs)
     with torch.no_grad():
         for parameter in resumed.model.parameters():

@@ -133,7 +133,7 @@ def test_two_processes_draw_what_one_draws():
 
 @pytest.mark.parametrize(("size", "per_identity"), [(16, 4), (12, 2), (15, 5), (8, 4), (9, 3)])
 def test_partners_are_of_different_identities(size, per_identity):
-    """The batches are the same, whoever meets whom; an odd one leaves one image."""
+    """Pairing does not change which images are in a batch. A batch of odd size leaves one image unpaired."""
     labels = labels_of(UNEVEN)
     plain, paired = (
         IdentityBalancedSampler(labels, size, per_identity, pair_sampling=strategy)

@@ -1,4 +1,4 @@
-"""Who meets whom: pairs of a batch by their places, and epochs arranged so that partners satisfy a strategy."""
+"""PWCA pair sampling: the pairs of a batch, and epochs ordered such that pairs satisfy a strategy."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ LABELS = {
 
 
 def pairs_of(sampler: PairSampler) -> np.ndarray:
-    """Partners (P, 2) of an epoch, found batch by batch as the collator finds them."""
+    """Pairs (P, 2) of an epoch, determined batch by batch as in the collator."""
     batches = [np.array(batch) for batch in BatchSampler(sampler, sampler.batch_size, drop_last=False)]
     pairs = [batch[batch_pairs(torch.from_numpy(sampler.labels[batch]), sampler.strategy)] for batch in batches]
     return np.concatenate(pairs)
@@ -70,7 +70,7 @@ def test_half_of_the_pairs_are_of_one_class_where_there_are_so_many(name, same):
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 15])
 @pytest.mark.parametrize("strategy", ["any", "inter_class", "intra_class"])
 def test_an_odd_batch_leaves_one_image_and_first_those_that_have_no_partner(batch_size, strategy):
-    """Of 21 classes of 5 images: `intra_class` leaves one of each anyway."""
+    """21 classes of 5 images: `intra_class` leaves one of each unpaired in any case."""
     labels = LABELS["odd"]
     sampler = PairSampler(labels, batch_size, strategy)
     assert sorted(sampler) == list(range(len(labels)))
@@ -88,7 +88,7 @@ def test_an_odd_batch_leaves_one_image_and_first_those_that_have_no_partner(batc
     ],
 )
 def test_partners_are_drawn_alike_among_the_allowed(strategy, allowed):
-    """Of classes of two images: every allowed partner is as likely as any other."""
+    """Classes of two images: all allowed partners are equally likely."""
     labels, rng, draws = np.array([0, 0, 1, 1, 2, 2]), np.random.default_rng(0), 4000
     counts = np.zeros((6, 6))
     for _ in range(draws):
@@ -100,7 +100,7 @@ def test_partners_are_drawn_alike_among_the_allowed(strategy, allowed):
 
 
 def test_pairs_are_spread_over_the_epoch():
-    """Also those that were made last, and images without a partner."""
+    """Including the pairs that were sampled last, and the unpaired images."""
     labels = LABELS["mostly one"]
     places = []
     for epoch in range(200):
@@ -124,7 +124,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 @pytest.mark.parametrize("strategy", ["inter_class", "intra_class"])
 @pytest.mark.parametrize("batch_size", [5, 8])
 def test_two_processes_see_the_pairs_of_one_and_only_allowed_ones(strategy, batch_size):
-    """Also where a process is given images from the front of the epoch to fill its last batch."""
+    """Including a last batch that is filled with images from the start of the epoch."""
     labels = LABELS["uneven"]
     sampler = PairSampler(labels, batch_size, strategy)
     batches = BatchSampler(sampler, batch_size, drop_last=False)
