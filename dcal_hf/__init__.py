@@ -18,11 +18,11 @@ from .version import __version__
 AutoConfig.register("dcal", DCALConfig)
 AutoModel.register(DCALConfig, DCALModel)
 AutoModelForImageClassification.register(DCALConfig, DCALForImageClassification)
-# Checkpoints carry their code: they load with `trust_remote_code=True` where dcal_hf is not installed.
+# Saves the code with each checkpoint, which then loads with `trust_remote_code=True` where dcal_hf is not installed.
 DCALConfig.register_for_auto_class()
 DCALModel.register_for_auto_class("AutoModel")
 DCALForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-# No Auto class is for Re-ID. Under this one its checkpoints carry their code, too; AutoModel is how to load them.
+# There is no Auto class for Re-ID. This one only saves the code with the checkpoint; load it with AutoModel.
 DCALForReID.register_for_auto_class("AutoModelForPreTraining")
 
 __all__ = [

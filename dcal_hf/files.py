@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost: under a temporary name first, renamed once complete."""
+"""Atomic file writing: under a temporary name first, renamed when complete."""
 
 import csv
 import io
@@ -10,11 +10,11 @@ import numpy as np
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> Path:
-    """Writes a file that appears under its name only once it is complete.
+    """Writes a file that appears under its name only when it is complete.
 
     Args:
-        path (`str` or `os.PathLike`): The file; its folder is made if it does not exist.
-        content (`bytes` or `str`): What goes into it; text as UTF-8.
+        path (`str` or `os.PathLike`): The file. Its folder is created if it does not exist.
+        content (`bytes` or `str`): The content; text is encoded as UTF-8.
 
     Returns:
         `Path`: the file.
@@ -28,7 +28,7 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> Path:
 
 
 def save_table(header: Sequence[object], rows: Iterable[Sequence[object]], path: str | os.PathLike) -> Path:
-    """Writes a CSV table, atomically."""
+    """Writes a CSV table atomically."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)
@@ -37,9 +37,9 @@ def save_table(header: Sequence[object], rows: Iterable[Sequence[object]], path:
 
 
 def save_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: str | os.PathLike) -> None:
-    """Writes a confusion matrix as a CSV table whose first row and first column are the class names.
+    """Writes a confusion matrix as a CSV table with the class names as first row and first column.
 
-    The table appears under its name only once it is complete.
+    The table appears under its name only when it is complete.
 
     Args:
         matrix (`np.ndarray` of shape `(classes, classes)`):

@@ -1,9 +1,9 @@
-"""Images to model inputs: the paper's transforms for both tasks, driven by the image processor.
+"""Transforms from images to model inputs for both tasks, configured by the image processor.
 
-Fine-grained categories: resize to 550/448 of the input size, random crop (section 4.1), flip (not in the paper, but in
-every recipe like it); tested on the same resize and centre crop. Re-identification: TransReID's, see
-[`ReIDTrainTransform`]; tested on the resize alone. The transform of testing *is* the image processor, so a saved model
-prepares images exactly as it was evaluated.
+Fine-grained classification: resize to 550/448 of the input size and random crop (paper, section 4.1), and a horizontal
+flip (not in the paper, but in all comparable recipes); evaluation uses the same resize and a centre crop.
+Re-identification: TransReID's transforms, see [`ReIDTrainTransform`]; evaluation only resizes. The transform of
+evaluation *is* the image processor, so a saved model preprocesses images exactly as it was evaluated.
 """
 
 import copy
@@ -29,11 +29,11 @@ from .data.images import MAX_PIXELS, open_image
 def fine_grained_processor(
     image_processor: BaseImageProcessor, image_size: tuple[int, int], resize_ratio: float = 550 / 448
 ) -> BaseImageProcessor:
-    """A copy of the processor that resizes to `resize_ratio` times the input size and crops its centre.
+    """A copy of the processor that resizes to `resize_ratio` times the input size and crops the centre.
 
     Args:
         image_size (`(height, width)`): Input size of the model, in pixels.
-        resize_ratio (`float`): Both sides are resized to this multiple; as published, the aspect ratio is not kept.
+        resize_ratio (`float`): Resized side over input side. As in the paper, the aspect ratio is not kept.
     """
     height, width = image_size
     processor = adjustable(image_processor)
@@ -44,7 +44,7 @@ def fine_grained_processor(
 
 
 def reid_processor(image_processor: BaseImageProcessor, image_size: tuple[int, int]) -> BaseImageProcessor:
-    """A copy of the processor that resizes to the input size, bicubically, and crops nothing.
+    """A copy of the processor that resizes to the input size with bicubic interpolation and does not crop.
 
     Args:
         image_size (`(height, width)`): Input size of the model, in pixels; the aspect ratio is not kept.
@@ -58,7 +58,10 @@ def reid_processor(image_processor: BaseImageProcessor, image_size: tuple[int, i
 
 
 def adjustable(image_processor: BaseImageProcessor) -> BaseImageProcessor:
-    """A copy whose sizes can be set. timm's steps are fixed, and not saved: of them, what pretraining saw is kept."""
+    """A copy with configurable sizes.
+
+    timm's processor has none, so it is replaced by one with the same mean, standard deviation and interpolation.
+    """
     if not isinstance(image_processor, TimmWrapperImageProcessor):
         return copy.deepcopy(image_processor)
     config = image_processor.data_config
@@ -74,11 +77,11 @@ class TrainTransform:
     """Batch transform for `Dataset.with_transform`: resize, random crop, flip, optional timm augmentation.
 
     Args:
-        processor: From [`fine_grained_processor`]: sizes, interpolation, mean and standard deviation.
-        auto_augment (`str`, *optional*): timm's RandAugment in its notation, e.g. `"rand-m9-mstd0.5-inc1"`.
+        processor: Output of [`fine_grained_processor`]: sizes, interpolation, mean and standard deviation.
+        auto_augment (`str`, *optional*): Configuration of timm's RandAugment, e.g. `"rand-m9-mstd0.5-inc1"`.
         color_jitter (`float`): Strength of brightness, contrast and saturation jitter.
-        random_erasing (`float`): Probability of erasing a rectangle, filled with per-pixel noise.
-        max_pixels (`int`): Of an image; what has more is refused, see [`~dcal_hf.data.open_image`].
+        random_erasing (`float`): Probability of erasing a rectangle, which is filled with per-pixel noise.
+        max_pixels (`int`): The largest allowed image, see [`~dcal_hf.data.open_image`].
     """
 
     processor: BaseImageProcessor
@@ -112,16 +115,16 @@ class ReIDTrainTransform:
     """Batch transform for `Dataset.with_transform`: resize, flip, pad and random crop, random erasing.
 
     As in TransReID (https://github.com/damo-cv/TransReID): the image is padded with black on all sides before the
-    crop, and what is erased is filled with Gaussian noise, other in every pixel.
+    crop, and erased rectangles are filled with Gaussian noise per pixel.
 
     Args:
-        processor: From [`reid_processor`]: size, interpolation, mean and standard deviation.
+        processor: Output of [`reid_processor`]: size, interpolation, mean and standard deviation.
         padding (`int`): Pixels of padding on each side.
         random_erasing (`float`): Probability of erasing a rectangle.
-        horizontal_flip (`float`): Probability of a mirror image; 0 where left and right tell individuals apart.
-        affine (`float`): Strength of a random affine map before the crop: rotation and shear by up to so many degrees,
-            shift and scale by up to so many per cent. 0, as in TransReID, is off.
-        max_pixels (`int`): Of an image; what has more is refused, see [`~dcal_hf.data.open_image`].
+        horizontal_flip (`float`): Probability of a horizontal flip; 0 if left and right tell individuals apart.
+        affine (`float`): Strength of a random affine transform before the crop: rotation and shear by up to this many
+            degrees, translation and scaling by up to this many per cent. The default 0, as in TransReID, disables it.
+        max_pixels (`int`): The largest allowed image, see [`~dcal_hf.data.open_image`].
     """
 
     processor: BaseImageProcessor
@@ -152,20 +155,20 @@ class EvalTransform:
 
     Args:
         processor: From [`fine_grained_processor`] or [`reid_processor`], or the one that was saved with a model.
-        max_pixels (`int`): Of an image; what has more is refused, see [`~dcal_hf.data.open_image`].
+        max_pixels (`int`): The largest allowed image, see [`~dcal_hf.data.open_image`].
     """
 
     processor: BaseImageProcessor
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, and `label`, if any, as `labels`."""
+        """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, with `label`, if present, as `labels`."""
         images = [open_image(image, self.max_pixels) for image in batch["image"]]
         return _model_inputs(list(self.processor(images, return_tensors="pt")["pixel_values"]), batch)
 
 
 def _affine(size: tuple[int, int], strength: float) -> list[Callable]:
-    """A random affine map that uncovers the image's own border, continued, instead of a fill."""
+    """A random affine transform that fills uncovered pixels with the border of the image."""
     if strength == 0:
         return []
     (height, width), padding, share = size, max(size), strength / 100
@@ -173,7 +176,7 @@ def _affine(size: tuple[int, int], strength: float) -> list[Callable]:
         v2.Pad(padding, padding_mode="edge"),
         v2.RandomAffine(
             strength,
-            # As shares of the padded image.
+            # Relative to the padded image.
             translate=tuple(share * side / (side + 2 * padding) for side in (width, height)),
             scale=(1 - share, 1 + share),
             shear=strength,
@@ -184,7 +187,7 @@ def _affine(size: tuple[int, int], strength: float) -> list[Callable]:
 
 
 def _tensor_steps(processor: BaseImageProcessor, random_erasing: float) -> list[Callable]:
-    """From a PIL image to normalised pixels, perhaps with a rectangle erased."""
+    """Converts a PIL image to normalised pixels, with optional random erasing."""
     steps = [
         v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True),
@@ -196,22 +199,22 @@ def _tensor_steps(processor: BaseImageProcessor, random_erasing: float) -> list[
 
 
 def _model_inputs(pixel_values: list[torch.Tensor], batch: dict[str, list]) -> dict[str, list]:
-    """Query and gallery sets have identities, but no labels."""
+    """Model inputs of a batch. Query and gallery sets have identities, but no labels."""
     labels = {"labels": batch["label"]} if "label" in batch else {}
     return {"pixel_values": pixel_values, **labels}
 
 
 class SeededDataset(Dataset):
-    """Draws the augmentation of image i from (seed, epoch, i), whoever loads it and whenever.
+    """Makes the augmentation of image i a function of (seed, epoch, i).
 
-    Neither the number of workers and processes nor a resume in the middle of an epoch changes what an image looks
-    like, and augmentation leaves the random state of the training process alone.
+    It then depends neither on the number of workers and processes nor on resuming in the middle of an epoch, and does
+    not change the random state of the training process.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
         self.dataset = dataset
         self.seed = seed
-        # In shared memory: persistent workers see a new epoch too.
+        # In shared memory, so that persistent workers see a new epoch.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -227,12 +230,12 @@ class SeededDataset(Dataset):
 
 @contextmanager
 def isolated_random_state(entropy: list[int]) -> Iterator[None]:
-    """Seeds torch (on the CPU), NumPy and Python from `entropy` inside the block, and restores them after it."""
+    """Seeds torch (CPU), NumPy and Python from `entropy` in the context, and restores their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    # Not torch.manual_seed: that reaches for every device, and queues a call on each that is not there yet.
+    # Not torch.manual_seed, which also seeds every device and queues a call for each that is not initialised yet.
     torch.default_generator.manual_seed(seed)
     try:
         yield
