@@ -1,7 +1,7 @@
-"""A fine-grained set of drawn birds, made in memory: nothing to download, a thousand in two seconds.
+"""A synthetic fine-grained data set of drawn birds, generated in memory: no download, 1,000 images in two seconds.
 
-Pose, size, colours and background vary in the same way in every class. A class shows only in the shape of the small
-mark on the wing, light on dark; the marks are of one area, so that no statistic of colours gives the class away.
+Pose, size, colours and background have the same distribution in every class. Classes differ only in the shape of the
+small mark on the wing, light on dark. All marks have the same area, so colour statistics do not reveal the class.
 """
 
 from io import BytesIO
@@ -25,8 +25,8 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
-# Polygons within the unit disc, x to the bill, y down: drawn in the mark's colour, then those drawn in the ground's.
-# Each covers about 35 % of the disc.
+# Polygons within the unit disc, x towards the bill, y down: first those in the colour of the mark, then those in the
+# colour of the ground over them. Each mark covers about 35 % of the disc.
 _MARKS: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
     "bar": ([_box(-0.31, -0.89, 0.31, 0.89)], []),
     "two_bars": ([_box(-0.6, -0.73, -0.22, 0.73), _box(0.22, -0.73, 0.6, 0.73)], []),
@@ -41,7 +41,7 @@ _MARKS: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
 }
 DRAWN_CLASSES: tuple[str, ...] = tuple(_MARKS)
 
-# The bird in its own frame: the body is about one long, x to the bill, y down.
+# The bird in its own coordinates: the body has a length of about 1, x points to the bill, y down.
 _TAIL = np.array([(-0.36, -0.10), (-0.78, -0.16), (-0.74, 0.10), (-0.34, 0.10)])
 _LEGS = [np.array([(x, 0.2), (x + 0.03, 0.2), (x + 0.05, 0.52), (x + 0.02, 0.52)]) for x in (-0.06, 0.10)]
 _BILL = np.array([(0.60, -0.38), (0.80, -0.27), (0.58, -0.22)])
@@ -52,11 +52,11 @@ _MARK_CENTER, _MARK_RADIUS = np.array([-0.06, 0.0]), 0.19
 
 
 def draw_bird(label: int, rng: np.random.Generator, image_size: int = 96) -> Image.Image:
-    """Draws one bird. Two labels drawn with generators in the same state differ inside the mark alone.
+    """Draws one bird. With generators in the same state, birds of two classes differ only inside the mark.
 
     Args:
         label (`int`): Class, an index into `DRAWN_CLASSES`.
-        rng (`np.random.Generator`): Source of all but the class; the label does not change what is taken from it.
+        rng (`np.random.Generator`): Source of everything but the class. The label does not change what is sampled.
         image_size (`int`, *optional*, defaults to 96): Height and width in pixels.
 
     Returns:
@@ -80,14 +80,15 @@ def bird_polygons(
     ground: np.ndarray,
     mark: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The polygons of a bird in its own frame, from the rearmost, and the colour of each.
+    """Polygons and colours of a bird in its own coordinates, from back to front.
 
     Args:
         label (`int`): The mark on the wing, an index into `DRAWN_CLASSES`.
-        body, wing, head, legs, ground, mark (`np.ndarray` of shape `(3,)`): Colours; `ground` is that under the mark.
+        body, wing, head, legs, ground, mark (`np.ndarray` of shape `(3,)`): Colours; `ground` is the one behind the
+            mark.
 
     Returns:
-        `list[tuple[np.ndarray, np.ndarray]]`: vertices (V, 2) and colour (3,).
+        `list[tuple[np.ndarray, np.ndarray]]`: vertices (V, 2) and colour (3,) of each polygon.
     """
     plumage = [(polygon, legs) for polygon in (_TAIL, *_LEGS)]
     plumage += [(_BODY, body), (_HEAD, head), (_BILL, legs), (_EYE, np.array([15, 15, 15])), (_WING, wing)]
@@ -100,14 +101,14 @@ def bird_polygons(
 def paint(
     canvas: Image.Image, polygons: list[tuple[np.ndarray, np.ndarray]], linear: np.ndarray, offset: np.ndarray
 ) -> None:
-    """Fills polygons, carried to pixels by a (2, 2) matrix and a (2,) offset, in the image itself."""
+    """Draws polygons onto the canvas in place, transformed to pixels by a (2, 2) matrix and a (2,) offset."""
     draw = ImageDraw.Draw(canvas)
     for polygon, color in polygons:
         draw.polygon((polygon @ linear + offset).ravel().tolist(), fill=tuple(color.tolist()))
 
 
 def background(rng: np.random.Generator, side: int) -> Image.Image:
-    """Blurred patches of random colours with blobs and twigs over them, `side` x `side`."""
+    """A background of `side` x `side` pixels: blurred patches of random colours, with ellipses and lines over them."""
     coarse = rng.integers(90, 166, size=3) + rng.integers(-40, 41, size=(4, 4, 3))
     canvas = Image.fromarray(coarse.astype(np.uint8)).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)
@@ -119,7 +120,7 @@ def background(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A (2, 2) matrix and a (2,) offset that carry the bird's row vectors to pixels: flip, turn, size, place."""
+    """A random (2, 2) matrix (flip, rotation, scale) and (2,) offset from the bird's row vectors to pixels."""
     angle = rng.uniform(-25, 25) * np.pi / 180
     scale = rng.uniform(0.58, 0.68) * side
     flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
@@ -130,14 +131,14 @@ def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
 def drawn_fgvc(
     num_train: int = 3000, num_validation: int = 500, num_test: int = 500, image_size: int = 96, seed: int = 0
 ) -> DatasetDict:
-    """Makes the drawn set: 10 classes that take turns, every image its own function of (seed, split, index).
+    """Generates the drawn data set: 10 classes in turn, each image a function of (seed, split, index).
 
     Args:
         num_train (`int`, *optional*, defaults to 3000): Training images.
         num_validation (`int`, *optional*, defaults to 500): Validation images.
         num_test (`int`, *optional*, defaults to 500): Test images.
         image_size (`int`, *optional*, defaults to 96): Height and width in pixels.
-        seed (`int`, *optional*, defaults to 0): Another seed gives other images of the same classes.
+        seed (`int`, *optional*, defaults to 0): Seed of the images; the classes are always the same.
 
     Returns:
         `datasets.DatasetDict`: splits train, validation and test with the columns image (PNG) and label.

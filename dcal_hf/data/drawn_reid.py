@@ -1,8 +1,8 @@
-"""A re-identification set of drawn birds, made in memory: individuals, cameras, and birds that nobody asks for.
+"""A synthetic re-identification data set of drawn birds, generated in memory: individuals, cameras and distractors.
 
-All birds are of one species: body, wing and legs have the same colours. An individual shows in the mark on its wing
-(as in `drawn_fgvc`) and in the colours of the mark, the cap and the end of the tail. A camera stands still before its
-own scenery, in its own light, at its own distance and angle, and sees the birds from its own side.
+Body, wing and legs have the same colours in all birds. An individual is defined by the mark on its wing (as in
+`drawn_fgvc`) and the colours of the mark, the cap and the end of the tail. A camera has a fixed background, light,
+distance, angle and side from which it sees the birds.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _BODY, _WING, _LEGS, _GROUND = np.array([(150, 130, 110), (120, 105, 95), (95, 8
 _CAP = np.concatenate([disc(0.22)[12:], [(0.22, 0.04), (-0.22, 0.04)]]) + (0.45, -0.36)
 _TAIL_END = np.array([(-0.52, -0.18), (-0.80, -0.24), (-0.76, 0.18), (-0.50, 0.15)])
 
-# Mark on the wing, colours of mark, cap and tail: each combination is a possible individual.
+# Mark on the wing, and colours of mark, cap and tail: each combination is a possible individual.
 _INDIVIDUALS = tuple(product(range(len(DRAWN_CLASSES)), *[range(len(_PAINTS))] * 3))
 _TRAITS, _CAMERA, _PHOTO = range(3)
 
@@ -32,9 +32,9 @@ class Camera:
     """A view of the birds.
 
     Args:
-        scenery (`PIL.Image.Image`): What stands behind them, a quarter larger than a picture.
-        gain (`np.ndarray` of shape `(3,)`): The light: factors of red, green and blue.
-        view (`np.ndarray` of shape `(2, 2)`): Angle and side: what turns, squeezes and mirrors a bird's row vectors.
+        scenery (`PIL.Image.Image`): Background, a quarter larger than an image.
+        gain (`np.ndarray` of shape `(3,)`): Light: factors of red, green and blue.
+        view (`np.ndarray` of shape `(2, 2)`): Angle and side: rotates, squeezes and mirrors a bird's row vectors.
         scale (`float`): Length of a bird in pixels.
     """
 
@@ -45,7 +45,7 @@ class Camera:
 
     @classmethod
     def place(cls, number: int, side: int, seed: int) -> "Camera":
-        """Camera `number`, for pictures of `side` x `side`."""
+        """Camera `number`, for images of `side` x `side` pixels."""
         rng = np.random.default_rng([seed, _CAMERA, number])
         angle = rng.uniform(-15, 15) * np.pi / 180
         rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -58,12 +58,12 @@ class Camera:
         )
 
     def shoot(self, traits: tuple[int, ...], rng: np.random.Generator, side: int) -> Image.Image:
-        """Takes a picture. Those of two individuals, with generators in the same state, differ in the traits alone.
+        """Takes an image. With generators in the same state, images of two individuals differ only in the traits.
 
         Args:
             traits (`tuple[int, ...]`): Mark on the wing, and the colours of mark, cap and tail.
-            rng (`np.random.Generator`): Source of the pose, the place and the moment's brightness.
-            side (`int`): Height and width before it is scaled down by `SUPERSAMPLING`.
+            rng (`np.random.Generator`): Source of pose, position and brightness.
+            side (`int`): Height and width in pixels, before downscaling by `SUPERSAMPLING`.
         """
         left, top = rng.integers(0, side // 4 + 1, size=2).tolist()
         canvas = self.scenery.crop((left, top, left + side, top + side))
@@ -87,20 +87,20 @@ def drawn_reid(
     image_size: int = 64,
     seed: int = 0,
 ) -> DatasetDict:
-    """Makes the drawn set. Every image is its own function of (seed, identity, camera, number of the image).
+    """Generates the drawn data set. Each image is a function of (seed, individual, camera, number of the image).
 
-    Each camera sees each individual `images_per_camera` times; of those to test on, the first time is a query and the
-    others go to the gallery. The gallery also holds distractors of identity 0: every image another individual that is
-    neither in train nor among the queries.
+    Each camera takes `images_per_camera` images of each individual. For test individuals, the first image is a query
+    and the others are in the gallery. The gallery also contains distractors with identity 0, each image of a different
+    individual that is neither in train nor among the queries.
 
     Args:
-        num_train_identities (`int`, *optional*, defaults to 120): Individuals in train, identities from 1.
-        num_test_identities (`int`, *optional*, defaults to 60): Individuals in query and gallery, the next identities.
-        num_cameras (`int`, *optional*, defaults to 4): Cameras, from 1.
-        images_per_camera (`int`, *optional*, defaults to 4): Images of an individual by one camera, at least 2.
-        num_distractors (`int`, *optional*, defaults to 120): Images of identity 0, taken by the cameras in turn.
+        num_train_identities (`int`, *optional*, defaults to 120): Individuals in train, with identities from 1.
+        num_test_identities (`int`, *optional*, defaults to 60): Individuals in query and gallery, numbered next.
+        num_cameras (`int`, *optional*, defaults to 4): Cameras, numbered from 1.
+        images_per_camera (`int`, *optional*, defaults to 4): Images per individual and camera, at least 2.
+        num_distractors (`int`, *optional*, defaults to 120): Images with identity 0, taken by the cameras in turn.
         image_size (`int`, *optional*, defaults to 64): Height and width in pixels.
-        seed (`int`, *optional*, defaults to 0): Another seed gives other individuals and other cameras.
+        seed (`int`, *optional*, defaults to 0): Seed of individuals, cameras and images.
 
     Returns:
         `datasets.DatasetDict`: splits train, query and gallery with the columns image (PNG), identity and camera_id;

@@ -1,4 +1,4 @@
-"""Fine-grained classification sets by name."""
+"""Loads fine-grained classification data sets by name."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from .official import check_counts
 from .splits import SPLITS, take_validation
 
 
-# Copies of the official splits. Stanford Cars' and CUB's classes stand in the official order there.
+# Copies of the official splits. Stanford Cars and CUB have the official class order there.
 _HUB_IDS = {
     "cub200": "bentrevett/caltech-ucsd-birds-200-2011",
     "stanford_cars": "tanganke/stanford_cars",
@@ -37,53 +37,55 @@ def load_fgvc(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> DatasetDict:
-    """Loads a classification set as splits of images and labels.
+    """Loads a classification data set as splits of images and labels.
 
-    A published set is read from its official folder, and else from the Hub; a warning says where its numbers differ
-    from the official ones. Classes keep the official names and order.
+    A published data set is read from its official folder or, by default, from the Hub. A warning tells if its size
+    differs from the official one. Classes keep the official names and order.
 
-    A folder is laid out as `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are read as
-    "validation"), or as `root/<class>/<image>`, which is all train. Either folder may also still be an archive (.tar,
-    .tar.gz, .tgz or .zip): it is unpacked once, into the cache. Images are decoded when they are read, not here; cast
-    the column to `Image(decode=False)` and read it with [`open_image`] for errors that name the file.
+    A folder has the layout `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are accepted for
+    "validation"), or `root/<class>/<image>` with all images in train. Instead of a folder, an archive (.tar, .tar.gz,
+    .tgz or .zip) can be given: it is unpacked once, into the cache. Images are decoded when they are accessed. To get
+    errors that name the file, cast the column to `Image(decode=False)` and read it with [`open_image`].
 
-    Where there is no validation split, one is taken from train, see [`stratified_split`], whichever `splits` are asked
-    for. FGVC-Aircraft has an official one; `validation_fraction=0` joins it to train, for training on all 6,667 images
-    as in papers.
+    Without a validation split, one is taken from train, see [`stratified_split`], whatever `splits` requests.
+    FGVC-Aircraft has an official one; `validation_fraction=0` adds it to train, for training on all 6,667 images as in
+    papers.
 
     Args:
-        name (`str`): What to load, the first that fits:
+        name (`str`): What to load. The first match counts:
 
-            - "drawn": the built-in set of [`drawn_fgvc`] with its default sizes;
-            - "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): that set in `data_dir`, or on the Hub;
+            - "drawn": the built-in data set of [`drawn_fgvc`] with its default sizes;
+            - "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): the data set in `data_dir` or on the
+              Hub;
             - "imagefolder": the folder `data_dir`;
             - an existing folder or archive;
             - the id of a data set on the Hub.
         data_dir (`str`, `Path` or `Mapping`, *optional*):
-            The official folder, or the one above it, or its archive; for "imagefolder" the folder or archive, or one
-            per split: `{"train": ..., "validation": ...}`; else a folder inside `name`.
-        config_name (`str`, *optional*): Configuration of a set on the Hub that has several; for "fgvc_aircraft" what
-            the classes are: "variant" (100 of them, the default), "family" (70) or "manufacturer" (30).
-        splits (sequence of `str`, *optional*): Which of train, validation and test to return, all of them required.
-            By default what there is.
+            The official folder, its parent folder, or its archive; for "imagefolder" the folder or archive, or one
+            per split: `{"train": ..., "validation": ...}`; otherwise a folder inside `name`.
+        config_name (`str`, *optional*): Configuration of a data set on the Hub; for "fgvc_aircraft" the level of the
+            classes: "variant" (100 classes, the default), "family" (70) or "manufacturer" (30).
+        splits (sequence of `str`, *optional*): Which of train, validation and test to return. All of these must exist.
+            By default all existing splits are returned.
         validation_fraction (`float`, *optional*, defaults to 0.15):
-            Part of train, in [0, 1), that becomes validation where there is none; 0 takes nothing.
-        seed (`int`, *optional*, defaults to 42): Seed of that choice.
-        image_column (`str`, *optional*, defaults to "image"): Name of the images in a set given by its id on the Hub.
-        label_column (`str`, *optional*, defaults to "label"): Name of the class (`ClassLabel`, string, integer) there.
-        revision (`str`, *optional*): Branch, tag or commit of a set on the Hub.
+            Share of train, in [0, 1), that becomes validation if there is no such split; 0 takes none.
+        seed (`int`, *optional*, defaults to 42): Seed of that split.
+        image_column (`str`, *optional*, defaults to "image"): Image column of a data set given by its id on the Hub.
+        label_column (`str`, *optional*, defaults to "label"): Its label column (`ClassLabel`, strings or integers).
+        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
         token (`str` or `bool`, *optional*): Hub token.
-        cache_dir (`str` or `Path`, *optional*): Where a set from the Hub is cached and an archive unpacked.
+        cache_dir (`str` or `Path`, *optional*): Cache for data sets from the Hub and for unpacked archives.
 
     Returns:
-        `datasets.DatasetDict`: train, validation and, where the set has one, test, each with the columns image
-        (`datasets.Image`, RGB) and label (`ClassLabel`, the same in every split).
+        `datasets.DatasetDict`: train, validation and, if present, test, each with the columns image (`datasets.Image`,
+        RGB) and label (`ClassLabel`, the same in every split).
 
     Raises:
-        FileNotFoundError: if `name` is neither a folder nor a set the Hub can give, or a file of an official folder is
-            missing; the message names it.
-        ValueError: if a split, a column or a class folder is missing, a class folder is empty, a row has no label or
-            does not parse, an archive cannot be unpacked, or validation or test holds a class that train lacks.
+        FileNotFoundError: If `name` is neither a folder nor available on the Hub, or a file of an official folder is
+            missing. The message names it.
+        ValueError: If a split, a column or a class folder is missing, a class folder is empty, a row has no label or
+            cannot be parsed, an archive cannot be unpacked, or validation or test contains a class that is missing in
+            train.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, not {validation_fraction}")
@@ -123,7 +125,7 @@ def _load_official(
     splits: Sequence[str] | None,
     **hub: str | bool | Path | None,
 ) -> tuple[DatasetDict, str]:
-    """A published set, and where it was found."""
+    """Loads a published data set, and returns it with its source."""
     if isinstance(data_dir, Mapping):
         raise ValueError(f"{name!r} is read from one official folder or archive, not from one per split; set data_dir")
     if name != "fgvc_aircraft" and level is not None:
@@ -154,7 +156,7 @@ def _official_from_hub(
         ) from error
     if name != "fgvc_aircraft":
         return standardise(dataset, _HUB_IDS[name], splits, "image", "label")
-    # The official lists are sorted, the classes of this copy are not.
+    # The official class lists are sorted, those of this copy are not.
     column = _HUB_AIRCRAFT_COLUMNS[level]
     return standardise(dataset, _HUB_IDS[name], splits, "image", column, sort_classes=True)
 
@@ -162,7 +164,7 @@ def _official_from_hub(
 def _roots(
     name: str, data_dir: str | Path | Mapping[str, str | Path] | None, cache_dir: str | Path | None
 ) -> Path | dict[str, Path]:
-    """The folder of a set, or of each split."""
+    """The folder of the data set, or one per split."""
     if name == "imagefolder" and data_dir is None:
         raise ValueError("'imagefolder' needs data_dir, the folder that holds train/<class>/<image>")
     base = Path("" if name == "imagefolder" else name).expanduser()

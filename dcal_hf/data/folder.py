@@ -1,4 +1,4 @@
-"""A classification set from folders of images."""
+"""Classification data sets from folders of images."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png
 
 
 def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
-    """Reads `root/{train,validation,test}/<class>/<image>`, or `root/<class>/<image>` as train alone.
+    """Reads `root/{train,validation,test}/<class>/<image>`, or `root/<class>/<image>` as train only.
 
-    Files are listed, not opened. What lies in a class folder and is no image by its name is skipped with one warning;
-    hidden files are skipped without.
+    Files are listed, not opened. Entries of class folders without an image suffix are skipped with one warning; hidden
+    files are skipped silently.
 
     Args:
-        root (`Path` or `Mapping[str, Path]`): An existing folder, or one per split, each of class folders.
+        root (`Path` or `Mapping[str, Path]`): An existing folder, or a folder of class folders per split.
 
     Returns:
-        `datasets.DatasetDict`: the splits there are, with the columns image and label. Classes stand in the order of
-        their names, images in that of their paths.
+        `datasets.DatasetDict`: the existing splits, with the columns image and label. Classes are sorted by name,
+        images by path.
 
     Raises:
-        ValueError: if train or the class folders are missing, a class folder is empty, or validation or test holds a
-            class that train lacks.
+        ValueError: If train or the class folders are missing, a class folder is empty, or validation or test contains
+            a class that is missing in train.
     """
     skipped: list[Path] = []
     files = {split: _class_files(folder, skipped) for split, folder in _split_folders(root).items()}
@@ -47,11 +47,11 @@ def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
 
 
 def unlabelled_images(folder: Path) -> Dataset:
-    """All images in the folder and the visible ones inside it, by the order of their paths, in the column image.
+    """All images in the folder and its visible subfolders, sorted by path, in the column image.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
-        ValueError: If it holds no images.
+        ValueError: If it contains no images.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of images {folder} does not exist.")
@@ -67,7 +67,7 @@ def unlabelled_images(folder: Path) -> Dataset:
 
 
 def labelled_images(paths: Sequence[str], labels: Sequence[int], label: ClassLabel, split: str) -> Dataset:
-    """A split of the columns image and label, of files that are opened when they are read."""
+    """A split with the columns image and label, whose files are opened when they are accessed."""
     features = Features({"image": Image(mode="RGB"), "label": label})
     return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features, split=split)
 
@@ -82,7 +82,7 @@ def _split_folders(root: Path | Mapping[str, Path]) -> dict[str, Path]:
 
 
 def _class_files(folder: Path, skipped: list[Path]) -> list[Path]:
-    """Images of the class folders in `folder`, in order; what else lies there is added to `skipped`."""
+    """Images of the class folders in `folder`, in order. Other entries are added to `skipped`."""
     class_folders = [path for path in _visible(folder) if path.is_dir()]
     if not class_folders:
         raise ValueError(f"{folder} holds no class folders; put the images of a class into {folder / '<class>'}")

@@ -1,4 +1,4 @@
-"""A classification set from the Hub, brought to the columns image and label."""
+"""Classification data sets from the Hub, converted to the columns image and label."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ _INTEGER_PREFIXES = ("int", "uint")
 
 
 def load_hub(name: str, config_name: str | None, **source: str | bool | Path | None) -> DatasetDict:
-    """`datasets.load_dataset` for an id of the Hub, with one kind of error for what is not there.
+    """Calls `datasets.load_dataset` for a data set on the Hub, with one type of error if it cannot be found.
 
     Args:
-        name (`str`): The id.
+        name (`str`): The repository id.
         config_name (`str` or `None`): The configuration.
         **source: More arguments of `load_dataset`.
 
     Returns:
-        `datasets.DatasetDict`: the set as it is.
+        `datasets.DatasetDict`: the data set, unchanged.
 
     Raises:
-        FileNotFoundError: if `name` is no id, or the Hub does not have it or cannot be reached.
+        FileNotFoundError: If `name` is not a valid id, or the Hub does not have it or cannot be reached.
     """
     try:
         validate_repo_id(name)
@@ -38,8 +38,8 @@ def load_hub(name: str, config_name: str | None, **source: str | bool | Path | N
     except (FileNotFoundError, ConnectionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"{name!r} is not an existing folder, and the Hub gave no data set of that id ({reason}); "
-            "check the path or the id, the token and the connection"
+            f"{name!r} is not an existing folder, and the Hub has no data set with that id or cannot be reached "
+            f"({reason}); check the path or the id, the token and the connection"
         ) from error
 
 
@@ -51,23 +51,23 @@ def standardise(
     label_column: str,
     sort_classes: bool = False,
 ) -> DatasetDict:
-    """Brings a set to the splits and columns of [`load_fgvc`]; other splits and columns are dropped.
+    """Converts a data set to the splits and columns of [`load_fgvc`]; other splits and columns are dropped.
 
     Args:
-        dataset (`datasets.DatasetDict`): The set as it is.
-        where (`str`): Its name, for the messages.
-        splits (sequence of `str` or `None`): If given and without "test", test is left out unread.
-        image_column (`str`): A column of the feature `Image`.
-        label_column (`str`): A column of the feature `ClassLabel`, whose order is kept, or of strings or integers,
-            whose classes are sorted.
-        sort_classes (`bool`, *optional*, defaults to `False`): Whether the classes of a `ClassLabel` are sorted, too.
+        dataset (`datasets.DatasetDict`): The data set.
+        where (`str`): Its name, for error messages.
+        splits (sequence of `str` or `None`): If given without "test", the test split is not read.
+        image_column (`str`): A column with the feature `Image`.
+        label_column (`str`): A column with the feature `ClassLabel`, whose class order is kept, or with strings or
+            integers, which are sorted to form the classes.
+        sort_classes (`bool`, *optional*, defaults to `False`): Whether to sort the classes of a `ClassLabel`, too.
 
     Returns:
-        `datasets.DatasetDict`: train and, where there is one, validation and test, with the columns image and label.
+        `datasets.DatasetDict`: train and, if present, validation and test, with the columns image and label.
 
     Raises:
-        ValueError: if train or a column is missing, a column is of the wrong kind, a row has no label, or validation
-            or test holds a class that train lacks.
+        ValueError: If train or a column is missing, a column has the wrong type, a row has no label, or validation or
+            test contains a class that is missing in train.
     """
     aliases = split_aliases(dataset, where)
     if splits is not None and "test" not in splits:
@@ -93,7 +93,7 @@ def _check_columns(train: Dataset, where: str, image_column: str, label_column: 
     if missing:
         raise ValueError(
             f"{where} has no column {' and no column '.join(map(repr, missing))}; it has "
-            f"{', '.join(train.column_names)}: say which to use with image_column and label_column"
+            f"{', '.join(train.column_names)}: choose among these with image_column and label_column"
         )
     image, label = train.features[image_column], train.features[label_column]
     if not isinstance(image, Image):
@@ -112,8 +112,8 @@ def _class_names(part: Dataset, label_column: str, where: str) -> list[str]:
     unlabelled = sum(value is None or is_class_label and value < 0 for value in values)
     if unlabelled:
         raise ValueError(
-            f"{unlabelled} rows of {where} have no label; set another label_column, take out these rows, "
-            "or leave the split out by means of splits"
+            f"{unlabelled} rows of {where} have no label; set another label_column, remove these rows, or leave the "
+            "split out of splits"
         )
     return feature.int2str(values) if is_class_label else [str(value) for value in values]
 

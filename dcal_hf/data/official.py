@@ -1,4 +1,4 @@
-"""What published sets have in common: the folder that they unpack to, and whether all of it is there."""
+"""Checks shared by the published data sets: their folders, files and sizes."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 def official_root(data_dir: Path, tops: Sequence[str]) -> Path:
-    """The official folder, of which `data_dir` is either that one or the one above it.
+    """Finds the official folder, which is `data_dir` itself or a folder in it.
 
     Args:
         data_dir (`Path`): An existing folder.
-        tops (sequence of `str`): Names of the folder that the archive unpacks to.
+        tops (sequence of `str`): Possible names of the folder that the archive unpacks to.
 
     Raises:
-        ValueError: if several of them are there.
+        ValueError: If several of these folders exist.
     """
     present = [data_dir / top for top in tops if (data_dir / top).is_dir()]
     if len(present) > 1:
@@ -26,10 +26,10 @@ def official_root(data_dir: Path, tops: Sequence[str]) -> Path:
 
 
 def require(path: Path, tops: Sequence[str]) -> Path:
-    """A file or folder of a published set, if it is there.
+    """Returns the path of a file or folder of a published data set if it exists.
 
     Raises:
-        FileNotFoundError: if it is not; the message names it.
+        FileNotFoundError: If it does not exist. The message names it.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -40,10 +40,10 @@ def require(path: Path, tops: Sequence[str]) -> Path:
 
 
 def check_listed(paths: Sequence[str], source: Path) -> None:
-    """Checks that the images that a list names are there.
+    """Checks that the listed images exist.
 
     Raises:
-        FileNotFoundError: if not; the message names the first that is missing.
+        FileNotFoundError: If not. The message names the first missing image.
     """
     missing = [path for path in paths if not isfile(path)]
     if missing:
@@ -60,14 +60,14 @@ def check_counts(
     official: Mapping[str, tuple[int, int]],
     classes: str,
 ) -> None:
-    """One warning that says where a set differs in size from the published one.
+    """Warns once if a data set differs in size from the published one.
 
     Args:
-        name (`str`): The set.
+        name (`str`): The data set.
         where (`str` or `Path`): Where it was found.
-        found (mapping from `str` to `tuple[int, int]`): Classes and images of each split.
-        official (mapping from `str` to `tuple[int, int]`): What they should be, of these splits at least.
-        classes (`str`): What its classes are called, in the plural.
+        found (mapping from `str` to `tuple[int, int]`): Number of classes and images of each split.
+        official (mapping from `str` to `tuple[int, int]`): The published numbers, for at least these splits.
+        classes (`str`): Plural noun for its classes.
     """
     differences = []
     for split, sizes in found.items():

@@ -1,4 +1,4 @@
-"""Re-identification sets by name."""
+"""Loads re-identification data sets by name."""
 
 import re
 from collections.abc import Sequence
@@ -30,54 +30,54 @@ def load_reid(
     query_fraction: float = 0.2,
     seed: int = 42,
 ) -> DatasetDict:
-    """Loads a re-identification set as images to train on, queries, and the gallery to search.
+    """Loads a re-identification data set as training images, queries, and the gallery to search.
 
-    A published set is read from its official folders; a warning says where its numbers differ from the official ones.
-    Junk (identity -1) is left out, distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
-    identities of train and of query and gallery apart, both from 0.
+    A published data set is read from its official folders. A warning tells if its size differs from the official one.
+    Junk images (identity -1) are removed, distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers
+    the identities of train separately from those of query and gallery, both from 0.
 
-    A set of one's own is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a
-    CSV or Parquet table with the columns image (a path relative to the table, or to `data_dir`), identity and,
-    optionally, camera and split. Where query and gallery are missing they are made: of the identities of test (a
-    folder or split of that name) if there is one, else of a part of the identities of train, which leave train. Of
-    each of those identities some images become queries, as far as they have something to find in the gallery.
-    Identities that are all integers are the ids; others are numbered in the order of their names, and `identity` is a
-    `ClassLabel` that knows the names. The same holds for cameras.
+    Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a
+    CSV or Parquet table with the columns image (a path relative to the table or to `data_dir`), identity and,
+    optionally, camera and split. If query and gallery are missing, they are made from the identities of test (a folder
+    or split of that name) or, without test, from a share of the identities of train, which are removed from train.
+    Some images of each of these identities become queries, provided that they have a match in the gallery. Identities
+    that are all integers are kept as ids. Others are numbered in the order of their names, and `identity` is a
+    `ClassLabel` with the names. The same holds for cameras.
 
-    Any of these folders may also still be an archive (.tar, .tar.gz, .tgz or .zip): it is unpacked once, into the
-    cache of `datasets`.
+    Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it is unpacked once, into the cache of
+    `datasets`.
 
-    Without cameras there is no column `camera_id`: every gallery image but the query itself then counts.
+    Without cameras there is no column `camera_id`, and every gallery image except the query itself counts.
 
     Args:
-        name (`str` or `Path`): What to load, the first that fits:
+        name (`str` or `Path`): What to load. The first match counts:
 
-            - "drawn": the built-in set of [`drawn_reid`] with its default sizes;
-            - "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": that set in `data_dir`;
+            - "drawn": the built-in data set of [`drawn_reid`] with its default sizes;
+            - "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": the data set in `data_dir`;
             - "imagefolder": the folder `data_dir`;
             - an existing folder, or a table: a file that ends in .csv or .parquet.
         data_dir (`str` or `Path`, *optional*):
-            The official folder, or the one above it; for "imagefolder", the folder; for a table, what its paths are
-            relative to (no archive); else a folder inside `name`.
-        splits (sequence of `str`, *optional*): Which of train, query and gallery to return; the others need not be
-            there. By default all three.
+            The official folder or its parent folder; for "imagefolder", the folder; for a table, the folder that its
+            paths are relative to (no archive); otherwise a folder inside `name`.
+        splits (sequence of `str`, *optional*): Which of train, query and gallery to return; the others need not exist.
+            By default all three.
         include_val (`bool`, *optional*, defaults to `True`):
-            Whether train of MSMT17 is list_train and list_val, as in papers, or list_train alone.
+            Whether train of MSMT17 is list_train and list_val, as in papers, or list_train only.
         test_fraction (`float`, *optional*, defaults to 0.3):
-            Part of the identities to hold out where query, gallery and test are missing.
+            Share of the identities to hold out if query, gallery and test are missing.
         query_fraction (`float`, *optional*, defaults to 0.2):
-            Part of the images of a held-out identity that become queries, at least one and not all.
+            Share of the images of a held-out identity that become queries, at least one and not all.
         seed (`int`, *optional*, defaults to 42): Seed of both choices.
 
     Returns:
         `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
-        (int64) and, where cameras are known, camera_id (int64); train also with label (`ClassLabel`, identities in
+        (int64) and, if cameras are known, camera_id (int64); train also has label (`ClassLabel`, identities in
         ascending order).
 
     Raises:
-        FileNotFoundError: if a folder, a table, a list or a listed image is missing; the message names it.
-        ValueError: if a file name, row or column does not fit, an archive cannot be unpacked, a split is missing or
-            cannot be made, or no query identity appears in the gallery in an image that counts.
+        FileNotFoundError: If a folder, a table, a list or a listed image is missing. The message names it.
+        ValueError: If a file name, row or column is malformed, an archive cannot be unpacked, a split is missing or
+            cannot be made, or no query has a match in the gallery that counts.
     """
     unknown = [split for split in splits if split not in REID_SPLITS]
     if unknown:
@@ -112,7 +112,7 @@ def load_reid(
 
 @dataclass
 class _Columns:
-    """N images, the identity and the camera of each; `views` as in [`matched`]."""
+    """N images with their identities and cameras; `views` as in [`matched`]."""
 
     images: Dataset
     identities: np.ndarray
@@ -146,7 +146,7 @@ def _from_own_rows(
 
 
 def _encode_names(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
-    """Names as int64, with the feature that says how: the integers that they are, or their places in order."""
+    """Encodes names as int64: by their values if all are integers, else by their index in sorted order."""
     known = sorted(set(names))
     if all(map(_INTEGER.fullmatch, known)) and len(set(map(int, known))) == len(known):
         return np.array(list(map(int, names))), Value("int64")
@@ -162,7 +162,7 @@ def _make_splits(
     seed: int,
     where: Path,
 ) -> dict[str, np.ndarray]:
-    """Row indices of train, query and gallery, from those of the parts there are."""
+    """Row indices of train, query and gallery, from those of the existing parts."""
     if {"gallery", "test"} <= set(found):
         raise ValueError(f"{where} has both gallery and test; keep or rename one of them")
     if "query" in found and "test" in found:
@@ -196,7 +196,7 @@ def _assemble(columns: _Columns, parts: dict[str, np.ndarray]) -> DatasetDict:
 
 
 def _labels(columns: _Columns, train: np.ndarray) -> tuple[list[int | None], ClassLabel]:
-    """For every row, the place of its identity among those of train, if it is one of them; and the feature."""
+    """For every row, the index of its identity among those of train, or None if it is not there; and the feature."""
     known = np.unique(columns.identities[train]).tolist()
     label = {identity: number for number, identity in enumerate(known)}
     feature = columns.identity_feature
@@ -205,7 +205,7 @@ def _labels(columns: _Columns, train: np.ndarray) -> tuple[list[int | None], Cla
 
 
 def _source(name: str | Path, data_dir: str | Path | None) -> Path:
-    """The folder or the table that is meant."""
+    """The folder or table given by `name` and `data_dir`."""
     if name == "imagefolder":
         if data_dir is None:
             raise ValueError("'imagefolder' needs data_dir, the folder that holds the identities")

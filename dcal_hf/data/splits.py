@@ -1,4 +1,4 @@
-"""What every source of a classification set has in common: names of splits, classes of splits, a validation split."""
+"""Splits of classification data sets: their names, their classes, and a validation split taken from train."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,17 +11,17 @@ SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "te
 
 
 def split_aliases(present: Collection[str], where: str | Path) -> dict[str, str]:
-    """Finds train, and validation and test where there is one, among the names of splits or folders.
+    """Finds train and, if present, validation and test among the names of splits or folders.
 
     Args:
-        present (collection of `str`): The names there are.
-        where (`str` or `Path`): The set, for the messages.
+        present (collection of `str`): The names.
+        where (`str` or `Path`): The data set, for error messages.
 
     Returns:
-        `dict[str, str]`: from "train", "validation", "test" to the name that stands for it.
+        `dict[str, str]`: maps "train", "validation" and "test" to the names found.
 
     Raises:
-        ValueError: if there is no train, or more than one validation.
+        ValueError: If there is no train split, or more than one validation split.
     """
     found = {split: [alias for alias in aliases if alias in present] for split, aliases in SPLITS.items()}
     if not found["train"]:
@@ -32,14 +32,14 @@ def split_aliases(present: Collection[str], where: str | Path) -> dict[str, str]
 
 
 def check_classes(classes: dict[str, list[str]], where: str | Path) -> None:
-    """Checks that validation and test hold no class that train lacks.
+    """Checks that validation and test contain no class that is missing in train.
 
     Args:
         classes (`dict[str, list[str]]`): For every split, the class name of each row.
-        where (`str` or `Path`): The set, for the message.
+        where (`str` or `Path`): The data set, for the error message.
 
     Raises:
-        ValueError: if one does; the message names the split and the class.
+        ValueError: If a split does. The message names the split and the class.
     """
     known = set(classes["train"])
     for split, names in classes.items():
@@ -47,7 +47,7 @@ def check_classes(classes: dict[str, list[str]], where: str | Path) -> None:
         if unknown:
             raise ValueError(
                 f"{split} of {where} holds the class {unknown[0]!r}, which train lacks ({len(unknown)} such in all); "
-                "add it to train or take it out"
+                "add it to train or remove it"
             )
 
 
@@ -76,18 +76,18 @@ def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
 
 
 def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses a part of every class at random.
+    """Splits the items of every class at random.
 
-    Of a class of n items, `round(fraction * n)` go to the second part, but at least one and at most n - 1. A class of
-    one item stays whole in the first part.
+    From a class of n items, `round(fraction * n)` go to the second part, but at least one and at most n - 1. The item
+    of a class with a single one stays in the first part.
 
     Args:
         labels (sequence of `int`): (N,) class of each item.
-        fraction (`float`): Part of each class to choose, in (0, 1).
-        seed (`int`): The same seed and labels give the same split.
+        fraction (`float`): Share of each class in the second part, in (0, 1).
+        seed (`int`): Seed of the split.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the first and of the second part, N in all.
+        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the first and the second part, N in total.
     """
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
@@ -100,10 +100,10 @@ def stratified_split(labels: Sequence[int], fraction: float, seed: int) -> tuple
 
 
 def take_validation(dataset: DatasetDict, where: str | Path, fraction: float, seed: int) -> DatasetDict:
-    """Moves a part of every class from train to a new validation split.
+    """Moves a share of every class from train to a new validation split.
 
     Raises:
-        ValueError: if every class has a single image, so that there is nothing to take.
+        ValueError: If every class has a single image.
     """
     train, validation = stratified_split(dataset["train"]["label"][:], fraction, seed)
     if len(validation) == 0:
