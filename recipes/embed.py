@@ -1,14 +1,14 @@
 # /// script
 # dependencies = ["dcal_hf"]
 # ///
-"""Embeds photographs with a DCAL checkpoint and saves them as a gallery that recipes/search.py searches.
+"""Embeds images with a DCAL checkpoint and saves them as a gallery for recipes/search.py.
 
-All the pictures in a folder and the folders inside it:
+All images in a folder and its subfolders:
 
     python recipes/embed.py --model_name_or_path out --image_dir photographs --output_dir gallery
 
-A part of a data set, on several GPUs, into a compressed index ("np" spares a step of training that takes
-minutes and helps only who searches with `ht`):
+A split of a data set, on several GPUs, into a compressed index ("np" skips a training step that takes minutes and is
+only useful for searches with `ht`):
 
     accelerate launch recipes/embed.py --model_name_or_path out --task reid --dataset_name market1501 \
         --data_dir Market-1501-v15.09.15 --split gallery --output_dir gallery \
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CheckpointArguments:
-    """Which model embeds, and how fast."""
+    """Model and data-loading arguments."""
 
     model_name_or_path: str = field(metadata={"help": "Hub id or folder of a DCAL checkpoint."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for downloads."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
     batch_size: int = field(default=32, metadata={"help": "Images per batch and process."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each that embeds."})
+    num_workers: int = field(default=0, metadata={"help": "Data-loading processes per embedding process."})
     max_pixels: int = field(
         default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
     )
@@ -62,24 +62,26 @@ class CheckpointArguments:
 
 @dataclass
 class GalleryArguments:
-    """Which images, and what becomes of them."""
+    """Images and gallery arguments."""
 
-    output_dir: str = field(metadata={"help": "Folder of the gallery; one that lies there is replaced."})
+    output_dir: str = field(metadata={"help": "Folder of the gallery; an existing gallery is replaced."})
     image_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images; folders inside it are read too, hidden ones are not."}
+        default=None, metadata={"help": "Folder of images, including its subfolders except hidden ones."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set instead, by the name that the training recipes know it by."}
+        default=None, metadata={"help": "A data set instead of a folder, by its name in the training recipes."}
     )
-    data_dir: str | None = field(default=None, metadata={"help": "The data set's folder, or its archive."})
-    task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Which loader knows that name."})
-    split: str = field(default="train", metadata={"help": "Which part of the data set."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the data set."})
+    task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Training recipe of the data set."})
+    split: str = field(default="train", metadata={"help": "Split of the data set."})
     skip_broken: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be read, with a warning, instead of failing."}
+        default=False, metadata={"help": "Skip unreadable images with a warning instead of failing."}
     )
     factory: str = field(default="Flat", metadata={"help": "faiss factory string; Flat is exact."})
-    metric: Literal["cosine", "euclidean"] = field(default="cosine", metadata={"help": "What near means."})
-    search_parameters: str = field(default="{}", metadata={"help": "Of that index, as JSON: '{\"nprobe\": 16}'."})
+    metric: Literal["cosine", "euclidean"] = field(default="cosine", metadata={"help": "Distance of the gallery."})
+    search_parameters: str = field(
+        default="{}", metadata={"help": "Search parameters of the index as JSON, e.g. '{\"nprobe\": 16}'."}
+    )
 
     def __post_init__(self):
         if (self.image_dir is None) == (self.dataset_name is None):
@@ -88,7 +90,7 @@ class GalleryArguments:
 
 def main() -> None:
     checkpoint_args, gallery_args = parse_arguments((CheckpointArguments, GalleryArguments))
-    # Under torchrun on a machine without GPUs accelerate sees one process alone, unless it is told.
+    # Without GPUs, accelerate sees a single process under torchrun unless cpu is set.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     set_up_logging(logging.WARNING)
     logger.setLevel(logging.INFO)
@@ -119,7 +121,10 @@ def load_images(args: GalleryArguments) -> Dataset:
 def load_checkpoint(args: CheckpointArguments) -> tuple[PreTrainedModel, BaseImageProcessor]:
     model = AutoModel.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
     if model.config.model_type != "dcal":
-        raise ValueError(f"{args.model_name_or_path} is a {model.config.model_type} checkpoint, no DCAL one.")
+        raise ValueError(
+            f"{args.model_name_or_path} is a {model.config.model_type} checkpoint: give a DCAL one, such as the "
+            "output_dir of run_fgvc.py or run_reid.py."
+        )
     return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
 
 
@@ -130,7 +135,7 @@ def build_gallery(
     checkpoint_args: CheckpointArguments,
     gallery_args: GalleryArguments,
 ) -> GalleryIndex:
-    """A gallery of the images; with `--skip_broken`, rows of NaN are left out."""
+    """Builds a gallery of the images. With `--skip_broken`, rows of NaN are left out."""
     if gallery_args.skip_broken:
         kept = np.flatnonzero(~np.isnan(embeddings).any(axis=1))
         logger.info("%d of %d images could be read", len(kept), len(dataset))

@@ -1,11 +1,11 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Searches a gallery made by recipes/embed.py with images: prints a table, writes matches.csv and ranked_list.png.
+"""Searches a gallery created by recipes/embed.py: prints a table, and writes matches.csv and ranked_list.png.
 
     python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg b.jpg --output_dir answer
 
-In a compressed gallery, look further than it was saved to (slower, finds more):
+To search more of a compressed gallery than by default (slower, finds more):
 
     python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg --output_dir answer \
         --search_parameters '{"nprobe": 128}'
@@ -30,28 +30,29 @@ from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 @dataclass
 class SearchArguments:
-    """What is asked, and where the answer goes."""
+    """Gallery, query images and output."""
 
     gallery_dir: str = field(metadata={"help": "Folder of the gallery."})
-    images: list[str] = field(metadata={"help": "The images to ask with."})
+    images: list[str] = field(metadata={"help": "Query images."})
     output_dir: str = field(metadata={"help": "Folder for matches.csv and ranked_list.png."})
-    top_k: int = field(default=10, metadata={"help": "How many items to find for each image."})
+    top_k: int = field(default=10, metadata={"help": "Number of items to find for each image."})
     search_parameters: str = field(
-        default="{}", metadata={"help": "Of the gallery's index, as JSON: '{\"nprobe\": 16}'; by default, as saved."}
+        default="{}",
+        metadata={"help": "Search parameters of the index as JSON, e.g. '{\"nprobe\": 16}'; by default those saved."},
     )
     matches_in_picture: int = field(
-        default=5, metadata={"help": "Matches in ranked_list.png; 0 for no picture, and no need of matplotlib."}
+        default=5, metadata={"help": "Matches in ranked_list.png; 0 writes no picture and needs no matplotlib."}
     )
 
 
 @dataclass
 class Match:
-    """An item that was found."""
+    """A gallery item found by a query."""
 
     score: float
     row: int
     image: dict | str
-    # The image's path, if it has one, and the item's other columns.
+    # The path of the image, if it has one, and the other columns of the item.
     description: list[Any]
 
 
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
-    """The matches of each query, best first; an approximate index may find less than was asked for."""
+    """The matches of each query, best first. An approximate index may find fewer than `top_k`."""
     results = []
     for scores, rows in zip(*gallery.search_rows(embeddings, top_k), strict=True):
         items = gallery.items.select(rows[rows >= 0]).to_list()
@@ -85,7 +86,7 @@ def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[li
 
 
 def describe(item: dict[str, Any], features: Features) -> list[Any]:
-    """The image's path, and the other columns with classes and identities by their names."""
+    """The path of the image, and the other columns, with the names of classes and identities."""
     path = item["image"]["path"] if isinstance(item["image"], dict) else item["image"]
     return [path or ""] + [
         features[name].int2str(value) if isinstance(features[name], ClassLabel) else value
@@ -95,7 +96,7 @@ def describe(item: dict[str, Any], features: Features) -> list[Any]:
 
 
 def report(queries: list[str], results: list[list[Match]], columns: list[str], output_dir: Path) -> None:
-    """Prints what each query has found, and writes `matches.csv`."""
+    """Prints the matches of each query, and writes `matches.csv`."""
     table = []
     for query, matches in zip(queries, results, strict=True):
         print(f"\n{query}\n{'rank':>6}  {'score':>7}  {'row':>8}  {', '.join(columns)}")
@@ -106,7 +107,7 @@ def report(queries: list[str], results: list[list[Match]], columns: list[str], o
 
 
 def save_picture(queries: list[str], results: list[list[Match]], output_dir: Path, max_pixels: int) -> None:
-    """`ranked_list.png`: each query beside its best matches."""
+    """Writes `ranked_list.png`, with the best matches beside each query."""
     from dcal_hf.visualization import ranked_list, save_figure
 
     figure = ranked_list(
