@@ -3,33 +3,33 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 
-# The tests pass on the lower bounds together, and on the newest versions: `.ci/versions` runs them on both.
+# The tests pass with all lower bounds and with the newest versions: `.ci/versions` runs both.
 INSTALL_REQUIRES = [
-    # torch 2.8 could not compile the object in which a forward hands on queries and keys, then a UserDict.
+    # torch 2.8 cannot compile the object that passes queries and keys between layers.
     "torch>=2.11,<3",
     "torchvision>=0.26,<1",
-    # `activation_checkpointing`, of the training arguments and of the models.
+    # `activation_checkpointing` in training arguments and models.
     "transformers>=5.23,<6",
     "datasets>=4.0,<6",
     "accelerate>=1.10,<2",
     "evaluate>=0.4.6,<0.5",
-    # What transformers wants.
+    # Required by transformers.
     "huggingface_hub>=1.31,<3",
     "filelock>=3.10,<5",
-    # `Attention.gate`; `attn_layer` came with 1.0.23.
+    # `Attention.gate`; `attn_layer` was added in 1.0.23.
     "timm>=1.0.28,<2",
-    # The digits of a search depend on how many queries are asked at once up to 1.13.
+    # Up to 1.13, results of a search depend on the number of queries in it.
     "faiss-cpu>=1.14.2,<2",
-    # timm's RandAugment posterizes down to 0 bits, which Pillow 13 refuses.
+    # timm's RandAugment posterizes to 0 bits, which Pillow 13 rejects.
     "pillow>=10.1,<13",
-    # datasets' pyarrow refuses NumPy 1.
+    # The pyarrow of datasets does not support NumPy 1.
     "numpy>=2.0,<3",
-    # Up to 1.15.1, a .mat file of zeros is read as one without variables.
+    # Up to 1.15.1, a .mat file of zeros is read as a file without variables.
     "scipy>=1.15.2,<2",
     "pyyaml>=6.0,<7",
 ]
 EXTRAS = {
-    # The first one for NumPy 2.
+    # The first version for NumPy 2.
     "pictures": ["matplotlib>=3.8.4,<4"],
     "peft": ["peft>=0.20,<1"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
@@ -47,7 +47,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # transformers'.
+    # As in transformers.
     python_requires=">=3.11",
     # The recipes, for `dcal`. Not in dcal_hf: its import takes seconds, and `dcal --help` needs nothing of it.
     packages=[*find_packages(include=["dcal_hf", "dcal_hf.*"]), "dcal_recipes"],
