@@ -13,7 +13,10 @@ from transformers import CLIPImageProcessor, TimmWrapperImageProcessor, ViTImage
 
 from dcal_hf.transforms import fine_grained_processor, reid_processor
 from dcal_hf.visualization import (
+    attention_comparison,
     attention_figure,
+    confusion_figure,
+    contact_sheet,
     model_view,
     photograph_overlay,
     ranked_list,
@@ -336,3 +339,38 @@ def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "dcal_hf.visualization")
     with pytest.raises(ImportError, match=r"needs matplotlib: pip install dcal_hf\[pictures\]"):
         importlib.import_module("dcal_hf.visualization")
+
+
+def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
+    captions = [f"{number}\nwren $0.50" for number in range(8)]
+    marks = [True, False, *[None] * 6]
+    figure = contact_sheet([gray(20, 10 + number) for number in range(8)], captions, marks)
+    cells = [cell for cell in figure.axes if cell.images]
+    assert [cell.get_xlabel() for cell in cells] == captions and len(figure.axes) == 12
+    frames = [cell.spines["top"].get_edgecolor() for cell in cells[:3]]
+    assert frames == [to_rgba("tab:green"), to_rgba("tab:red"), to_rgba("none")]
+    with pytest.raises(ValueError, match="got 2 images, 1 captions and 2 marks"):
+        contact_sheet([gray(2, 2)] * 2, ["one"])
+
+
+def test_a_confusion_matrix_is_drawn_in_shares_of_the_true_class():
+    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["wren", "robin"])
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((0, 0), "3"), ((1, 0), "1")}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["wren", "robin"]
+
+
+def test_models_are_compared_on_the_same_photographs():
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    photographs = [gray(40, 20), gray(20, 30)]
+    rollouts = {name: np.stack([one_hot(patch, 16)] * 2) for name, patch in (("baseline", 0), ("DCAL", 15))}
+    figure = attention_comparison(
+        photographs, rollouts, dict.fromkeys(rollouts, (4, 4)), dict.fromkeys(rollouts, processor)
+    )
+    assert len(figure.axes) == 6
+    for row, photograph in zip((figure.axes[:3], figure.axes[3:]), photographs):
+        plain, first, last = (np.asarray(cell.images[0].get_array()) for cell in row)
+        assert plain.shape[:2] == photograph.size[::-1] and (plain == 100).all()
+        places = [np.unravel_index(brightness(Image.fromarray(x)).argmax(), x.shape[:2]) for x in (first, last)]
+        assert max(places[0]) < 12 and places[1][0] > photograph.height // 2 and places[1][1] > photograph.width // 2

@@ -1,0 +1,24 @@
+"""Pictures: where the model looks, what a query has found, and photographs with what was said of them."""
+
+try:
+    import matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError("dcal_hf.visualization needs matplotlib: pip install dcal_hf[pictures]") from error
+
+from .figures import attention_figure, ranked_list, save_figure
+from .overlays import model_view, photograph_overlay, rollout_overlay, selection_overlay
+from .sheets import attention_comparison, confusion_figure, contact_sheet
+
+
+__all__ = [
+    "attention_comparison",
+    "attention_figure",
+    "confusion_figure",
+    "contact_sheet",
+    "model_view",
+    "photograph_overlay",
+    "ranked_list",
+    "rollout_overlay",
+    "save_figure",
+    "selection_overlay",
+]
