@@ -20,6 +20,8 @@ RECIPES = Path(__file__).parent
 COMMANDS = {
     "fgvc": ("run_fgvc", "fine-tune and evaluate a classifier of look-alike classes"),
     "reid": ("run_reid", "train and evaluate an embedding that tells individuals apart"),
+    "predict": ("predict", "classify photographs: a table, a contact sheet, where the model looked"),
+    "attention": ("attention", "draw where several models look on the same photographs"),
     "embed": ("embed", "embed a folder of images into a gallery"),
     "search": ("search", "search a gallery by image"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),
@@ -29,7 +31,7 @@ MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, 
 
 
 def usage() -> str:
-    lines = [f"  {name:<8} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
     names = sorted(path.stem for path in (RECIPES / "configs").glob("*.yaml"))
     return "\n".join(
         [

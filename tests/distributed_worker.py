@@ -125,7 +125,7 @@ def main(output_dir: str, branches: str, options: str) -> None:
     flat = torch.cat([parameter.flatten() for parameter in parameters])
     both = [torch.empty_like(flat) for _ in range(2)]
     dist.all_gather(both, flat)
-    logits = trainer.predict(Random(22)).predictions[0]
+    logits = trainer.predict(Random(22)).predictions
     trainer.save_model()
     if trainer.is_world_process_zero():
         answer = {

@@ -1,0 +1,260 @@
+# /// script
+# dependencies = ["dcal_hf[pictures]"]
+# ///
+"""Classifies photographs with a DCAL checkpoint: a table, a contact sheet, and, if asked, where the model looked.
+
+    python recipes/predict.py --model_name_or_path out/birds --images photographs one_more.jpg --output_dir answer
+
+It writes `predictions.csv`, a line per photograph and class with the probabilities of both branches together and of
+each, and `contact_sheet.png`. `--attention` adds the attention rollout over each photograph, at its own resolution.
+
+Photographs whose folders are named after their classes show the mistakes as well, most confident first, in
+`mistakes.csv` and `mistakes.png`, and the `confusion_matrix.png`:
+
+    python recipes/predict.py --model_name_or_path out/birds --images birds/test --labelled --output_dir answer
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from arguments import parse_arguments
+from common import set_up_logging
+from embed import CheckpointArguments
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+
+from dcal_hf import DCALForImageClassification
+from dcal_hf.data import open_image, unlabelled_images
+from dcal_hf.files import save_table
+from dcal_hf.metrics import confusion_matrix
+from dcal_hf.transforms import EvalTransform
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PredictionArguments:
+    """Which photographs, and what is made of them."""
+
+    images: list[str] = field(metadata={"help": "Photographs, and folders of photographs."})
+    output_dir: str = field(metadata={"help": "Folder of the tables and pictures."})
+    top_k: int = field(default=5, metadata={"help": "Classes per photograph in predictions.csv."})
+    labelled: bool = field(
+        default=False, metadata={"help": "The name of each photograph's folder is its class: show the mistakes."}
+    )
+    attention: bool = field(default=False, metadata={"help": "Write the attention over each photograph, too."})
+    sheet_images: int = field(
+        default=60, metadata={"help": "Photographs in contact_sheet.png; 0 for no picture, and no need of matplotlib."}
+    )
+    mistake_images: int = field(default=12, metadata={"help": "Photographs in mistakes.png."})
+
+
+@dataclass
+class Prediction:
+    """What a model says of one photograph.
+
+    Args:
+        probabilities (`dict` of `Tensor` of shape `(classes,)`): Of `"both"` branches together, and of each.
+        rollout (`Tensor` of shape `(N,)`, *optional*), selected (`Tensor` of shape `(R,)`, *optional*):
+            The attention rollout over patches, and the patches that GLCA has read.
+        label (`int`, *optional*): The true class.
+    """
+
+    path: str
+    probabilities: dict[str, Tensor]
+    rollout: Tensor | None = None
+    selected: Tensor | None = None
+    label: int | None = None
+
+    @property
+    def best(self) -> int:
+        return int(self.probabilities["both"].argmax())
+
+    @property
+    def confidence(self) -> float:
+        return float(self.probabilities["both"].max())
+
+
+def main() -> None:
+    checkpoint_args, args = parse_arguments((CheckpointArguments, PredictionArguments))
+    set_up_logging(logging.WARNING)
+    logger.setLevel(logging.INFO)
+    paths = find_images(args.images)
+    model, processor = load_classifier(checkpoint_args)
+    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    labels = folder_labels(paths, names) if args.labelled else [None] * len(paths)
+    predictions = list(predict(model, processor, paths, labels, checkpoint_args, args.attention))
+    output_dir = Path(args.output_dir)
+    save_predictions(predictions, names, min(args.top_k, len(names)), output_dir / "predictions.csv")
+    if args.labelled:
+        save_mistakes(predictions, names, output_dir / "mistakes.csv")
+    if args.sheet_images > 0:
+        save_pictures(predictions, names, args, output_dir)
+    if args.attention:
+        save_attention(predictions, processor, model.config.grid, output_dir / "attention")
+    logger.info("%d photographs: see %s", len(predictions), output_dir)
+
+
+def find_images(given: Sequence[str]) -> list[str]:
+    """The photographs that are named, and those in the folders that are named, in this order.
+
+    Raises:
+        FileNotFoundError: If there is neither a file nor a folder of that name.
+    """
+    paths = []
+    for name in map(Path, given):
+        if not name.exists():
+            raise FileNotFoundError(f"--images: there is no photograph and no folder {name}.")
+        paths += unlabelled_images(name)["image"] if name.is_dir() else [str(name)]
+    return paths
+
+
+def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The class of each photograph, by its folder's name.
+
+    Raises:
+        ValueError: If a folder is named after none of the model's classes.
+    """
+    numbers = {name: label for label, name in enumerate(names)}
+    for path in paths:
+        if Path(path).parent.name not in numbers:
+            raise ValueError(
+                f"--labelled: {path} lies in a folder that is named after none of the model's {len(names)} classes "
+                f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})."
+            )
+    return [numbers[Path(path).parent.name] for path in paths]
+
+
+def load_classifier(args: CheckpointArguments) -> tuple[DCALForImageClassification, BaseImageProcessor]:
+    """
+    Raises:
+        ValueError: If the checkpoint is no DCAL classifier.
+    """
+    model = AutoModelForImageClassification.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+    if not isinstance(model, DCALForImageClassification):
+        raise ValueError(f"{args.model_name_or_path} is a {model.config.model_type} checkpoint, no DCAL classifier.")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+    return model.to(device).eval(), processor
+
+
+def predict(
+    model: DCALForImageClassification,
+    processor: BaseImageProcessor,
+    paths: Sequence[str],
+    labels: Sequence[int | None],
+    args: CheckpointArguments,
+    with_rollout: bool,
+) -> Iterator[Prediction]:
+    """What the model says of each photograph, in their order, with a progress bar."""
+    with_rollout = with_rollout and model.config.has_cls
+    transform = EvalTransform(processor, args.max_pixels)
+    for start in tqdm(range(0, len(paths), args.batch_size), desc="Predicting", unit="batch"):
+        batch = paths[start:start + args.batch_size]
+        pixel_values = torch.stack(transform({"image": batch})["pixel_values"])
+        with torch.inference_mode():
+            output = model(pixel_values.to(model.device, model.dtype), output_rollout=with_rollout)
+        logits = {"both": output.logits, "sa": output.sa_logits, "glca": output.glca_logits}
+        scores = {name: x.float().softmax(dim=-1).cpu() for name, x in logits.items() if x is not None}
+        for row, path in enumerate(batch):
+            yield Prediction(
+                path,
+                {name: x[row] for name, x in scores.items()},
+                output.rollout[row].cpu() if with_rollout else None,
+                None if output.local_query_indices is None else output.local_query_indices[row].cpu(),
+                labels[start + row],
+            )
+
+
+def save_predictions(predictions: Sequence[Prediction], names: Sequence[str], top_k: int, path: Path) -> None:
+    """A line per photograph and class, best class first."""
+    branches = list(predictions[0].probabilities)
+    rows = []
+    for prediction in predictions:
+        for rank, label in enumerate(prediction.probabilities["both"].topk(top_k).indices.tolist(), start=1):
+            scores = (f"{prediction.probabilities[branch][label]:.4f}" for branch in branches)
+            rows.append([prediction.path, rank, names[label], *scores])
+    save_table(["image", "rank", "class", *(f"probability_{branch}" for branch in branches)], rows, path)
+
+
+def mistakes(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Those that are wrong, most confident first."""
+    wrong = [prediction for prediction in predictions if prediction.best != prediction.label]
+    return sorted(wrong, key=lambda prediction: -prediction.confidence)
+
+
+def save_mistakes(predictions: Sequence[Prediction], names: Sequence[str], path: Path) -> None:
+    """The mistakes as a table, and how many there are in the log."""
+    wrong = mistakes(predictions)
+    rows = [[p.path, names[p.label], names[p.best], f"{p.confidence:.4f}"] for p in wrong]
+    save_table(["image", "label", "prediction", "probability"], rows, path)
+    right = len(predictions) - len(wrong)
+    logger.info("%d of %d are right, %.1f %%", right, len(predictions), 100 * right / len(predictions))
+
+
+def caption(prediction: Prediction, names: Sequence[str]) -> str:
+    answer = f"{names[prediction.best]} {prediction.confidence:.2f}"
+    return answer if prediction.label in (None, prediction.best) else f"{answer}\nnot {names[prediction.label]}"
+
+
+def save_pictures(
+    predictions: Sequence[Prediction], names: Sequence[str], args: PredictionArguments, output_dir: Path
+) -> None:
+    """`contact_sheet.png`; of labelled photographs `mistakes.png` and `confusion_matrix.png` as well."""
+    from dcal_hf.visualization import confusion_figure, contact_sheet, save_figure
+
+    def save_sheet(chosen: Sequence[Prediction], name: str) -> None:
+        figure = contact_sheet(
+            [thumbnail(prediction.path) for prediction in chosen],
+            [f"{Path(prediction.path).name}\n{caption(prediction, names)}" for prediction in chosen],
+            [None if prediction.label is None else prediction.best == prediction.label for prediction in chosen],
+        )
+        save_figure(figure, output_dir / name)
+
+    save_sheet(predictions[:args.sheet_images], "contact_sheet.png")
+    if not args.labelled:
+        return
+    wrong = mistakes(predictions)[:args.mistake_images]
+    if wrong:
+        save_sheet(wrong, "mistakes.png")
+    best, labels = ([getattr(p, name) for p in predictions] for name in ("best", "label"))
+    # Classes that neither occur nor are predicted would only make the rest too small to read.
+    seen = sorted({*best, *labels})
+    matrix = confusion_matrix(best, labels, len(names))[seen][:, seen]
+    save_figure(confusion_figure(matrix, [names[label] for label in seen]), output_dir / "confusion_matrix.png")
+
+
+def thumbnail(path: str, size: int = 256) -> Image.Image:
+    picture = open_image(path)
+    picture.thumbnail((size, size))
+    return picture
+
+
+def save_attention(
+    predictions: Sequence[Prediction], processor: BaseImageProcessor, grid: tuple[int, int], folder: Path
+) -> None:
+    """A PNG per photograph: the rollout over it, the patches that GLCA has read framed.
+
+    Raises:
+        ValueError: If the encoder has no rollout.
+    """
+    from dcal_hf.visualization import photograph_overlay
+
+    if predictions[0].rollout is None:
+        raise ValueError("--attention: the encoder has no CLS token, so there is no rollout to draw.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, prediction in enumerate(predictions):
+        picture = open_image(prediction.path)
+        overlay = photograph_overlay(picture, processor, prediction.rollout, grid, prediction.selected)
+        # Photographs in several folders may have one name.
+        overlay.save(folder / f"{number:05d}_{Path(prediction.path).stem}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Classifying photographs: the table, the pictures, and what goes wrong."""
+
+import csv
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import ViTImageProcessor, pipeline
+
+from dcal_hf import DCALForImageClassification
+from dcal_hf.data import open_image
+from dcal_hf.transforms import fine_grained_processor
+
+from helpers import noise_picture, shaken
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = ["finch", "robin", "wren"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    from conftest import BACKBONES
+
+    folder = tmp_path_factory.mktemp("predict") / "model"
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    model = shaken(DCALForImageClassification.from_backbone(BACKBONES["vit"], **labels), 0.15)
+    model.save_pretrained(folder)
+    fine_grained_processor(ViTImageProcessor(), model.config.image_size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    for number, name in enumerate(["finch", "finch", "robin", "wren"]):
+        (tmp_path / "photographs" / name).mkdir(parents=True, exist_ok=True)
+        noise_picture(number, 40 + number, 30).save(tmp_path / "photographs" / name / f"{number}.png")
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def dcal(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+
+    def run(script: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        importlib.import_module(script).main()
+
+    return run
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_says_what_a_pipeline_says(dcal, checkpoint, photographs, tmp_path):
+    answer = tmp_path / "answer"
+    dcal("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
+         "--batch_size", 3, "--top_k", 2)
+    rows = table(answer / "predictions.csv")
+    classify = pipeline("image-classification", model=str(checkpoint), top_k=2)
+    paths = sorted(photographs.rglob("*.png"))
+    assert [row["image"] for row in rows] == [str(path) for path in paths for _ in range(2)]
+    expected = [answer for path in paths for answer in classify(str(path))]
+    assert [row["class"] for row in rows] == [answer["label"] for answer in expected]
+    np.testing.assert_allclose(
+        [float(row["probability_both"]) for row in rows], [answer["score"] for answer in expected], atol=1e-4
+    )
+    halves = [(float(row["probability_sa"]) + float(row["probability_glca"])) / 2 for row in rows]
+    np.testing.assert_allclose(halves, [float(row["probability_both"]) for row in rows], atol=2e-4)
+    assert (answer / "contact_sheet.png").is_file() and not (answer / "mistakes.csv").exists()
+
+
+def test_labelled_photographs_show_the_mistakes_most_confident_first(dcal, checkpoint, photographs, tmp_path):
+    answer = tmp_path / "answer"
+    dcal("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer, "--labelled")
+    first = {row["image"]: row["class"] for row in table(answer / "predictions.csv") if row["rank"] == "1"}
+    mistakes = table(answer / "mistakes.csv")
+    wrong = {path for path, name in first.items() if Path(path).parent.name != name}
+    assert {row["image"] for row in mistakes} == wrong
+    assert all(row["label"] == Path(row["image"]).parent.name for row in mistakes)
+    confidences = [float(row["probability"]) for row in mistakes]
+    assert confidences == sorted(confidences, reverse=True) and len(mistakes) > 0
+    assert (answer / "mistakes.png").is_file() and (answer / "confusion_matrix.png").is_file()
+
+
+def test_attention_comes_at_the_size_of_the_photograph(dcal, checkpoint, photographs, tmp_path):
+    answer = tmp_path / "answer"
+    wren = photographs / "wren" / "3.png"
+    dcal("predict", "--model_name_or_path", checkpoint, "--images", wren, "--output_dir", answer, "--attention",
+         "--sheet_images", 0)
+    (overlay,) = (answer / "attention").iterdir()
+    assert overlay.name == "00000_3.png" and open_image(overlay).size == (43, 30)
+
+
+def test_two_models_look_at_the_same_sampled_photographs(dcal, checkpoint, photographs, tmp_path):
+    picture = tmp_path / "attention.png"
+    dcal("attention", "--models", checkpoint, checkpoint, "--names", "baseline", "DCAL", "--images", photographs,
+         "--count", 3, "--output", picture)
+    width, height = open_image(picture).size
+    assert width > 3 * 150 and height > 3 * 100
+
+
+@pytest.mark.parametrize(
+    "arguments, error, sentence",
+    [
+        (["--images", "nowhere"], FileNotFoundError, "--images: there is no photograph and no folder nowhere"),
+        (["--images", "{photographs}", "--labelled"], ValueError, "named after none of the model's 3 classes"),
+        (["--images", "{broken}"], ValueError, "cannot read image .*broken.png"),
+    ],
+)
+def test_mistakes_get_a_sentence(dcal, checkpoint, photographs, tmp_path, arguments, error, sentence):
+    (photographs / "wren").rename(photographs / "wrens")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    given = [argument.format(photographs=photographs, broken=broken) for argument in arguments]
+    with pytest.raises(error, match=sentence):
+        dcal("predict", "--model_name_or_path", checkpoint, "--output_dir", tmp_path / "answer", *given)
+    assert not (tmp_path / "answer").exists()
