@@ -43,6 +43,7 @@ BACKBONES = {
     "timm_dinov2_registers": timm_config("vit_small_patch14_reg4_dinov2"),
     "timm_clip": timm_config("vit_base_patch16_clip_224"),
     "timm_cait": timm_config("cait_xxs24_224", depth=1, depth_token_only=2),
+    "timm_eva02": timm_config("eva02_base_patch16_clip_224"),
 }
 SWIN_SIZES = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 4}
 WITHOUT_CLS = {"swin": SwinConfig(image_size=32, mlp_ratio=2, **SWIN_SIZES)}

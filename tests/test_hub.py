@@ -261,7 +261,9 @@ def new_compiler() -> None:
 
 
 @pytest.mark.usefixtures("new_compiler")
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip_vision_model", "swin", "timm_deit", "timm_cait"])
+@pytest.mark.parametrize(
+    "name", ["vit", "dinov3_vit", "clip_vision_model", "swin", "timm_deit", "timm_cait", "timm_eva02"]
+)
 def test_compiled_and_exported_models_agree(backbone_configs, name):
     config = backbone_configs[name]
     model = DCALForImageClassification.from_backbone(config, num_labels=3, **branches_for(config)).eval()

@@ -9,6 +9,7 @@ from .clip_dcal import CLIPAdapter
 from .dinov2_dcal import DINOv2Adapter, DINOv2WithRegistersAdapter
 from .dinov3_dcal import DINOv3Adapter
 from .encoder_dcal import EncoderAdapter
+from .eva_dcal import EvaAdapter
 from .swin_dcal import SwinAdapter
 from .timm_dcal import TIMM, TimmAdapter, complete_timm_config
 from .vit_dcal import DeiTAdapter, ViTAdapter
@@ -26,6 +27,7 @@ ADAPTERS: dict[str, type[EncoderAdapter]] = {
     "swin": SwinAdapter,
     TIMM: TimmAdapter,
     "timm_cait": CaiTAdapter,
+    "timm_eva": EvaAdapter,
 }
 
 

@@ -219,8 +219,8 @@ def refuse(architecture: str) -> NoReturn:
     """
     raise ValueError(
         f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, through "
-        "which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP or CaiT of timm, or a "
-        "Swin of transformers, microsoft/swin-tiny-patch4-window7-224 say."
+        "which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP, CaiT or EVA-02 of "
+        "timm, or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224 say."
     )
 
 

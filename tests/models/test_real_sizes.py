@@ -9,13 +9,15 @@ from dcal_hf import DCALForImageClassification
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6}
 # Of facebook/dinov2-small, facebook/dinov2-with-registers-small, facebook/dinov3-vits16-pretrain-lvd1689m,
-# openai/clip-vit-base-patch16, timm/vit_small_patch14_reg4_dinov2.lvd142m.
+# openai/clip-vit-base-patch16, timm/vit_small_patch14_reg4_dinov2.lvd142m,
+# timm/eva02_small_patch14_336.mim_in22k_ft_in1k.
 ENCODERS = {
     "dinov2": Dinov2Config(image_size=518, patch_size=14, **SMALL),
     "dinov2_with_registers": Dinov2WithRegistersConfig(image_size=518, patch_size=14, **SMALL),
     "dinov3": DINOv3ViTConfig(num_register_tokens=4, intermediate_size=1536, **SMALL),
     "clip": CLIPVisionConfig(patch_size=16),
     "timm_dinov2": TimmWrapperConfig(architecture="vit_small_patch14_reg4_dinov2"),
+    "timm_eva02": TimmWrapperConfig(architecture="eva02_small_patch14_336"),
 }
 
 
@@ -24,7 +26,7 @@ ENCODERS = {
 @pytest.mark.parametrize("rows, columns", [(32, 32), (16, 8)])
 def test_a_training_step_at_the_real_size(name, rows, columns):
     """448 x 448 (or 512 x 512) pixels for classes, 256 x 128 (or so) for individuals."""
-    patch = 14 if "dinov2" in name else 16
+    patch = 14 if "dinov2" in name or "eva02" in name else 16
     image_size = (patch * rows, patch * columns)
     model = DCALForImageClassification.from_backbone(ENCODERS[name], image_size=image_size, num_labels=7)
     images, labels, pairs = torch.randn(2, 3, *image_size), torch.tensor([0, 6]), torch.tensor([[0, 1]])

@@ -66,7 +66,6 @@ def test_cait_has_both_kinds_of_blocks():
     [
         ("swin_tiny_patch4_window7_224", "or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224"),
         ("xcit_nano_12_p16_224", "not built from timm's standard Block and Attention"),
-        ("vit_base_patch16_dinov3", "not built from timm's standard Block and Attention"),
         ("vit_base_patch16_rpn_224", "not built from timm's standard Block and Attention"),
         ("vit_base_patch16_siglip_224", "reads a CLS token"),
     ],
