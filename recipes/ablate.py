@@ -167,8 +167,8 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
     config = write_atomically(folder / "config.yaml", yaml.safe_dump(dict(options), sort_keys=False))
     command = [sys.executable, str(RECIPES / recipe), str(config)]
     resumes = any(folder.glob("checkpoint-*/trainer_state.json"))
-    if resumes:
-        command += ["--resume_from_checkpoint", last_checkpoint(folder)]
+    # What was killed before its first checkpoint was complete starts anew.
+    command += ["--resume_from_checkpoint", last_checkpoint(folder)] if resumes else ["--overwrite_output_dir"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if torch.cuda.device_count() > 0:
         environment["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())

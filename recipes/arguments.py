@@ -15,7 +15,10 @@ CONFIGURATIONS = Path(__file__).parent / "configs"
 
 @dataclass
 class ModelArguments:
-    """Which encoder, and how DCAL is put on it. What is not given is left to `DCALConfig` or to the checkpoint."""
+    """Which encoder, and how DCAL is put on it. What is not given is left to `DCALConfig` or to the checkpoint.
+
+    Also what becomes of an earlier run's checkpoints, which transformers has no argument for any more.
+    """
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or folder of a plain ViT, or of a DCAL checkpoint to go on from."}
@@ -37,6 +40,9 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(
         default=False,
         metadata={"help": "The data set's classes take the place of a DCAL checkpoint's; those it knows go on."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints that an earlier run left in --output_dir, and train."}
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa or flash_attention_2; the best there is if not given."}

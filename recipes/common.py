@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +44,29 @@ def log_process(training_args: DCALTrainingArguments) -> None:
         training_args.bf16,
         training_args.fp16,
     )
+
+
+def claim_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> None:
+    """Before a training from the start: its rotation of checkpoints would delete those of an earlier run.
+
+    Args:
+        overwrite (`bool`): Whether these are to be deleted now.
+
+    Raises:
+        ValueError: If there are any, and they are not.
+    """
+    if not training_args.do_train or training_args.resume_from_checkpoint is not None:
+        return
+    folder = Path(training_args.output_dir)
+    with training_args.main_process_first(desc="looking for checkpoints of an earlier run"):
+        checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        if checkpoints and not overwrite:
+            raise ValueError(
+                f"{folder} holds the checkpoints of an earlier run: go on with it by --resume_from_checkpoint last, "
+                "delete them with --overwrite_output_dir, or give another --output_dir."
+            )
+        for checkpoint in checkpoints:
+            shutil.rmtree(checkpoint)
 
 
 def load_model(

@@ -20,7 +20,15 @@ from pathlib import Path
 import datasets
 import torch
 from arguments import ModelArguments, parse_arguments
-from common import hyperparameters, load_distractors, load_model, log_process, set_up_logging, train
+from common import (
+    claim_output_dir,
+    hyperparameters,
+    load_distractors,
+    load_model,
+    log_process,
+    set_up_logging,
+    train,
+)
 from scipy.special import softmax
 from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
@@ -122,6 +130,7 @@ def main() -> None:
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
     set_up_logging(training_args.get_process_log_level())
     log_process(training_args)
+    claim_output_dir(training_args, model_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
     dataset = load_data(data_args, training_args)

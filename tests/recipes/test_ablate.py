@@ -123,11 +123,12 @@ def test_a_killed_run_is_resumed_where_it_can_be(ablate, monkeypatch, tmp_path):
     monkeypatch.setattr(ablate.subprocess, "run", lambda command, **kwargs: commands.append(command) or Finished)
     folder = tmp_path / "sa-0"
     assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
-    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3").mkdir()  # killed while the first was written
+    assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
     (folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
     assert ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
-    assert commands[0][2:] == [str(folder / "config.yaml")]
-    assert commands[1][3:] == ["--resume_from_checkpoint", str(folder / "checkpoint-3")]
+    assert commands[0][2:] == commands[1][2:] == [str(folder / "config.yaml"), "--overwrite_output_dir"]
+    assert commands[2][3:] == ["--resume_from_checkpoint", str(folder / "checkpoint-3")]
 
 
 @pytest.mark.parametrize(

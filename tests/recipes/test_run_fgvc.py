@@ -98,7 +98,8 @@ def test_another_folder_distracts_and_the_card_says_so(tmp_path, run_main):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "others" in card and "similarity" in card and "pwca_fraction" in card
     with pytest.raises(FileNotFoundError, match="The folder of images .*nowhere does not exist"):
-        run_main(tmp_path, "--do_train", "--distractor_dir", str(tmp_path / "nowhere"), **options)
+        arguments = ["--do_train", "--overwrite_output_dir", "--distractor_dir", str(tmp_path / "nowhere")]
+        run_main(tmp_path, *arguments, **options)
 
 
 def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
@@ -257,6 +258,26 @@ def test_interrupted_and_resumed_ends_at_the_same_weights(tmp_path):
     (tmp_path / "out" / "model.safetensors").unlink()
     run_script(RECIPE, config_file(tmp_path, **options), "--do_train", "--resume_from_checkpoint", "last")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+
+
+def test_a_second_launch_leaves_the_checkpoints_of_the_first(tmp_path, run_main):
+    options = {"data_dir": str(class_folder(tmp_path / "birds", "robin", "wren")), "disable_tqdm": True}
+    options |= {"save_steps": 1, "save_total_limit": 1, "max_steps": 3}
+    out = tmp_path / "out"
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    run_main(tmp_path, "--do_train", **options)
+    before = files()
+    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run: .*last, .*--overwrite_output_dir"):
+        run_main(tmp_path, "--do_train", **options)
+    assert files() == before
+    run_main(tmp_path, "--do_eval", **options)
+    run_main(tmp_path, "--do_train", "--resume_from_checkpoint", "last", **{**options, "max_steps": 4})
+    (out / "checkpoint-best").mkdir()  # the user's own
+    run_main(tmp_path, "--do_train", "--overwrite_output_dir", **{**options, "save_total_limit": 9, "max_steps": 2})
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-best"}
 
 
 def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path, run_main):
