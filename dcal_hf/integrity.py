@@ -3,7 +3,7 @@
 import hashlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from filelock import FileLock, Timeout
 Checksums = Mapping[str, Mapping[str, int | str]]
 
 
-def checksums(folder: Path) -> dict[str, dict[str, int | str]]:
+def checksums(folder: Path, exclude: Collection[str] = ()) -> dict[str, dict[str, int | str]]:
     """Size and SHA-256 of each file in a folder and in those inside it, as `{"bytes": ..., "sha256": ...}`."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for name, path in paths.items()
+        if name not in exclude
     }
 
 
@@ -33,9 +35,9 @@ def find_damage(folder: Path, files: Checksums) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes instead of {expected['bytes']}"
-        if _sha256(path) != expected["sha256"]:
+        if size != expected.get("bytes"):
+            return f"{name} has {size} bytes instead of {expected.get('bytes')}"
+        if _sha256(path) != expected.get("sha256"):
             return f"{name} is not what was saved"
     return None
 

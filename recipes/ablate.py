@@ -166,9 +166,13 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
     folder = Path(options["output_dir"])
     config = write_atomically(folder / "config.yaml", yaml.safe_dump(dict(options), sort_keys=False))
     command = [sys.executable, str(RECIPES / recipe), str(config)]
-    resumes = any(folder.glob("checkpoint-*/trainer_state.json"))
-    # What was killed before its first checkpoint was complete starts anew.
-    command += ["--resume_from_checkpoint", last_checkpoint(folder)] if resumes else ["--overwrite_output_dir"]
+    try:
+        command += ["--resume_from_checkpoint", last_checkpoint(folder)]
+        resumes = True
+    except FileNotFoundError:
+        # A run that was killed before its first checkpoint was complete starts again.
+        command.append("--overwrite_output_dir")
+        resumes = False
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if torch.cuda.device_count() > 0:
         environment["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())

@@ -66,11 +66,11 @@ class _KillAt(TrainerCallback):
             raise _Killed
 
 
-def train_until_killed(trainer: Trainer, step: int) -> None:
+def train_until_killed(trainer: Trainer, step: int, **kwargs) -> None:
     """Trains until the end of a step and no further, as if the process were killed there."""
     trainer.add_callback(_KillAt(step))
     with pytest.raises(_Killed):
-        trainer.train()
+        trainer.train(**kwargs)
 
 
 class RememberSaved(TrainerCallback):

@@ -1,11 +1,12 @@
 """Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
+from .checkpoints import last_checkpoint
 from .classes import class_names, has_class_names, name_classes, set_classes
 from .pairs import DistractedDataset, PairCollator, PairSampler
 from .reid_trainer import DCALReIDTrainer, column, protocol_columns
 from .reid_training_args import DCALReIDTrainingArguments
 from .samplers import IdentityBalancedSampler
-from .trainer import DCALTrainer, last_checkpoint
+from .trainer import DCALTrainer
 from .training_args import DCALTrainingArguments
 
 

@@ -1,6 +1,5 @@
 """Trainer of DCAL: pairs for PWCA, per-branch losses in the log, checkpoints that come back bit for bit."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
+from .checkpoints import begin_run, check_resumable, complete_manifest, last_checkpoint, write_manifest
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
@@ -104,6 +104,7 @@ class DCALTrainer(Trainer):
         if args.freeze_backbone and model is not None:
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
+        self.run_id = ""
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.has_distractors:
             check_distractors(self.model, args.pair_sampling)
@@ -161,12 +162,27 @@ class DCALTrainer(Trainer):
         finally:
             self.data_collator = collate
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in `transformers.Trainer`.
+    def train(
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """As in `transformers.Trainer`; a checkpoint to resume from must be whole, see [`last_checkpoint`].
 
         Raises:
-            ValueError: With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights alone.
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If it is not whole. With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights
+                alone.
         """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_checkpoint(self.args.output_dir)
+        if checkpoint is not None:
+            check_resumable(checkpoint, self.args.process_index, self.args.world_size)
+            checkpoint = str(checkpoint)
+        self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
+        return self._train(checkpoint, *args, **kwargs)
+
+    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """With adapters, if there is a `lora_rank`."""
         if self.args.lora_rank == 0:
             return super().train(*args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -274,6 +290,18 @@ class DCALTrainer(Trainer):
         super()._save(output_dir, merged_state_dict(self.model))
         save_adapted_layers(self.model, self.args.output_dir if output_dir is None else output_dir)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # All that resuming needs is there, of all processes, and no older checkpoint is deleted yet.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(output_dir, self.run_id)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and not self.args.save_only_model:
+            complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -309,27 +337,4 @@ def check_distractors(model: nn.Module, pair_sampling: str) -> None:
         raise ValueError("Give either distractor_dataset or pair_sampling='noise': both would distract each image.")
 
 
-def last_checkpoint(output_dir: str | Path) -> str:
-    """The newest complete checkpoint of a run: the Trainer writes in place, and `trainer_state.json` last.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    complete = [path.parent for path in Path(output_dir).glob("checkpoint-*/trainer_state.json") if is_json(path)]
-    if not complete:
-        raise FileNotFoundError(
-            f"No complete checkpoint in {output_dir}: start without --resume_from_checkpoint, or name a checkpoint."
-        )
-    return str(max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
-
-
-def is_json(path: Path) -> bool:
-    """Whether a file holds JSON to its end."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
-
-
-__all__ = ["DCALTrainer", "last_checkpoint"]
+__all__ = ["DCALTrainer"]

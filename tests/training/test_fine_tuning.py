@@ -16,9 +16,9 @@ from dcal_hf import (
     DCALTrainer,
     DCALTrainingArguments,
 )
+from dcal_hf.training import last_checkpoint
 from dcal_hf.training.lora import LORA_FILE, add_lora, merged_state_dict
 from dcal_hf.training.parameter_groups import parameter_depths, parameter_groups
-from dcal_hf.training.trainer import last_checkpoint
 
 from helpers import RememberSaved, assert_same_weights, branches_for, copy_of_weights, is_cait, train_until_killed
 

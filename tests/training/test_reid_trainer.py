@@ -11,9 +11,9 @@ from dcal_hf.data import drawn_reid
 from dcal_hf.metrics import distance_metrics, retrieval_metrics
 from dcal_hf.retrieval.query_expansion import expand_queries
 from dcal_hf.retrieval.reranking import rerank
+from dcal_hf.training import last_checkpoint
 from dcal_hf.training.reid_trainer import DCALReIDTrainer, column, protocol_columns, transreid_factor
 from dcal_hf.training.reid_training_args import DCALReIDTrainingArguments
-from dcal_hf.training.trainer import last_checkpoint
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 from helpers import TINY_SIZES, RememberSaved, assert_same_weights, train_until_killed

@@ -1,4 +1,3 @@
-import json
 import logging
 import re
 
@@ -10,7 +9,7 @@ from transformers import ViTImageProcessor
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
 from dcal_hf.metrics import ClassificationMetrics
-from dcal_hf.training.trainer import last_checkpoint
+from dcal_hf.training import last_checkpoint
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
 from helpers import (
@@ -101,17 +100,6 @@ def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, any_backbone_config):
     trainer.train()
     assert not torch.equal(remember.weights[4]["sa_classifier.weight"], remember.weights[8]["sa_classifier.weight"])
     assert_same_weights(copy_of_weights(trainer.model), remember.weights[4])
-
-
-def test_last_checkpoint_skips_unfinished_ones(tmp_path):
-    state = json.dumps({"epoch": 1.0})
-    for step, written in ((8, state), (11, state[:5]), (10, None), (9, state)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if written is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(written)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
-    with pytest.raises(FileNotFoundError, match="No complete checkpoint in"):
-        last_checkpoint(tmp_path / "checkpoint-9")
 
 
 def test_branch_losses_are_logged_and_add_up(tmp_path, vit_config):

@@ -1,0 +1,139 @@
+"""Which checkpoint a run goes on from: its own, and whole."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers.trainer_utils import rotate_checkpoints
+
+from dcal_hf.training import last_checkpoint
+from dcal_hf.training.checkpoints import check_resumable
+
+from distributed_worker import make_trainer
+from helpers import train_until_killed
+
+
+FILES = (
+    "config.json", "manifest.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt",
+    "trainer_state.json",
+)
+
+
+def saving_trainer(output_dir: Path, **options):
+    return make_trainer(str(output_dir), save_strategy="steps", save_steps=2, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of 8 steps with a checkpoint every 2."""
+    folder = tmp_path_factory.mktemp("run")
+    saving_trainer(folder).train()
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_is_the_one_of_the_most_steps(run):
+    (run / "checkpoint-10-backup").mkdir()
+    (run / "checkpoint-12").write_text("not a folder")
+    for step in (2, 4, 6, 8):
+        (run / f"checkpoint-{step}").rename(run / f"checkpoint-{step + 3}")
+    assert last_checkpoint(run) == str(run / "checkpoint-11")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip], ids=["missing", "cut", "flipped"])
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_not_whole_is_passed_over_with_a_warning_that_names_both(run, caplog, name, damage):
+    damage(run / "checkpoint-8" / name)
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(run) == str(run / "checkpoint-6")
+    (record,) = caplog.records
+    assert f"Resuming from {run / 'checkpoint-6'}, because of checkpoint-8: " in record.getMessage()
+    # A manifest in which a digit is another accuses another file.
+    assert name in record.getMessage() or (name, damage) == ("manifest.json", flip)
+    with pytest.raises(ValueError, match="checkpoint-8 cannot be resumed from: .*Resume from another"):
+        saving_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-8"))
+
+
+def test_a_whole_one_is_taken_without_a_word(run, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(run) == str(run / "checkpoint-8")
+    assert caplog.records == []
+
+
+def test_a_kill_before_the_trainers_state_is_recorded_leaves_a_whole_one(run):
+    manifest = json.loads((run / "checkpoint-8" / "manifest.json").read_text())
+    del manifest["files"]["trainer_state.json"]
+    (run / "checkpoint-8" / "manifest.json").write_text(json.dumps(manifest))
+    assert last_checkpoint(run) == str(run / "checkpoint-8")
+    cut(run / "checkpoint-8" / "trainer_state.json")
+    assert last_checkpoint(run) == str(run / "checkpoint-6")
+
+
+def test_a_run_goes_on_from_its_own_checkpoints_alone(run):
+    """A run of 8 steps left its checkpoints here; another one begins anew, and is killed twice."""
+    train_until_killed(saving_trainer(run), 1)
+    with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*checkpoint-8: it is of another run"):
+        last_checkpoint(run)
+    train_until_killed(saving_trainer(run), 3)
+    assert last_checkpoint(run) == str(run / "checkpoint-2")
+    # Resumed, it is the same run.
+    train_until_killed(saving_trainer(run), 5, resume_from_checkpoint=True)
+    assert last_checkpoint(run) == str(run / "checkpoint-4")
+
+
+def test_a_run_that_goes_on_elsewhere_stays_the_same_run(run, tmp_path):
+    trainer = saving_trainer(tmp_path / "elsewhere")
+    trainer.train(resume_from_checkpoint=run / "checkpoint-4")
+    assert (tmp_path / "elsewhere" / "_run.json").read_bytes() == (run / "_run.json").read_bytes()
+    assert last_checkpoint(tmp_path / "elsewhere") == str(tmp_path / "elsewhere" / "checkpoint-8")
+
+
+def test_weights_alone_are_nothing_to_resume_from(tmp_path):
+    saving_trainer(tmp_path, save_only_model=True, max_steps=2).train()
+    sentence = re.escape("was saved without the optimiser's state (save_only_model)")
+    with pytest.raises(FileNotFoundError, match=sentence):
+        last_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        saving_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_another_number_of_processes_has_no_random_state(run):
+    check_resumable(run / "checkpoint-8", 0, 1)
+    with pytest.raises(ValueError, match="with 2 processes, for it has no rng_state_1.pth: resume with as many as"):
+        check_resumable(run / "checkpoint-8", 1, 2)
+
+
+def test_a_checkpoint_that_is_not_there_gets_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint .*checkpoint-3 to resume from; check the"):
+        saving_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*: start without --resume_from"):
+        last_checkpoint(tmp_path / "nowhere")
+
+
+def test_no_checkpoint_is_deleted_before_a_newer_one_is_whole(tmp_path, monkeypatch):
+    found = []
+
+    def rotate(output_dir, **kwargs):
+        found.append(last_checkpoint(output_dir))
+        rotate_checkpoints(output_dir, **kwargs)
+
+    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", rotate)
+    saving_trainer(tmp_path, save_total_limit=1).train()
+    assert [Path(path).name for path in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
