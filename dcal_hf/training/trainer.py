@@ -1,5 +1,6 @@
 """Trainer of DCAL: pairs for PWCA, per-branch losses in the log, checkpoints that come back bit for bit."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,11 +19,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .checkpoints import begin_run, check_resumable, complete_manifest, last_checkpoint, write_manifest
+from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
@@ -105,6 +110,9 @@ class DCALTrainer(Trainer):
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
         self.run_id = ""
+        self.finite_watch = FiniteWatch(args.device)
+        # Elsewhere reading a number waits for the device.
+        self.checks_every_step = args.device.type == "cpu"
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.has_distractors:
             check_distractors(self.model, args.pair_sampling)
@@ -169,6 +177,8 @@ class DCALTrainer(Trainer):
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
+            FloatingPointError: At the first step whose loss or gradients are not finite; on another device than the
+                CPU when the next line is logged or checkpoint written. The last checkpoint before stays.
             ValueError: If it is not whole. With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights
                 alone.
         """
@@ -179,7 +189,9 @@ class DCALTrainer(Trainer):
             check_resumable(checkpoint, self.args.process_index, self.args.world_size)
             checkpoint = str(checkpoint)
         self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
-        return self._train(checkpoint, *args, **kwargs)
+        output = self._train(checkpoint, *args, **kwargs)
+        self.check_finite()
+        return output
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """With adapters, if there is a `lora_rank`."""
@@ -228,6 +240,7 @@ class DCALTrainer(Trainer):
                 inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
         outputs = model(**inputs)
         if model.training:
+            self.finite_watch.see(self.state.global_step, outputs.loss)
             for name, loss in outputs.losses.items():
                 self.branch_losses[name].append(loss.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -245,8 +258,41 @@ class DCALTrainer(Trainer):
             ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key not in scored]
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # In half precision, scaled gradients overflow now and then, and their step is skipped.
+        if isinstance(grad_norm, Tensor) and self.accelerator.scaler is None:
+            self.finite_watch.see(self.state.global_step, grad_norm)
+        if self.checks_every_step:
+            self.check_finite()
+        return grad_norm
+
+    def check_finite(self) -> None:
+        """
+        Raises:
+            FloatingPointError: If a loss or gradient was not finite; names the first step, the epoch and the images.
+        """
+        # Averaged gradients tell every process of it, but scaled ones are not looked at.
+        first = self.finite_watch.first()
+        step = as_step(first if self.checks_every_step else self.accelerator.gather(first))
+        if step is None:
+            return
+        accumulated = self.args.gradient_accumulation_steps
+        epoch, place = divmod(step, -(-len(self.callback_handler.train_dataloader) // accumulated))
+        sampler, size = self.listeners["sampler"], self._train_batch_size * accumulated * self.args.world_size
+        sampler.set_epoch(epoch)
+        images = image_labels(self.labelled_dataset, list(sampler)[place * size:(place + 1) * size])
+        logger.error("The images of step %d: %s", step + 1, ", ".join(images))
+        raise FloatingPointError(
+            f"The loss or the gradients of step {step + 1}, in epoch {epoch + 1}, are not finite: look at its "
+            f"{len(images)} images ({', '.join(images[:3])}{', ...' if len(images) > 3 else ''}), or lower the "
+            "learning rate and resume from the last checkpoint."
+        )
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean loss of each branch since the last line, over all processes: `loss_sa`, ..."""
+        if "loss" in logs and not self.checks_every_step:
+            self.check_finite()
         if "loss" in logs and self.branch_losses:
             # A process whose images met no other has no loss of PWCA.
             zero = torch.zeros((), device=self.args.device)
@@ -298,6 +344,8 @@ class DCALTrainer(Trainer):
             write_manifest(output_dir, self.run_id)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not self.checks_every_step:
+            self.check_finite()
         super()._save_checkpoint(model, trial)
         if self.args.should_save and not self.args.save_only_model:
             complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))

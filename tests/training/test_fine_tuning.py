@@ -148,8 +148,8 @@ def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_
 def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, lora_rank=2, activation_checkpointing=True)
     expected = adapted_weights(trainer.model)
-    # Three blocks with query, key, value and output layers. timm's ViT has the first three in one layer; CaiT does not in
-    # class attention, and its talking heads add a layer over the heads before and one after the softmax.
+    # Three blocks with query, key, value and output layers. timm's ViT has the first three in one layer; CaiT does not
+    # in class attention, and its talking heads add a layer over the heads before and one after the softmax.
     attention = trainer.model.dcal.encoder.attention(trainer.model.dcal.encoder.blocks[0])
     in_one = getattr(attention, "qkv", None) is not None and not is_cait(any_backbone_config)
     assert len(expected) == (6 if in_one else 12)

@@ -1,0 +1,89 @@
+"""A run stops at the first step that is not finite, and says which images it had."""
+
+import re
+
+import pytest
+import torch
+from datasets import Dataset, Image
+from safetensors.torch import load_file
+
+from dcal_hf.training import last_checkpoint
+
+from distributed_worker import make_trainer
+
+
+STEPS = 4  # of 4 images, in an epoch of 16
+
+
+def poisoned_data(poisoned: int) -> Dataset:
+    """Noise; of one image not even that."""
+
+    def transform(batch: dict[str, list]) -> dict[str, list]:
+        numbers = [int(record["path"].removesuffix(".png")) for record in batch["image"]]
+        pixels = [torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(number)) for number in numbers]
+        pixels = [x * torch.nan if number == poisoned else x for x, number in zip(pixels, numbers)]
+        return {"pixel_values": pixels, "labels": [number % 3 for number in numbers]}
+
+    images = Dataset.from_dict({"image": [f"{number}.png" for number in range(16)]})
+    return images.cast_column("image", Image(decode=False)).with_transform(transform)
+
+
+def poisoned_trainer(output_dir, poisoned=5, **options):
+    options = {"save_strategy": "steps", "save_steps": 1, **options}
+    trainer = make_trainer(str(output_dir), **options)
+    return type(trainer)(trainer.model, trainer.args, train_dataset=poisoned_data(poisoned))
+
+
+def step_of(trainer, image: int, epoch: int = 0) -> tuple[int, list[int]]:
+    """The step of an epoch, from 1, that has an image, and all images that it has: from the loader itself."""
+    sampler = trainer._get_train_sampler()
+    sampler.set_epoch(epoch)
+    size = 4 * trainer.args.gradient_accumulation_steps
+    batches = torch.tensor(list(sampler)).split(size)
+    (found,) = [number for number, batch in enumerate(batches, start=1) if image in batch]
+    return found, batches[found - 1].tolist()
+
+
+def test_the_first_step_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(tmp_path, caplog):
+    trainer = poisoned_trainer(tmp_path)
+    step, images = step_of(trainer, 5)
+    assert step > 1
+    with pytest.raises(FloatingPointError, match=f"step {step}, in epoch 1, are not finite: look at its 4 images"):
+        trainer.train()
+    assert re.findall(r"(\d+)\.png", caplog.records[-1].getMessage()) == list(map(str, images))
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step - 1}")
+    assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}], ids=str)
+def test_where_looking_at_every_step_costs_the_next_save_finds_it(tmp_path, caplog, options):
+    """As on a GPU. The second epoch has begun when the step of the first is found."""
+    trainer = poisoned_trainer(tmp_path, logging_steps=1000, save_steps=5, **options)
+    trainer.checks_every_step = False
+    step, images = step_of(trainer, 5)
+    with pytest.raises(FloatingPointError, match=f"step {step}, in epoch 1, "):
+        trainer.train()
+    assert re.findall(r"(\d+)\.png", caplog.records[-1].getMessage()) == list(map(str, images))
+    assert trainer.state.global_step == (5 if options != {"gradient_accumulation_steps": 2} else 4)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_line_of_the_log_finds_it_too(tmp_path):
+    trainer = poisoned_trainer(tmp_path, logging_steps=1, save_strategy="no")
+    trainer.checks_every_step = False
+    step, _ = step_of(trainer, 5)
+    with pytest.raises(FloatingPointError, match=f"step {step}, in epoch 1, "):
+        trainer.train()
+    assert trainer.state.global_step == step
+    assert all(torch.tensor(line["loss"]).isfinite() for line in trainer.state.log_history if "loss" in line)
+
+
+def test_gradients_alone_are_enough(tmp_path):
+    trainer = poisoned_trainer(tmp_path, poisoned=-1)
+    calls = iter(range(100))
+    weight = trainer.model.sa_classifier.weight
+    weight.register_hook(lambda grad: grad * torch.inf if next(calls) == STEPS + 1 else grad)
+    with pytest.raises(FloatingPointError, match=f"step {STEPS + 2}, in epoch 2, .* resume from the last checkpoint"):
+        trainer.train()
+    saved = load_file(tmp_path / f"checkpoint-{STEPS + 1}" / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
