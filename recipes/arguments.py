@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
+CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass
@@ -94,17 +95,30 @@ class ModelArguments:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def parse_arguments(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
+def parse_arguments(
+    dataclass_types: tuple[type, ...], argv: list[str] | None = None, files: str | None = None
+) -> tuple[Any, ...]:
     """Parses `[config.yaml | config.json] [--option value ...]`; options win over the file, and it over its base.
+
+    Args:
+        dataclass_types: What is returned, each an object of its class.
+        argv: The command line, without the name of the script; that of this process if not given.
+        files: What the files are that may stand without an option, for `--help`; a list of their names comes last.
 
     Raises:
         FileNotFoundError: If the configuration file does not exist.
         ValueError: If it is no mapping, or an option is unknown.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and not argv[0].startswith("-"):
+    parser = HfArgumentParser(dataclass_types)
+    is_configuration = bool(argv) and not argv[0].startswith("-")
+    if files is not None:
+        parser.add_argument("files", nargs="*", help=files)
+        is_configuration = is_configuration and Path(argv[0]).suffix in CONFIGURATION_SUFFIXES
+    if is_configuration:
         argv = options_of(find_configuration(argv[0])) + argv[1:]
-    return HfArgumentParser(dataclass_types).parse_args_into_dataclasses(argv, look_for_args_file=False)
+    *parsed, last = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return (*parsed, last if files is None else last.files)
 
 
 def find_configuration(name: str) -> Path:
@@ -138,7 +152,7 @@ def options_of(path: Path) -> list[str]:
 
 def read_configuration(path: Path) -> dict[str, Any]:
     """A configuration file, over the one that its key `base` names, if any, as a path from its own folder."""
-    if path.suffix not in (".yaml", ".yml", ".json"):
+    if path.suffix not in CONFIGURATION_SUFFIXES:
         raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
     if not path.is_file():
         raise FileNotFoundError(f"The configuration file {path} does not exist.")

@@ -24,6 +24,7 @@ COMMANDS = {
     "attention": ("attention", "draw where several models look on the same photographs"),
     "embed": ("embed", "embed a folder of images into a gallery"),
     "search": ("search", "search a gallery by image"),
+    "verify": ("verify", "tell whether two images show the same individual"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),
 }
 # What the library raises for a mistake of the caller's, each with one sentence.

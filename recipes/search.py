@@ -9,6 +9,12 @@ To search more of a compressed gallery than by default (slower, finds more):
 
     python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg --output_dir answer \
         --search_parameters '{"nprobe": 128}'
+
+Queries without an item nearer than a threshold, a distance or the one that recipes/verify.py has calibrated, are
+probably new individuals. Its false-accept rate is that of one pair: a query meets every item of the gallery.
+
+    python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg --output_dir answer \
+        --threshold calibrated
 """
 
 import json
@@ -22,6 +28,8 @@ from arguments import parse_arguments
 from common import set_up_logging
 from datasets import ClassLabel, Dataset, Features
 from embed import CheckpointArguments, load_checkpoint
+from transformers import PreTrainedModel
+from verify import load_threshold
 
 from dcal_hf.data import open_image
 from dcal_hf.files import save_table
@@ -40,6 +48,10 @@ class SearchArguments:
         default="{}",
         metadata={"help": "Search parameters of the index as JSON, e.g. '{\"nprobe\": 16}'; by default those saved."},
     )
+    threshold: str | None = field(
+        default=None,
+        metadata={"help": "Distance from which on there is no match, or: calibrated (see recipes/verify.py)."},
+    )
     matches_in_picture: int = field(
         default=5, metadata={"help": "Matches in ranked_list.png; 0 writes no picture and needs no matplotlib."}
     )
@@ -49,7 +61,8 @@ class SearchArguments:
 class Match:
     """A gallery item found by a query."""
 
-    score: float
+    # Euclidean, of the embeddings; see `GalleryIndex.distances`.
+    distance: float
     row: int
     image: dict | str
     # The path of the image, if it has one, and the other columns of the item.
@@ -62,15 +75,35 @@ def main() -> None:
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
     gallery.set_search_parameters(**json.loads(search_args.search_parameters))
+    threshold = read_threshold(search_args.threshold, checkpoint_args, model, gallery)
     queries = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in search_args.images]})
     embeddings = embed_images(model, processor, queries, **checkpoint_args.reader_kwargs)
     results = search(gallery, embeddings, search_args.top_k)
     columns = ["image", *(name for name in gallery.items.column_names if name != "image")]
     output_dir, num_shown = Path(search_args.output_dir), search_args.matches_in_picture
-    report(search_args.images, results, columns, output_dir)
+    report(search_args.images, results, columns, threshold, output_dir)
     if num_shown > 0:
         shown = [matches[:num_shown] for matches in results]
         save_picture(search_args.images, shown, output_dir, checkpoint_args.max_pixels)
+
+
+def read_threshold(
+    given: str | None, checkpoint_args: CheckpointArguments, model: PreTrainedModel, gallery: GalleryIndex
+) -> float | None:
+    """The distance that `--threshold` means."""
+    if given is None:
+        return None
+    if given == "calibrated":
+        if gallery.metric == "cosine" and not model.config.normalize_embeddings:
+            raise ValueError(
+                "The calibrated threshold is a distance of the model's own embeddings, and the gallery compares them "
+                "at length 1: embed the gallery again, with --metric euclidean."
+            )
+        return load_threshold(checkpoint_args, model).threshold
+    try:
+        return float(given)
+    except ValueError as error:
+        raise ValueError(f"--threshold is a distance, or calibrated, not {given!r}.") from error
 
 
 def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
@@ -79,8 +112,8 @@ def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[li
     for scores, rows in zip(*gallery.search_rows(embeddings, top_k), strict=True):
         items = gallery.items.select(rows[rows >= 0]).to_list()
         results.append([
-            Match(score, row, item["image"], describe(item, gallery.items.features))
-            for score, row, item in zip(scores, rows, items)
+            Match(distance, row, item["image"], describe(item, gallery.items.features))
+            for distance, row, item in zip(gallery.distances(scores), rows, items)
         ])
     return results
 
@@ -95,15 +128,21 @@ def describe(item: dict[str, Any], features: Features) -> list[Any]:
     ]
 
 
-def report(queries: list[str], results: list[list[Match]], columns: list[str], output_dir: Path) -> None:
-    """Prints the matches of each query, and writes `matches.csv`."""
+def report(
+    queries: list[str], results: list[list[Match]], columns: list[str], threshold: float | None, output_dir: Path
+) -> None:
+    """Prints the matches of each query, and writes `matches.csv`; with a threshold, also whether it is the same."""
+    header = ["query", "rank", "distance", *(["same"] if threshold is not None else []), "row", *columns]
     table = []
     for query, matches in zip(queries, results, strict=True):
-        print(f"\n{query}\n{'rank':>6}  {'score':>7}  {'row':>8}  {', '.join(columns)}")
+        print(f"\n{query}\n{'rank':>6}  {'distance':>8}  {'row':>8}  {', '.join(columns)}")
         for rank, match in enumerate(matches, start=1):
-            print(f"{rank:>6}  {match.score:>7.4f}  {match.row:>8}  {', '.join(map(str, match.description))}")
-            table.append([query, rank, f"{match.score:.4f}", match.row, *match.description])
-    print(f"\n{save_table(['query', 'rank', 'score', 'row', *columns], table, output_dir / 'matches.csv')}")
+            print(f"{rank:>6}  {match.distance:>8.4f}  {match.row:>8}  {', '.join(map(str, match.description))}")
+            same = [] if threshold is None else [bool(match.distance < threshold)]
+            table.append([query, rank, f"{match.distance:.4f}", *same, match.row, *match.description])
+        if threshold is not None and not any(match.distance < threshold for match in matches):
+            print(f"Probably a new individual: nothing is nearer than {threshold:.4f}.")
+    print(f"\n{save_table(header, table, output_dir / 'matches.csv')}")
 
 
 def save_picture(queries: list[str], results: list[list[Match]], output_dir: Path, max_pixels: int) -> None:
@@ -113,7 +152,7 @@ def save_picture(queries: list[str], results: list[list[Match]], output_dir: Pat
     figure = ranked_list(
         [open_image(query, max_pixels) for query in queries],
         [[open_image(match.image, max_pixels) for match in matches] for matches in results],
-        [[match.score for match in matches] for matches in results],
+        [[match.distance for match in matches] for matches in results],
         titles=[[caption(match) for match in matches] for matches in results],
     )
     save_figure(figure, output_dir / "ranked_list.png")

@@ -146,7 +146,7 @@ def distance_metrics(
     scored = np.flatnonzero([len(matches) > 0 for matches in pairs.matches])
     num_negatives = sum(pairs.num_negatives(query) for query in scored)
     allowed = [math.floor(round(fpr * num_negatives, 6)) for fpr in fprs]
-    nearest_negatives = _Smallest(max(allowed, default=0) + 1)
+    nearest_negatives = Smallest(max(allowed, default=0) + 1)
     match_ranks, match_distances = [], []
     for index, row in zip(scored, _rows(distances, scored, chunk_size), strict=True):
         matches = pairs.matches[index]
@@ -313,7 +313,7 @@ def _verification_metrics(
     return metrics
 
 
-class _Smallest:
+class Smallest:
     """Selects the `count` smallest finite numbers of a stream, storing little more than twice as many."""
 
     def __init__(self, count: int):

@@ -1,10 +1,11 @@
-"""Search by image: embeddings, a gallery of them on disk, query expansion and re-ranking."""
+"""Search by image: embeddings, a gallery of them on disk, query expansion, re-ranking, verification."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .embedding import embed_images, model_fingerprint
 from .query_expansion import expand_queries
+from .verification import VerificationThreshold, calibrate, pair_distances
 
 
 if TYPE_CHECKING:
@@ -22,4 +23,13 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f".{MODULES[name]}", __name__), name)
 
 
-__all__ = ["GalleryIndex", "embed_images", "expand_queries", "model_fingerprint", "rerank"]
+__all__ = [
+    "GalleryIndex",
+    "VerificationThreshold",
+    "calibrate",
+    "embed_images",
+    "expand_queries",
+    "model_fingerprint",
+    "pair_distances",
+    "rerank",
+]

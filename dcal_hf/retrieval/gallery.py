@@ -208,6 +208,11 @@ class GalleryIndex:
         scores[rows < 0] = np.nan
         return scores, rows
 
+    def distances(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as Euclidean distances, of the embeddings, or of those at length 1 where the metric is cosine."""
+        # |q - g|² = 2 (1 - q·g) where |q| = |g| = 1.
+        return np.sqrt(np.maximum(2 - 2 * scores, 0)) if self.metric == "cosine" else scores
+
     def save(self, folder: str | os.PathLike) -> None:
         """Saves index, items and a description with checksums as a folder, which appears once it is complete.
 

@@ -233,7 +233,7 @@ def test_selection_of_negatives_is_exact(slack, monkeypatch):
     generator = np.random.default_rng(3)
     for count in (1, 5, 300):
         numbers = generator.integers(0, 200, (40, 30)).astype(np.float32)
-        selection = retrieval._Smallest(count)
+        selection = retrieval.Smallest(count)
         for row in numbers:
             selection.add(row)
         assert selection.values().tolist() == sorted(numbers.ravel().tolist())[:count]

@@ -117,11 +117,12 @@ def test_searching(model, photographs, gallery, tmp_path):
     best = (-similarities).argsort(axis=1)[:, :3]
     assert [int(row["row"]) for row in rows] == best.flatten().tolist()
     assert [row["image"] for row in rows] == [paths[i] for i in best.flatten()]
-    scores = [float(row["score"]) for row in rows]
-    np.testing.assert_allclose(scores, np.take_along_axis(similarities, best, axis=1).flatten(), atol=1e-4)
-    assert scores[0] == scores[3] == 1 and rows[0]["image"] == queries[0]
+    distances = [float(row["distance"]) for row in rows]
+    found = np.take_along_axis(similarities, best, axis=1).flatten()
+    np.testing.assert_allclose(distances, np.sqrt(np.maximum(2 - 2 * found, 0)), atol=1e-3)
+    assert distances[0] == distances[3] == 0 and rows[0]["image"] == queries[0]
     for row in rows:
-        assert f"{row['score']}" in printed and row["image"] in printed
+        assert f"{row['distance']}" in printed and row["image"] in printed
     with Image.open(tmp_path / "ranked_list.png") as picture:
         assert picture.format == "PNG" and picture.width > 300
 
@@ -177,7 +178,7 @@ def test_a_data_set_and_its_columns(run_main, run_recipe, model, photographs, tm
         "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", images=[query], output_dir=tmp_path,
         search_parameters='{"nprobe": 1}', matches_in_picture=0, top_k=1,
     )
-    assert (tmp_path / "matches.csv").read_text().splitlines()[1:] == [f"{query},1,1.0000,3,{query},wren"]
+    assert (tmp_path / "matches.csv").read_text().splitlines()[1:] == [f"{query},1,0.0000,3,{query},wren"]
     assert GalleryIndex.load(tmp_path / "gallery").search_parameters == {"nprobe": 2}
     assert not (tmp_path / "ranked_list.png").exists()
 

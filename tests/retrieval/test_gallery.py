@@ -73,6 +73,19 @@ def test_flat_search_is_exact(metric):
     assert (len(gallery), gallery.dimension) == (N, D)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_scores_as_distances(metric):
+    generator = np.random.default_rng(0)
+    queries, embeddings = (generator.normal(size=(n, 8)).astype(np.float32) for n in (3, 40))
+    gallery = GalleryIndex.from_embeddings(embeddings, table(40), model_id="model", metric=metric)
+    scores, rows = gallery.search_rows(queries, 5)
+    if metric == "cosine":
+        queries, embeddings = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (queries, embeddings))
+    expected = np.linalg.norm(queries[:, None] - embeddings[rows], axis=2)
+    np.testing.assert_allclose(gallery.distances(scores), expected, atol=1e-5)
+    assert (np.diff(gallery.distances(scores), axis=1) >= 0).all()
+
+
 def test_embeddings_are_not_changed():
     embeddings = clustered()
     GalleryIndex.from_embeddings(embeddings, table(), model_id=MODEL)

@@ -1,0 +1,206 @@
+"""The same individual or not: a threshold on the distance of two embeddings, calibrated on labelled images."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from ..files import write_atomically
+from ..metrics.distances import FeatureDistances
+from ..metrics.retrieval import JUNK_IDENTITY, QUERIES_PER_CHUNK, Column, Smallest
+from ..version import __version__
+from .sealed_folder import read_description
+
+
+FORMAT_VERSION = 1
+VERIFICATION_FILE = "verification.json"
+
+
+@dataclass(frozen=True)
+class VerificationThreshold:
+    """A threshold on the Euclidean distance of two embeddings, and what it rests on. [`calibrate`] makes it.
+
+    Args:
+        threshold (`float`): Two images show the same individual if their embeddings are nearer than this.
+        false_accept_rate (`float`): At most this share of the pairs of different individuals is nearer.
+        true_accept_rate (`float`): This share of the pairs of the same individual is nearer.
+        num_images (`int`): How many images it was calibrated on.
+        num_identities (`int`): How many individuals they show, distractors aside.
+        num_same_pairs (`int`): How many pairs of the same individual there were.
+        num_different_pairs (`int`): How many pairs of different individuals there were.
+        dataset (`str`): What people call the images.
+        model_id (`str`): What made the embeddings; see [`model_fingerprint`].
+        date (`str`): The day of the calibration (UTC).
+        dcal_hf_version (`str`): The version of this library.
+    """
+
+    threshold: float
+    false_accept_rate: float
+    true_accept_rate: float
+    num_images: int
+    num_identities: int
+    num_same_pairs: int
+    num_different_pairs: int
+    dataset: str
+    model_id: str
+    date: str
+    dcal_hf_version: str
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Writes `verification.json` into a checkpoint's folder, and returns its path."""
+        content = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2)
+        return write_atomically(Path(folder, VERIFICATION_FILE), content + "\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, model_id: str) -> "VerificationThreshold":
+        """Reads the `verification.json` of a checkpoint.
+
+        Args:
+            folder (`str` or `os.PathLike`): The checkpoint's folder.
+            model_id (`str`): The [`model_fingerprint`] of the model in it.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is damaged, of another format version, or calibrated for another model.
+        """
+        folder = Path(folder)
+        description = read_description(folder, VERIFICATION_FILE, FORMAT_VERSION)
+        missing = [field.name for field in fields(cls) if field.name not in description]
+        if missing:
+            raise ValueError(f"{folder} is damaged: {VERIFICATION_FILE} has no {missing[0]}; calibrate again.")
+        if description["model_id"] != model_id:
+            raise ValueError(
+                f"The threshold in {folder / VERIFICATION_FILE} was calibrated for model {description['model_id']}, "
+                f"not for {model_id}: calibrate again with this model."
+            )
+        return cls(**{field.name: description[field.name] for field in fields(cls)})
+
+
+def calibrate(
+    embeddings: np.ndarray,
+    identities: Column,
+    cameras: Column | None = None,
+    images: Column | None = None,
+    *,
+    distractor_ids: Sequence[int] = (),
+    false_accept_rate: float = 0.01,
+    dataset: str,
+    model_id: str,
+) -> VerificationThreshold:
+    """Finds the largest distance that at most a share of the pairs of different individuals is nearer than.
+
+    Every two images are a pair, once. As in [`~dcal_hf.metrics.retrieval_metrics`], two images of the same individual
+    by the same camera do not count, nor do two copies of the same image, and images of identity -1 are left out. No
+    matrix of distances is held.
+
+    Args:
+        embeddings (`np.ndarray` of shape `(N, D)`):
+            What the model makes of the images.
+        identities (`np.ndarray` or `Sequence[int]` of shape `(N,)`):
+            The individual on each image.
+        cameras (`np.ndarray` or `Sequence` of shape `(N,)`, *optional*):
+            The camera of each image.
+        images (`np.ndarray` or `Sequence` of shape `(N,)`, *optional*):
+            What names each image, such as its path, if one may stand twice in the set.
+        distractor_ids (`Sequence[int]`, *optional*):
+            Identities that are not one individual's, such as Market-1501's 0: two such images are no pair of the same
+            individual, and none of different ones.
+        false_accept_rate (`float`, *optional*, defaults to 0.01):
+            That share, above 0 and below 1.
+        dataset (`str`):
+            What people call the images.
+        model_id (`str`):
+            The [`model_fingerprint`] of the model.
+
+    Returns:
+        [`VerificationThreshold`]
+
+    Raises:
+        ValueError: If there is no pair of the same individual, or too few pairs of different ones for the rate; if
+            the rate or the columns are unusable.
+    """
+    if not 0 < false_accept_rate < 1:
+        raise ValueError(f"The false-accept rate must be above 0 and below 1, got {false_accept_rate:g}.")
+    kept = np.flatnonzero(np.asarray(identities) != JUNK_IDENTITY)
+    columns = [column for column in (identities, cameras, images) if column is not None]
+    views = [_numbered(column, len(embeddings))[kept] for column in columns]
+    identities = np.asarray(identities)[kept]
+    is_distractor = np.isin(identities, distractor_ids)
+    _, counts = np.unique(identities, return_counts=True)
+    num_different = int(len(kept) ** 2 - (counts ** 2).sum()) // 2
+    allowed = math.floor(round(false_accept_rate * num_different, 6))
+    if allowed < 1:
+        raise ValueError(
+            f"A false-accept rate of {false_accept_rate:g} needs at least {math.ceil(1 / false_accept_rate):,} pairs "
+            f"of images of different individuals, and {dataset} has {num_different:,}: give more images, or a higher "
+            "rate."
+        )
+    same, different = _squared_distances(np.asarray(embeddings)[kept], views, is_distractor, allowed + 1)
+    if not len(same):
+        raise ValueError(
+            f"{dataset} has no pair of images of the same individual{'' if cameras is None else ' by two cameras'}: "
+            "give at least two images of some individuals."
+        )
+    threshold = math.sqrt(max(different[allowed], 0.0))
+    return VerificationThreshold(
+        threshold=threshold,
+        false_accept_rate=false_accept_rate,
+        true_accept_rate=float((same < different[allowed]).mean()),
+        num_images=len(kept),
+        num_identities=len(np.unique(identities[~is_distractor])),
+        num_same_pairs=len(same),
+        num_different_pairs=num_different,
+        dataset=dataset,
+        model_id=model_id,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        dcal_hf_version=__version__,
+    )
+
+
+def pair_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Euclidean distances (N,), float64, of the embeddings (N, D) of first images from those of second ones."""
+    return np.linalg.norm(np.asarray(first, np.float64) - np.asarray(second, np.float64), axis=1)
+
+
+def _numbered(column: Column, length: int) -> np.ndarray:
+    """A column of anything as integers that are equal where its entries are."""
+    column = np.asarray(column)
+    if column.shape != (length,):
+        raise ValueError(f"There must be one entry for each of {length} embeddings, got an array of {column.shape}.")
+    return np.unique(column, return_inverse=True)[1]
+
+
+def _squared_distances(
+    embeddings: np.ndarray, views: list[np.ndarray], is_distractor: np.ndarray, num_nearest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of all pairs of the same individual that count, and of the nearest pairs of different ones, ascending.
+
+    Args:
+        embeddings: (N, D).
+        views: Columns (N,): the individuals, and what two images of one individual must not have in common.
+        is_distractor: (N,), bool.
+        num_nearest: How many pairs of different individuals are wanted.
+    """
+    individuals, *others = views
+    # In double precision, for what is near is the small difference of large numbers.
+    embeddings = embeddings.astype(np.float64)
+    distances = FeatureDistances(embeddings, embeddings)
+    same_pairs, different_pairs = [], Smallest(num_nearest)
+    for start in range(0, len(embeddings), QUERIES_PER_CHUNK):
+        rows = distances.rows(np.arange(start, min(start + QUERIES_PER_CHUNK, len(embeddings))))
+        for index, row in enumerate(rows, start):
+            later = slice(index + 1, None)
+            same = individuals[later] == individuals[index]
+            different_pairs.add(row[later][~same])
+            if not is_distractor[index]:
+                apart = [view[later] != view[index] for view in others]
+                same_pairs.append(row[later][np.all([same, *apart], axis=0)])
+    return np.concatenate(same_pairs or [np.empty(0)]), different_pairs.values()
+
+
+__all__ = ["VERIFICATION_FILE", "VerificationThreshold", "calibrate", "pair_distances"]

@@ -1,0 +1,181 @@
+# /// script
+# dependencies = ["dcal_hf"]
+# ///
+"""Says whether two images show the same individual. First, once, the threshold, calibrated on labelled images:
+
+    python recipes/verify.py --model_name_or_path out --calibrate --data_dir turtles --false_accept_rate 0.01
+
+It is kept beside the checkpoint, as verification.json. Then any number of pairs, of the 1st and 2nd image, the 3rd
+and 4th, ...:
+
+    python recipes/verify.py --model_name_or_path out a.jpg b.jpg
+
+Calibrate on individuals that the model was not trained on. In folders without query, gallery and test the same part is
+held out as by recipes/run_reid.py; put individuals into a folder `test` to use them all.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from arguments import parse_arguments
+from common import set_up_logging
+from datasets import Dataset, concatenate_datasets
+from embed import CheckpointArguments, load_checkpoint
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import cached_file
+
+from dcal_hf.data import load_reid
+from dcal_hf.files import save_table
+from dcal_hf.retrieval import VerificationThreshold, calibrate, embed_images, model_fingerprint, pair_distances
+from dcal_hf.retrieval.verification import VERIFICATION_FILE
+from dcal_hf.training import protocol_columns
+
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("first", "second", "same", "distance", "threshold", "false_accept_rate")
+
+
+@dataclass
+class VerifyArguments:
+    """The answer's table, or what to calibrate on."""
+
+    output: str | None = field(default=None, metadata={"help": "CSV file for the answers."})
+    calibrate: bool = field(default=False, metadata={"help": "Calibrate the threshold, on labelled images."})
+    false_accept_rate: float = field(
+        default=0.01, metadata={"help": "Share of the pairs of different individuals that may pass for the same."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "market1501, dukemtmc, msmt17 or veri776 in data_dir, drawn for the built-in set, or a table "
+            "(.csv, .parquet) of your own; a folder of identities in data_dir if not given."
+        },
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the images, or its archive."})
+    test_fraction: float = field(
+        default=0.3, metadata={"help": "Share of the identities to use where there is no query and gallery."}
+    )
+    split_seed: int = field(default=42, metadata={"help": "Seed of their choice."})
+
+    def __post_init__(self):
+        if self.calibrate == (self.dataset_name is None and self.data_dir is None):
+            raise ValueError(
+                "To calibrate the threshold, give --calibrate and labelled images: --data_dir (a folder of "
+                "identities), or --dataset_name."
+            )
+
+    @property
+    def title(self) -> str:
+        name = self.dataset_name or self.data_dir
+        return name if not Path(name).exists() else Path(name).resolve().stem
+
+
+def main() -> None:
+    checkpoint_args, verify_args, images = parse_arguments(
+        (CheckpointArguments, VerifyArguments), files="Images, two and two a pair."
+    )
+    check_images(images, verify_args.calibrate)
+    set_up_logging(logging.WARNING)
+    logger.setLevel(logging.INFO)
+    if verify_args.calibrate:
+        calibrate_checkpoint(checkpoint_args, verify_args)
+    else:
+        verify(checkpoint_args, images, verify_args.output)
+
+
+def check_images(images: list[str], calibrates: bool) -> None:
+    if calibrates and images:
+        raise ValueError(f"--calibrate takes labelled images alone; ask about {images[0]} in a call without it.")
+    if not calibrates and (not images or len(images) % 2):
+        raise ValueError(f"Give two images, or several pairs of them: a.jpg b.jpg; got {len(images)}.")
+
+
+def calibrate_checkpoint(checkpoint_args: CheckpointArguments, verify_args: VerifyArguments) -> None:
+    """Writes `verification.json` into the checkpoint's folder."""
+    folder = Path(checkpoint_args.model_name_or_path)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder to keep the threshold in: download the checkpoint, `hf download`.")
+    images, distractor_ids = labelled_images(verify_args)
+    model, processor = load_checkpoint(checkpoint_args)
+    columns = protocol_columns(images, images)
+    kept = calibrate(
+        embed_images(model, processor, images, **checkpoint_args.loader_kwargs),
+        columns["gallery_ids"],
+        columns.get("gallery_cameras"),
+        columns.get("gallery_images"),
+        distractor_ids=distractor_ids,
+        false_accept_rate=verify_args.false_accept_rate,
+        dataset=verify_args.title,
+        model_id=model_fingerprint(model),
+    )
+    print(
+        f"Nearer than {kept.threshold:.4f} is the same individual: at most {100 * kept.false_accept_rate:.3g} % of "
+        f"{kept.num_different_pairs:,} pairs of different individuals are, and {100 * kept.true_accept_rate:.3g} % of "
+        f"{kept.num_same_pairs:,} pairs of the same one.\n{kept.save(folder)}"
+    )
+
+
+def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
+    """The images of query and gallery, and the identities of distractors: several images, and no query."""
+    splits = load_reid(
+        args.dataset_name or "imagefolder",
+        args.data_dir,
+        splits=("query", "gallery"),
+        test_fraction=args.test_fraction,
+        seed=args.split_seed,
+    )
+    asked, images = set(splits["query"]["identity"]), concatenate_datasets(list(splits.values()))
+    counts = Counter(images["identity"])
+    distractor_ids = [identity for identity, count in counts.items() if count > 1 and identity not in asked]
+    logger.info(
+        "Calibrating on %d images of %d individuals of %s, those of query and gallery",
+        len(images), len(counts) - len(distractor_ids), args.title,
+    )
+    return images, distractor_ids
+
+
+def verify(checkpoint_args: CheckpointArguments, images: list[str], output: str | None) -> None:
+    """Prints the answer to each pair, and writes them all as a table."""
+    model, processor = load_checkpoint(checkpoint_args)
+    kept = load_threshold(checkpoint_args, model)
+    rows = []
+    for first, second, distance in zip(images[::2], images[1::2], measure(model, processor, images, checkpoint_args)):
+        same = bool(distance < kept.threshold)
+        print(
+            f"{first} and {second}: {'the same individual' if same else 'different individuals'}, distance "
+            f"{distance:.4f} (threshold {kept.threshold:.4f}, false-accept rate {kept.false_accept_rate:g} on "
+            f"{kept.dataset})"
+        )
+        rows.append([first, second, same, f"{distance:.4f}", f"{kept.threshold:.4f}", kept.false_accept_rate])
+    if output is not None:
+        print(save_table(COLUMNS, rows, output))
+
+
+def measure(
+    model: PreTrainedModel, processor: BaseImageProcessor, images: list[str], checkpoint_args: CheckpointArguments
+) -> np.ndarray:
+    """The distance (N,) of each pair of 2 N images."""
+    paths = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in images]})
+    embeddings = embed_images(model, processor, paths, **checkpoint_args.loader_kwargs)
+    return pair_distances(embeddings[::2], embeddings[1::2])
+
+
+def load_threshold(checkpoint_args: CheckpointArguments, model: PreTrainedModel) -> VerificationThreshold:
+    """What [`calibrate_checkpoint`] has kept beside a checkpoint, in a folder or on the Hub."""
+    name = checkpoint_args.model_name_or_path
+    try:
+        path = cached_file(name, VERIFICATION_FILE, **checkpoint_args.hub_kwargs)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name} has no {VERIFICATION_FILE}: calibrate its threshold first, python recipes/verify.py "
+            f"--model_name_or_path {name} --calibrate --data_dir a_folder_of_identities."
+        ) from error
+    return VerificationThreshold.load(Path(path).parent, model_fingerprint(model))
+
+
+if __name__ == "__main__":
+    main()

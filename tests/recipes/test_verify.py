@@ -1,0 +1,220 @@
+"""The same or not, as a user asks: calibrated on folders of individuals, kept beside the checkpoint."""
+
+import csv
+import importlib
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, ViTConfig, ViTImageProcessor
+
+from dcal_hf import DCALForReID
+from dcal_hf.retrieval import model_fingerprint
+
+from helpers import TINY_SIZES, noise_picture, shaken
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """A recipe with a command line, in this process."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+
+    def run_main(recipe: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [recipe, *map(str, arguments)])
+        importlib.import_module(recipe).main()
+
+    return run_main
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    model = DCALForReID.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), num_labels=3, local_query_ratio=0.5)
+    shaken(model, 0.2).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def picture(individual: int, number: int) -> Image.Image:
+    """An individual is a pattern, seen through noise."""
+    pattern = np.asarray(noise_picture(individual), np.int64)
+    noise = np.asarray(noise_picture([individual, number]), np.int64)
+    return Image.fromarray(((3 * pattern + noise) // 4).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def turtles(tmp_path_factory) -> Path:
+    """Six individuals of four images, and one of a single image, all of them to test on."""
+    root = tmp_path_factory.mktemp("data") / "turtles"
+    for individual in range(7):
+        folder = root / "test" / f"turtle {individual}"
+        folder.mkdir(parents=True)
+        for number in range(4 if individual < 6 else 1):
+            picture(individual, number).save(folder / f"{number}.png")
+    return root
+
+
+@torch.no_grad()
+def embeddings_of(checkpoint: Path, paths: list[Path]) -> np.ndarray:
+    pixel_values = ViTImageProcessor.from_pretrained(checkpoint)(
+        [Image.open(path) for path in paths], return_tensors="pt"
+    )
+    return AutoModel.from_pretrained(checkpoint)(**pixel_values).embeddings.double().numpy()
+
+
+def loop_pairs(checkpoint: Path, root: Path) -> tuple[list[float], list[float]]:
+    """Distances of the same, and ascending ones of different individuals."""
+    paths = sorted(root.glob("test/*/*.png"))
+    same, different = [], []
+    for (a, first), (b, second) in itertools.combinations(zip(paths, embeddings_of(checkpoint, paths)), 2):
+        (same if a.parent == b.parent else different).append(float(np.linalg.norm(first - second)))
+    return same, sorted(different)
+
+
+def test_calibrating_and_asking(run_here, checkpoint, turtles, tmp_path, capsys):
+    run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles,
+             "--false_accept_rate", 0.05)
+    same, different = loop_pairs(checkpoint, turtles)
+    kept = json.loads((checkpoint / "verification.json").read_text())
+    assert (len(same), len(different)) == (6 * 6, 25 * 24 // 2 - 6 * 6)
+    assert kept["threshold"] == pytest.approx(different[len(different) // 20], abs=1e-5)
+    assert kept["true_accept_rate"] == pytest.approx(np.mean([distance < kept["threshold"] for distance in same]))
+    facts = {"num_images": 25, "num_identities": 7, "num_same_pairs": 36, "num_different_pairs": 264}
+    facts |= {"dataset": "turtles", "false_accept_rate": 0.05}
+    facts["model_id"] = model_fingerprint(AutoModel.from_pretrained(checkpoint))
+    assert {name: kept[name] for name in facts} == facts
+    assert "at most 5 % of 264 pairs of different individuals" in capsys.readouterr().out
+
+    folder = turtles / "test"
+    asked = [folder / "turtle 0" / "0.png", folder / "turtle 0" / "1.png", folder / "turtle 1" / "0.png",
+             folder / "turtle 2" / "3.png"]
+    run_here("verify", "--model_name_or_path", checkpoint, *asked, "--output", tmp_path / "answers.csv")
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    with open(tmp_path / "answers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    embeddings = embeddings_of(checkpoint, asked)
+    distances = np.linalg.norm(embeddings[::2] - embeddings[1::2], axis=1)
+    assert distances[0] < kept["threshold"] < distances[1]
+    assert [row["same"] for row in rows] == ["True", "False"]
+    assert [(row["first"], row["second"]) for row in rows] == [tuple(map(str, asked[:2])), tuple(map(str, asked[2:]))]
+    np.testing.assert_allclose([float(row["distance"]) for row in rows], distances, atol=1e-4)
+    assert [row["threshold"] for row in rows] == [f"{kept['threshold']:.4f}"] * 2
+    assert first.startswith(f"{asked[0]} and {asked[1]}: the same individual, distance {rows[0]['distance']}")
+    assert f": different individuals, distance {rows[1]['distance']} (threshold {kept['threshold']:.4f}" in second
+    assert second.endswith("false-accept rate 0.05 on turtles)")
+
+
+def test_searching_with_the_threshold(run_here, checkpoint, turtles, tmp_path, capsys):
+    """Turtle 6 is not in the gallery, and turtle 0 is, in another image."""
+    known = tmp_path / "known"
+    known.mkdir()
+    for individual in range(3):
+        (known / f"{individual}.png").write_bytes((turtles / f"test/turtle {individual}/0.png").read_bytes())
+    run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles)
+    run_here("embed", "--model_name_or_path", checkpoint, "--image_dir", known, "--output_dir", tmp_path / "gallery")
+    capsys.readouterr()
+    threshold = json.loads((checkpoint / "verification.json").read_text())["threshold"]
+    queries = [turtles / "test/turtle 0/1.png", turtles / "test/turtle 6/0.png"]
+    ask = ("search", "--model_name_or_path", checkpoint, "--gallery_dir", tmp_path / "gallery", "--images", *queries,
+           "--matches_in_picture", 0, "--output_dir", tmp_path)
+    embeddings = embeddings_of(checkpoint, [*queries, *sorted(known.iterdir())])
+    expected = np.sort(np.linalg.norm(embeddings[:2, None] - embeddings[None, 2:], axis=-1), axis=1)
+    assert expected[0, 0] < threshold < expected[1, 0]
+    for given in ("calibrated", threshold):
+        run_here(*ask, "--threshold", given)
+        answers = capsys.readouterr().out.split(str(queries[1]))
+        sentence = f"Probably a new individual: nothing is nearer than {threshold:.4f}."
+        assert [sentence in answer for answer in answers] == [False, True]
+        with open(tmp_path / "matches.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        np.testing.assert_allclose([float(row["distance"]) for row in rows], expected.flatten(), atol=1e-3)
+        assert [row["same"] for row in rows] == [str(distance < threshold) for distance in expected.flatten()]
+    with pytest.raises(ValueError, match="--threshold is a distance, or calibrated, not 'near'"):
+        run_here(*ask, "--threshold", "near")
+    run_here(*ask)
+    assert "new individual" not in capsys.readouterr().out
+    assert (tmp_path / "matches.csv").read_text().startswith("query,rank,distance,row,image\n")
+
+
+def test_embeddings_of_other_lengths_need_a_euclidean_gallery(run_here, checkpoint, turtles, tmp_path):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"normalize_embeddings": False}))
+    model = ("--model_name_or_path", checkpoint)
+    run_here("verify", *model, "--calibrate", "--data_dir", turtles)
+    for metric in ("cosine", "euclidean"):
+        gallery = tmp_path / metric
+        run_here("embed", *model, "--image_dir", turtles, "--output_dir", gallery, "--metric", metric)
+        ask = ("search", *model, "--gallery_dir", gallery, "--images", turtles / "test/turtle 0/1.png",
+               "--matches_in_picture", 0, "--output_dir", tmp_path / "answer", "--threshold")
+        if metric == "euclidean":
+            run_here(*ask, "calibrated")
+            continue
+        run_here(*ask, 0.5)
+        with pytest.raises(ValueError, match="compares them at length 1: embed the gallery again, with --metric eucl"):
+            run_here(*ask, "calibrated")
+
+
+def test_an_uncalibrated_checkpoint_says_how(run_here, checkpoint, turtles):
+    pair = (turtles / "test/turtle 0/0.png", turtles / "test/turtle 0/1.png")
+    with pytest.raises(FileNotFoundError, match=f"has no verification.json: calibrate .* {checkpoint} --calibrate"):
+        run_here("verify", "--model_name_or_path", checkpoint, *pair)
+
+
+def test_another_model_is_refused(run_here, checkpoint, turtles):
+    run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles)
+    shaken(DCALForReID.from_pretrained(checkpoint), 0.01).save_pretrained(checkpoint)
+    pair = (turtles / "test/turtle 0/0.png", turtles / "test/turtle 0/1.png")
+    with pytest.raises(ValueError, match="was calibrated for model dcal-.*, not for dcal-.*: calibrate again"):
+        run_here("verify", "--model_name_or_path", checkpoint, *pair)
+
+
+def test_a_broken_image_is_named(run_here, checkpoint, turtles, tmp_path):
+    run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=f"cannot read image {broken}"):
+        run_here("verify", "--model_name_or_path", checkpoint, turtles / "test/turtle 0/0.png", broken)
+
+
+def test_individuals_of_one_image_are_refused(run_here, checkpoint, tmp_path):
+    for name in ("Ann", "Bob"):
+        (tmp_path / "birds" / "test" / name).mkdir(parents=True)
+        noise_picture().save(tmp_path / "birds" / "test" / name / "0.png")
+    with pytest.raises(ValueError, match="birds: none of the identities to test has two images"):
+        run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", tmp_path / "birds")
+    assert not (checkpoint / "verification.json").exists()
+
+
+def test_distractors_are_no_individual(run_here, tmp_path):
+    """Market-1501's layout: two images of identity 0 are not a pair of the same individual."""
+    verify = importlib.import_module("verify")
+    for place in ("query/1/a", "query/2/a", "gallery/0/a", "gallery/0/b", "gallery/1/b", "gallery/2/b", "gallery/3/a"):
+        path = tmp_path / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture().save(path)
+    images, distractor_ids = verify.labelled_images(verify.VerifyArguments(calibrate=True, data_dir=str(tmp_path)))
+    assert (sorted(images["identity"]), distractor_ids) == ([0, 0, 1, 1, 2, 2, 3], [0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.jpg"], "Give two images, or several pairs of them: a.jpg b.jpg; got 1"),
+        ([], "Give two images, or several pairs of them: a.jpg b.jpg; got 0"),
+        (["a.jpg", "b.jpg", "--calibrate", "--data_dir", "turtles"], "ask about a.jpg in a call without it"),
+        (["--calibrate"], "give --calibrate and labelled images"),
+        (["a.jpg", "b.jpg", "--data_dir", "turtles"], "give --calibrate and labelled images"),
+        (["--calibrate", "--data_dir", "turtles"], "model is no folder to keep the threshold in"),
+    ],
+)
+def test_wrong_usage_is_a_sentence(run_here, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_here("verify", *arguments, "--model_name_or_path", "a_hub_name/model")
