@@ -103,7 +103,7 @@ def calibrate_checkpoint(checkpoint_args: CheckpointArguments, verify_args: Veri
     model, processor = load_checkpoint(checkpoint_args)
     columns = protocol_columns(images, images)
     kept = calibrate(
-        embed_images(model, processor, images, **checkpoint_args.loader_kwargs),
+        embed_images(model, processor, images, **checkpoint_args.reader_kwargs),
         columns["gallery_ids"],
         columns.get("gallery_cameras"),
         columns.get("gallery_images"),
@@ -160,7 +160,7 @@ def measure(
 ) -> np.ndarray:
     """The distance (N,) of each pair of 2 N images."""
     paths = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in images]})
-    embeddings = embed_images(model, processor, paths, **checkpoint_args.loader_kwargs)
+    embeddings = embed_images(model, processor, paths, **checkpoint_args.reader_kwargs)
     return pair_distances(embeddings[::2], embeddings[1::2])
 
 

@@ -90,7 +90,7 @@ def load_sealed(
             continue
         with file:
             try:
-                loaded = load(folder, _read_description(file, path, format_version))
+                loaded = load(folder, parse_description(file, path, format_version))
             except (OSError, ValueError, RuntimeError):
                 if _lies_at(file, path):
                     raise
@@ -101,7 +101,12 @@ def load_sealed(
     raise RuntimeError(f"{folder} is replaced again and again while it is read: load it when the writers are done.")
 
 
-def _read_description(file: BinaryIO, path: Path, format_version: int) -> dict[str, Any]:
+def parse_description(file: BinaryIO, path: Path, format_version: int) -> dict[str, Any]:
+    """Reads an open description file.
+
+    Raises:
+        ValueError: If it is no JSON, or its `format_version` is another.
+    """
     try:
         description = json.load(file)
     except ValueError as error:
@@ -146,4 +151,4 @@ def _lies_at(file: BinaryIO, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-__all__ = ["check_files", "load_sealed", "save_sealed"]
+__all__ = ["check_files", "load_sealed", "parse_description", "save_sealed"]

@@ -14,7 +14,7 @@ from ..files import write_atomically
 from ..metrics.distances import FeatureDistances
 from ..metrics.retrieval import JUNK_IDENTITY, QUERIES_PER_CHUNK, Column, Smallest
 from ..version import __version__
-from .sealed_folder import read_description
+from .sealed_folder import parse_description
 
 
 FORMAT_VERSION = 1
@@ -68,8 +68,11 @@ class VerificationThreshold:
             FileNotFoundError: If there is none.
             ValueError: If it is damaged, of another format version, or calibrated for another model.
         """
-        folder = Path(folder)
-        description = read_description(folder, VERIFICATION_FILE, FORMAT_VERSION)
+        folder, path = Path(folder), Path(folder, VERIFICATION_FILE)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {path}.")
+        with path.open("rb") as file:
+            description = parse_description(file, path, FORMAT_VERSION)
         missing = [field.name for field in fields(cls) if field.name not in description]
         if missing:
             raise ValueError(f"{folder} is damaged: {VERIFICATION_FILE} has no {missing[0]}; calibrate again.")
