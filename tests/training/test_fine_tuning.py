@@ -1,6 +1,7 @@
 """Parameter-efficient fine-tuning: a frozen backbone, layer-wise learning rates, LoRA."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from dcal_hf import (
     DCALForReID,
     DCALReIDTrainer,
     DCALReIDTrainingArguments,
-    DCALTrainer,
     DCALTrainingArguments,
 )
 from dcal_hf.training import last_checkpoint
@@ -32,14 +32,10 @@ class Noise(Dataset):
         return {"pixel_values": pixel_values, "labels": index % 3}
 
 
-def make_trainer(output_dir, config, model_kwargs=None, **kwargs) -> DCALTrainer:
-    torch.manual_seed(0)
-    model_kwargs = {"num_labels": 3, **branches_for(config), **(model_kwargs or {})}
-    model = DCALForImageClassification.from_backbone(config, **model_kwargs)
-    arguments = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, "save_strategy": "no"}
-    arguments |= {"max_steps": 3, "use_cpu": True, "disable_tqdm": True, **kwargs}
-    arguments = DCALTrainingArguments(str(output_dir), **arguments)
-    return DCALTrainer(model, arguments, train_dataset=Noise(), eval_dataset=Noise())
+@pytest.fixture
+def make_trainer(make_trainer):
+    run = {"max_steps": 3, "learning_rate": 1e-2, "warmup_steps": 0, "save_strategy": "no"}
+    return partial(make_trainer, train_dataset=Noise(), eval_dataset=Noise(), **run)
 
 
 def moved_by_training(trainer) -> set[str]:
@@ -60,7 +56,7 @@ def adapted_weights(model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)}
 
 
-def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, any_backbone_config):
+def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, freeze_backbone=True)
     names = [name for name, _ in trainer.model.named_parameters()]
     moved = moved_by_training(trainer)
@@ -69,7 +65,7 @@ def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, any_backbone_confi
     assert {"loss_weights.log_vars", "sa_classifier.weight"} < moved
 
 
-def test_a_frozen_backbone_runs_without_stochastic_depth_and_still_selects(tmp_path, vit_config):
+def test_a_frozen_backbone_runs_without_stochastic_depth_and_still_selects(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, {"drop_path_rate": 0.9}, freeze_backbone=True)
     batch, labels = (torch.stack([torch.as_tensor(Noise()[i][key]) for i in range(4)]) for key in Noise()[0])
     with torch.no_grad():
@@ -98,7 +94,7 @@ def test_depths_are_those_of_the_blocks(any_backbone_config):
     assert parameter_depths(model)[final_norm] == 4
 
 
-def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, any_backbone_config):
+def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, layer_decay=0.5, learning_rate=1.0, weight_decay=0.3)
     groups = trainer.create_optimizer().param_groups
     assert groups[0]["lr"] == 1.0 and groups[0]["weight_decay"] == 0.3
@@ -117,7 +113,7 @@ def test_without_layer_decay_the_groups_are_transformers_own(vit_config):
     assert [id(p) for p in special.parameters] == [id(p) for n, p in model.named_parameters() if n in names]
 
 
-def test_layer_decay_moves_deep_blocks_more(tmp_path, vit_config):
+def test_layer_decay_moves_deep_blocks_more(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, layer_decay=0.1, weight_decay=0.0, max_steps=1)
     before = copy_of_weights(trainer.model)
     trainer.train()
@@ -145,7 +141,7 @@ def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_
         assert rates[parameter] == pytest.approx(1.664e-3 * factor * 0.5 ** (4 - depths[parameter]))
 
 
-def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, any_backbone_config):
+def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, lora_rank=2, activation_checkpointing=True)
     expected = adapted_weights(trainer.model)
     # Three blocks with query, key, value and output layers. timm's ViT has the first three in one layer; CaiT does not
@@ -159,7 +155,7 @@ def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path
     assert moved - expected == names - in_backbone(names)
 
 
-def test_an_update_has_the_adapters_rank(tmp_path, vit_config):
+def test_an_update_has_the_adapters_rank(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
     before = copy_of_weights(trainer.model)
     trainer.train()
@@ -170,7 +166,9 @@ def test_an_update_has_the_adapters_rank(tmp_path, vit_config):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm_deit"])
-def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(tmp_path, backbone_configs, monkeypatch, family):
+def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(
+    tmp_path, make_trainer, backbone_configs, monkeypatch, family
+):
     trainer = make_trainer(tmp_path, backbone_configs[family], lora_rank=2, save_strategy="steps", save_steps=3)
     trainer.train()
     logits = trainer.predict(Noise()).predictions
@@ -203,8 +201,9 @@ def test_the_merge_is_pefts_own(any_backbone_config):
 def test_all_branches_attend_through_the_adapters(any_backbone_config):
     """The adapters compute what the merged weights compute, including PWCA and its last block."""
     branches = branches_for(any_backbone_config)
-    model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval()
-    inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "pairs": torch.tensor([[0, 3], [2, 1]])}
+    # In float32 adapters of this size let the order of sums show.
+    model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval().double()
+    inputs = {"pixel_values": torch.randn(4, 3, 32, 32).double(), "pairs": torch.tensor([[0, 3], [2, 1]])}
     lora = add_lora(model, 2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -214,11 +213,11 @@ def test_all_branches_attend_through_the_adapters(any_backbone_config):
     lora.merge_and_unload()
     merged = model(**inputs)
     for name in model.config.branches:
-        torch.testing.assert_close(adapted[f"{name}_logits"], merged[f"{name}_logits"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(adapted[f"{name}_logits"], merged[f"{name}_logits"])
 
 
 @pytest.mark.parametrize("kwargs", [{"freeze_backbone": True}, {"layer_decay": 0.7}, {"lora_rank": 2}])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, vit_config, kwargs):
     kwargs |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
     model_kwargs = {"drop_path_rate": 0.3}
     uninterrupted = make_trainer(tmp_path / "uninterrupted", vit_config, model_kwargs, **kwargs)
@@ -233,7 +232,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     assert_same_weights(uninterrupted.model.state_dict(), resumed.model.state_dict())
 
 
-def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, vit_config):
+def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, make_trainer, vit_config):
     class RememberMerged(RememberSaved):
         def on_save(self, args, state, control, model, **kwargs):
             self.weights[state.global_step] = {name: value.clone() for name, value in merged_state_dict(model).items()}
@@ -251,7 +250,7 @@ def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, vit_config):
     assert_same_weights(trainer.model.state_dict(), remember.weights[2])
 
 
-def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, vit_config):
+def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, make_trainer, vit_config):
     make_trainer(tmp_path, vit_config, save_strategy="steps", save_steps=3).train()
     with pytest.raises(FileNotFoundError, match="was trained without LoRA"):
         make_trainer(tmp_path, vit_config, lora_rank=2).train(resume_from_checkpoint=last_checkpoint(tmp_path))

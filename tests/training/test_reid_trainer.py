@@ -29,29 +29,34 @@ def dataset() -> DatasetDict:
     return drawn_reid(6, 5, 3, 3, 4, SIDE)
 
 
-def make_trainer(output_dir, dataset, callbacks=(), model_kwargs=None, **kwargs) -> DCALReIDTrainer:
-    torch.manual_seed(0)
-    model = DCALForReID.from_backbone(CONFIG, num_labels=6, **(model_kwargs or {}))
-    arguments = {
-        "output_dir": str(output_dir),
-        "per_device_train_batch_size": 6,
-        "per_device_eval_batch_size": 8,
-        "instances_per_identity": 2,
-        "num_train_epochs": 3,
-        "logging_steps": 1,
-        "save_steps": 4,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **kwargs,
-    }
-    return DCALReIDTrainer(
-        model,
-        DCALReIDTrainingArguments(**arguments),
-        train_dataset=dataset["train"].with_transform(ReIDTrainTransform(PROCESSOR, padding=2)),
-        eval_dataset={name: dataset[name].with_transform(EvalTransform(PROCESSOR)) for name in ("query", "gallery")},
-        processing_class=PROCESSOR,
-        callbacks=list(callbacks),
-    )
+@pytest.fixture
+def make_trainer(dataset):
+    def make(output_dir, callbacks=(), model_kwargs=None, **arguments) -> DCALReIDTrainer:
+        torch.manual_seed(0)
+        evaluated = EvalTransform(PROCESSOR)
+        model = DCALForReID.from_backbone(CONFIG, num_labels=6, **(model_kwargs or {}))
+        arguments = {
+            "output_dir": str(output_dir),
+            "per_device_train_batch_size": 6,
+            "per_device_eval_batch_size": 8,
+            "instances_per_identity": 2,
+            "num_train_epochs": 3,
+            "logging_steps": 1,
+            "save_steps": 4,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **arguments,
+        }
+        return DCALReIDTrainer(
+            model,
+            DCALReIDTrainingArguments(**arguments),
+            train_dataset=dataset["train"].with_transform(ReIDTrainTransform(PROCESSOR, padding=2)),
+            eval_dataset={name: dataset[name].with_transform(evaluated) for name in ("query", "gallery")},
+            processing_class=PROCESSOR,
+            callbacks=list(callbacks),
+        )
+
+    return make
 
 
 class Batches:
@@ -94,8 +99,8 @@ def test_learning_rates_are_those_of_transreid(epoch, rate):
     assert 0.008 * transreid_factor(epoch, 120) == pytest.approx(rate, rel=2e-3)
 
 
-def test_the_rate_stays_for_an_epoch_and_is_twice_as_high_for_biases(tmp_path, dataset):
-    trainer = make_trainer(tmp_path, dataset, num_train_epochs=120)
+def test_the_rate_stays_for_an_epoch_and_is_twice_as_high_for_biases(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, num_train_epochs=120)
     trainer.create_optimizer_and_scheduler(num_training_steps=120 * 7)
     main, biases, log_vars = trainer.optimizer.param_groups
     assert {group["weight_decay"] for group in (main, biases)} == {1e-4} and log_vars["weight_decay"] == 0
@@ -121,9 +126,9 @@ def test_what_is_not_given_is_the_schedules(tmp_path):
     assert own.learning_rate == pytest.approx(5e-4 * 64 / 512)
 
 
-def test_the_trainers_own_optimiser_and_schedule(tmp_path, dataset):
+def test_the_trainers_own_optimiser_and_schedule(tmp_path, make_trainer):
     arguments = {"schedule": "trainer", "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_steps": 0}
-    trainer = make_trainer(tmp_path, dataset, optim="adamw_torch", max_steps=4, save_strategy="no", **arguments)
+    trainer = make_trainer(tmp_path, optim="adamw_torch", max_steps=4, save_strategy="no", **arguments)
     trainer.train()
     assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
     rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
@@ -145,8 +150,8 @@ def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):
         DCALReIDTrainingArguments(str(tmp_path), use_cpu=True, **kwargs)
 
 
-def test_every_batch_holds_identities_with_several_images_each(tmp_path, dataset):
-    trainer = make_trainer(tmp_path, dataset, save_strategy="no")
+def test_every_batch_holds_identities_with_several_images_each(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, save_strategy="no")
     batches = Batches(trainer)
     trainer.train()
     assert len(batches.labels) == 3 * (54 // 6)
@@ -158,8 +163,8 @@ def test_every_batch_holds_identities_with_several_images_each(tmp_path, dataset
 
 
 @pytest.mark.parametrize(("strategy", "same"), [("intra_class", 3), ("half", 1), ("any", None)])
-def test_partners_in_a_batch_of_identities_satisfy_the_strategy(tmp_path, dataset, strategy, same):
-    trainer = make_trainer(tmp_path, dataset, pair_sampling=strategy, num_train_epochs=1, save_strategy="no")
+def test_partners_in_a_batch_of_identities_satisfy_the_strategy(tmp_path, make_trainer, strategy, same):
+    trainer = make_trainer(tmp_path, pair_sampling=strategy, num_train_epochs=1, save_strategy="no")
     batches = Batches(trainer)
     trainer.train()
     counts = [sum(first == second for first, second in pairs) for pairs in batches.pairs]
@@ -168,16 +173,16 @@ def test_partners_in_a_batch_of_identities_satisfy_the_strategy(tmp_path, datase
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"gradient_accumulation_steps": 2, "save_steps": 2}])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, dataset, kwargs):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, kwargs):
     """In the middle of the second epoch, with augmentation and stochastic depth: bit for bit."""
     model_kwargs = {"drop_path_rate": 0.3}
-    whole = make_trainer(tmp_path / "whole", dataset, model_kwargs=model_kwargs, **kwargs)
+    whole = make_trainer(tmp_path / "whole", model_kwargs=model_kwargs, **kwargs)
     whole.train()
 
     killed_at = 8 if kwargs else 14
-    killed = make_trainer(tmp_path / "killed", dataset, model_kwargs=model_kwargs, **kwargs)
+    killed = make_trainer(tmp_path / "killed", model_kwargs=model_kwargs, **kwargs)
     train_until_killed(killed, killed_at)
-    resumed = make_trainer(tmp_path / "killed", dataset, model_kwargs=model_kwargs, **kwargs)
+    resumed = make_trainer(tmp_path / "killed", model_kwargs=model_kwargs, **kwargs)
     batches = Batches(resumed)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
 
@@ -186,8 +191,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, dataset, kwargs):
     assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
-def test_evaluation_equals_metrics_of_embeddings_made_by_hand(tmp_path, dataset, caplog):
-    trainer = make_trainer(tmp_path, dataset)
+def test_evaluation_equals_metrics_of_embeddings_made_by_hand(tmp_path, make_trainer, dataset, caplog):
+    trainer = make_trainer(tmp_path)
     with caplog.at_level(logging.WARNING):
         metrics = trainer.evaluate()
     assert caplog.records == []
@@ -203,9 +208,9 @@ def test_evaluation_equals_metrics_of_embeddings_made_by_hand(tmp_path, dataset,
     assert not any(name.startswith("eval_reranked") for name in metrics)
 
 
-def test_flip_expansion_and_reranking_against_their_definitions(tmp_path, dataset):
+def test_flip_expansion_and_reranking_against_their_definitions(tmp_path, make_trainer, dataset):
     trainer = make_trainer(
-        tmp_path, dataset, flip_tta=True, query_expansion=3, query_expansion_alpha=2.0, rerank=True
+        tmp_path, flip_tta=True, query_expansion=3, query_expansion_alpha=2.0, rerank=True
     )
     metrics = trainer.evaluate()
     sides = {}
@@ -239,9 +244,9 @@ def test_impossible_expansion_gets_a_sentence(arguments):
         expand_queries(np.eye(5), np.eye(5), *arguments)
 
 
-def test_embeddings_that_are_not_normalised_are_searched_as_they_are(tmp_path, dataset):
+def test_embeddings_that_are_not_normalised_are_searched_as_they_are(tmp_path, make_trainer, dataset):
     model_kwargs = {"normalize_embeddings": False, "inference_branches": ["sa"], "neck_feature": "after"}
-    trainer = make_trainer(tmp_path, dataset, model_kwargs=model_kwargs)
+    trainer = make_trainer(tmp_path, model_kwargs=model_kwargs)
     torch.nn.init.uniform_(trainer.model.dcal.necks["sa"].weight)
     metrics = trainer.evaluate(metric_key_prefix="test")
     query, gallery = (embed(trainer.model.eval(), dataset[name]) for name in ("query", "gallery"))
@@ -250,14 +255,14 @@ def test_embeddings_that_are_not_normalised_are_searched_as_they_are(tmp_path, d
     assert not any(name.startswith("test_sa_") for name in metrics)
 
 
-def test_without_cameras_the_own_image_does_not_count(tmp_path, dataset):
+def test_without_cameras_the_own_image_does_not_count(tmp_path, make_trainer, dataset):
     """The gallery holds every query, and another image of some."""
     query = dataset["query"].remove_columns("camera_id")
     gallery = Dataset.from_list(query.to_list(), features=query.features)
     columns = protocol_columns(query, gallery)
     assert columns["query_images"] == columns["gallery_images"] and len(set(columns["query_images"])) == 15
     assert "query_cameras" not in columns
-    trainer = make_trainer(tmp_path, dataset)
+    trainer = make_trainer(tmp_path)
     sets = {"query": query, "gallery": gallery}
     metrics = trainer.evaluate({name: part.with_transform(EvalTransform(PROCESSOR)) for name, part in sets.items()})
     rows = np.arange(15)
@@ -274,10 +279,10 @@ def test_columns_are_read_without_opening_images(dataset):
     assert column(dataset["train"].with_transform(refuse), "label") == dataset["train"]["label"][:]
 
 
-def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, dataset):
+def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, make_trainer):
     remember = RememberSaved()
     trainer = make_trainer(
-        tmp_path, dataset, [remember], max_steps=6, save_steps=2, eval_strategy="steps", eval_steps=2,
+        tmp_path, [remember], max_steps=6, save_steps=2, eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True,
     )
     trainer.score = lambda sets, maps=iter([0.1, 0.9, 0.5]): {"map": next(maps)}
@@ -286,13 +291,13 @@ def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, dataset):
     assert_same_weights(trainer.model.state_dict(), remember.weights[4])
 
 
-def test_workers_that_stay_serve_query_and_gallery(tmp_path, dataset):
+def test_workers_that_stay_serve_query_and_gallery(tmp_path, make_trainer):
     arguments = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    trainer, alone = make_trainer(tmp_path, dataset, **arguments), make_trainer(tmp_path, dataset)
+    trainer, alone = make_trainer(tmp_path, **arguments), make_trainer(tmp_path)
     for _ in range(2):
         assert trainer.evaluate()["eval_map"] == alone.evaluate()["eval_map"]
 
 
-def test_evaluation_needs_query_and_gallery(tmp_path, dataset):
+def test_evaluation_needs_query_and_gallery(tmp_path, make_trainer, dataset):
     with pytest.raises(ValueError, match="Evaluation needs eval_dataset="):
-        make_trainer(tmp_path, dataset).evaluate(dataset["query"])
+        make_trainer(tmp_path).evaluate(dataset["query"])

@@ -1,5 +1,6 @@
 import logging
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_proce
 from helpers import (
     RememberSaved,
     assert_same_weights,
-    branches_for,
     copy_of_weights,
     noise_picture,
     train_until_killed,
@@ -31,30 +31,16 @@ def pictures(count=24, seed=0) -> Dataset:
     return Dataset.from_dict({"image": images, "label": [i % 3 for i in range(count)]}, features=features)
 
 
-def make_trainer(output_dir, config, callbacks=(), model_kwargs=None, **kwargs) -> DCALTrainer:
-    torch.manual_seed(0)
-    model_kwargs = {"num_labels": 3, **branches_for(config), **(model_kwargs or {})}
-    model = DCALForImageClassification.from_backbone(config, **model_kwargs)
-    arguments = {
-        "output_dir": str(output_dir),
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 3,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_steps": 4,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **kwargs,
-    }
-    return DCALTrainer(
-        model,
-        DCALTrainingArguments(**arguments),
-        train_dataset=pictures().with_transform(TrainTransform(PROCESSOR, "rand-m9-mstd0.5-inc1", 0.3, 0.5)),
-        eval_dataset=pictures(9, seed=1).with_transform(EvalTransform(PROCESSOR)),
-        processing_class=PROCESSOR,
-        compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
-        callbacks=list(callbacks),
-    )
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Dataset]:
+    train = pictures().with_transform(TrainTransform(PROCESSOR, "rand-m9-mstd0.5-inc1", 0.3, 0.5))
+    return {"train_dataset": train, "eval_dataset": pictures(9, seed=1).with_transform(EvalTransform(PROCESSOR))}
+
+
+@pytest.fixture
+def make_trainer(make_trainer, splits):
+    run = {"num_train_epochs": 3, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 4}
+    return partial(make_trainer, **splits, processing_class=PROCESSOR, **run)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +52,7 @@ def make_trainer(output_dir, config, callbacks=(), model_kwargs=None, **kwargs) 
         {"pair_sampling": "half", "label_smoothing_factor": 0.1, "activation_checkpointing": True},
     ],
 )
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, vit_config, kwargs):
     """In the middle of an epoch, with augmentation, random pairs and stochastic depth: bit for bit."""
     model_kwargs = {"drop_path_rate": 0.3}
     whole = make_trainer(tmp_path / "whole", vit_config, model_kwargs=model_kwargs, **kwargs)
@@ -82,12 +68,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, vit_config, kwargs):
     assert_same_weights(copy_of_weights(whole.model), copy_of_weights(resumed.model))
 
 
-def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, any_backbone_config):
+def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, make_trainer, any_backbone_config):
     remember = RememberSaved()
     trainer = make_trainer(
         tmp_path,
         any_backbone_config,
-        [remember],
+        callbacks=[remember],
         max_steps=8,
         save_steps=2,
         eval_strategy="steps",
@@ -102,7 +88,7 @@ def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, any_backbone_config):
     assert_same_weights(copy_of_weights(trainer.model), remember.weights[4])
 
 
-def test_branch_losses_are_logged_and_add_up(tmp_path, vit_config):
+def test_branch_losses_are_logged_and_add_up(tmp_path, make_trainer, vit_config):
     """At the start all log-variances are 0, so the total is half the sum of the branch losses."""
     trainer = make_trainer(tmp_path, vit_config, max_steps=6, logging_steps=3, learning_rate=1e-9, save_strategy="no")
     trainer.train()
@@ -112,7 +98,7 @@ def test_branch_losses_are_logged_and_add_up(tmp_path, vit_config):
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
-def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, vit_config):
+def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, make_trainer, vit_config):
     losses, seen = [], []
     for bf16 in (False, True):
         trainer = make_trainer(tmp_path, vit_config, bf16=bf16, max_steps=6, save_strategy="no")
@@ -129,7 +115,7 @@ def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, vit_confi
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
 
-def test_logged_means_cover_gradient_accumulation(tmp_path, vit_config):
+def test_logged_means_cover_gradient_accumulation(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(
         tmp_path, vit_config, max_steps=2, gradient_accumulation_steps=3, learning_rate=1e-9, save_strategy="no"
     )
@@ -139,7 +125,7 @@ def test_logged_means_cover_gradient_accumulation(tmp_path, vit_config):
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
-def test_no_decay_on_what_is_no_weight_matrix(tmp_path, any_backbone_config):
+def test_no_decay_on_what_is_no_weight_matrix(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config)
     parameters = dict(trainer.model.named_parameters())
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
@@ -160,7 +146,7 @@ def test_learning_rate_follows_the_total_batch(tmp_path):
     assert DCALTrainingArguments(str(tmp_path), learning_rate=0.3, use_cpu=True).learning_rate == 0.3
 
 
-def test_schedule_warms_up_and_falls_as_a_cosine(tmp_path, vit_config):
+def test_schedule_warms_up_and_falls_as_a_cosine(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, max_steps=20, warmup_steps=0.2, learning_rate=1.0, save_strategy="no")
     trainer.create_optimizer_and_scheduler(num_training_steps=20)
     rates = []
@@ -193,7 +179,7 @@ class Steps:
     ("strategy", "same", "unpaired"),
     [("inter_class", 0, 0), ("intra_class", 12, 0), ("half", 6, 0)],
 )
-def test_partners_satisfy_the_strategy_over_the_epoch(tmp_path, vit_config, strategy, same, unpaired):
+def test_partners_satisfy_the_strategy_over_the_epoch(tmp_path, make_trainer, vit_config, strategy, same, unpaired):
     """24 images of 3 classes, in batches of 4."""
     trainer = make_trainer(tmp_path, vit_config, pair_sampling=strategy, num_train_epochs=2, save_strategy="no")
     steps = Steps(trainer)
@@ -205,7 +191,7 @@ def test_partners_satisfy_the_strategy_over_the_epoch(tmp_path, vit_config, stra
     assert logged == [unpaired, unpaired]
 
 
-def test_images_without_a_partner_are_counted(tmp_path, vit_config):
+def test_images_without_a_partner_are_counted(tmp_path, make_trainer, vit_config):
     """Batches of 5 of 24 images: one in each is left, of the last one, of 4, none."""
     trainer = make_trainer(
         tmp_path, vit_config, per_device_train_batch_size=5, num_train_epochs=1, save_strategy="no"
@@ -216,7 +202,7 @@ def test_images_without_a_partner_are_counted(tmp_path, vit_config):
     assert trainer.state.log_history[0]["unpaired_images"] == 4
 
 
-def test_a_mid_epoch_resume_goes_on_with_the_same_pairs(tmp_path, vit_config):
+def test_a_mid_epoch_resume_goes_on_with_the_same_pairs(tmp_path, make_trainer, vit_config):
     arguments = {"pair_sampling": "inter_class", "save_steps": 4, "num_train_epochs": 2}
     whole = make_trainer(tmp_path / "whole", vit_config, **arguments)
     steps = Steps(whole)
@@ -231,7 +217,7 @@ def test_a_mid_epoch_resume_goes_on_with_the_same_pairs(tmp_path, vit_config):
     assert (rest.labels_of_pairs()[:, 0] != rest.labels_of_pairs()[:, 1]).all()
 
 
-def test_a_fraction_of_the_pairs_takes_part(tmp_path, vit_config):
+def test_a_fraction_of_the_pairs_takes_part(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(
         tmp_path, vit_config, per_device_train_batch_size=8, pwca_fraction=0.5, max_steps=1, save_strategy="no"
     )
@@ -241,7 +227,7 @@ def test_a_fraction_of_the_pairs_takes_part(tmp_path, vit_config):
     assert trainer.state.log_history[0]["unpaired_images"] == 0
 
 
-def test_a_batch_of_one_image_trains_without_pwca(tmp_path, vit_config):
+def test_a_batch_of_one_image_trains_without_pwca(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(
         tmp_path, vit_config, per_device_train_batch_size=1, max_steps=2, logging_steps=2, save_strategy="no"
     )
@@ -251,7 +237,7 @@ def test_a_batch_of_one_image_trains_without_pwca(tmp_path, vit_config):
     assert trainer.state.log_history[0]["unpaired_images"] == 24
 
 
-def test_the_order_of_images_is_that_of_a_run_without_pwca(tmp_path, vit_config):
+def test_the_order_of_images_is_that_of_a_run_without_pwca(tmp_path, make_trainer, vit_config):
     orders = []
     for branches in (("sa",), ("sa", "glca", "pwca")):
         trainer = make_trainer(tmp_path, vit_config, model_kwargs={"branches": branches}, save_strategy="no")
@@ -261,13 +247,13 @@ def test_the_order_of_images_is_that_of_a_run_without_pwca(tmp_path, vit_config)
     assert torch.equal(*orders)
 
 
-def test_evaluation_has_no_pairs(tmp_path, vit_config):
+def test_evaluation_has_no_pairs(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config)
     assert "pairs" in next(iter(trainer.get_train_dataloader()))
     assert "pairs" not in next(iter(trainer.get_eval_dataloader()))
 
 
-def test_noise_runs_pwca_beside_noise(tmp_path, vit_config):
+def test_noise_runs_pwca_beside_noise(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, pair_sampling="noise", max_steps=1, save_strategy="no")
     seen = []
     trainer.model.register_forward_pre_hook(
@@ -278,13 +264,17 @@ def test_noise_runs_pwca_beside_noise(tmp_path, vit_config):
     assert "loss_pwca" in trainer.state.log_history[1]
 
 
-def make_distracted_trainer(tmp_path, config, model_kwargs=None, **kwargs) -> DCALTrainer:
-    plain = make_trainer(tmp_path, config, model_kwargs=model_kwargs, save_strategy="no", **kwargs)
-    noise = pictures(5, seed=7).remove_columns("label").with_transform(TrainTransform(PROCESSOR))
-    return DCALTrainer(plain.model, plain.args, plain.train_dataset.dataset, distractor_dataset=noise)
+@pytest.fixture
+def make_distracted_trainer(make_trainer):
+    def make(*arguments, **options) -> DCALTrainer:
+        plain = make_trainer(*arguments, save_strategy="no", **options)
+        noise = pictures(5, seed=7).remove_columns("label").with_transform(TrainTransform(PROCESSOR))
+        return DCALTrainer(plain.model, plain.args, plain.train_dataset.dataset, distractor_dataset=noise)
+
+    return make
 
 
-def test_images_of_another_data_set_distract(tmp_path, vit_config):
+def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distracted_trainer, vit_config):
     """They come on top of the batch, each behind its image; the images are those of a run without them."""
     trainer = make_distracted_trainer(tmp_path, vit_config, per_device_train_batch_size=3, num_train_epochs=1)
     plain = make_trainer(tmp_path, vit_config, per_device_train_batch_size=3)
@@ -300,7 +290,7 @@ def test_images_of_another_data_set_distract(tmp_path, vit_config):
     assert not any("unpaired_images" in log for log in trainer.state.log_history)
 
 
-def test_distractors_that_nothing_meets_get_a_sentence(tmp_path, vit_config):
+def test_distractors_that_nothing_meets_get_a_sentence(tmp_path, make_distracted_trainer, vit_config):
     with pytest.raises(ValueError, match="the model is trained without: leave it out"):
         make_distracted_trainer(tmp_path, vit_config, {"branches": ("sa",)})
     with pytest.raises(ValueError, match="Give either distractor_dataset or pair_sampling='noise'"):
@@ -315,7 +305,7 @@ def test_classes_that_cannot_be_read_get_a_sentence(tmp_path, vit_config):
         DCALTrainer(model, arguments, train_dataset=samples).train()
 
 
-def test_label_smoothing_is_that_of_torch(tmp_path, vit_config):
+def test_label_smoothing_is_that_of_torch(tmp_path, make_trainer, vit_config):
     """In training, and there alone, also of labels that are probabilities."""
     trainer = make_trainer(tmp_path, vit_config, label_smoothing_factor=0.3, model_kwargs={"branches": ("sa",)})
     pixel_values, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0])
@@ -348,7 +338,7 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, vit_config):
         DCALTrainer(DCALForImageClassification.from_backbone(vit_config, num_labels=3), arguments)
 
 
-def test_evaluation_reports_every_branch(tmp_path, vit_config, caplog):
+def test_evaluation_reports_every_branch(tmp_path, make_trainer, vit_config, caplog):
     with caplog.at_level(logging.WARNING):
         metrics = make_trainer(tmp_path, vit_config).evaluate()
     names = ("accuracy", "top5_accuracy", "class_mean_accuracy")
