@@ -9,7 +9,6 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers import ViTImageProcessor
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.metrics import ClassificationMetrics
 from dcal_hf.training import last_checkpoint
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
