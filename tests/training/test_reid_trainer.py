@@ -89,7 +89,7 @@ def protocol(dataset) -> dict[str, list]:
 
 def assert_metrics(found: dict, expected: dict, prefix: str) -> None:
     names = [name for name in expected if name.startswith(("map", "minp", "rank"))]
-    assert len(names) == 6
+    assert len(names) == 7
     assert {name: found[prefix + name] for name in names} == pytest.approx({name: expected[name] for name in names})
 
 
