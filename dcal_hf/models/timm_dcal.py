@@ -19,6 +19,7 @@ from transformers.utils import is_timm_available, requires_backends
 
 from .attention_dcal import ATTENTION_NAME, dcal_attention_forward
 from .encoder_dcal import EncoderAdapter
+from .timm_args_dcal import check_timm_args
 
 
 if is_timm_available():
@@ -176,7 +177,8 @@ class TimmAdapter(EncoderAdapter):
 def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[TimmAdapter]]) -> str:
     """Adds the fields of a transformers ViT configuration, which timm knows by the architecture's name alone.
 
-    The architecture is built on the meta device, without memory, and measured.
+    The architecture is built on the meta device, without memory, and measured. What it may be is checked before, and
+    also of a configuration that is complete.
 
     Args:
         adapters (`Mapping`): The families that it can be of, by name.
@@ -185,8 +187,9 @@ def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[T
         The name of its family.
 
     Raises:
-        ValueError: If it is of none.
+        ValueError: If it is of none, or asks timm for more than an architecture.
     """
+    check_timm_args(config)
     if not hasattr(config, "hidden_size"):
         requires_backends(config, ["timm"])
         # timm exports its number of classes here, where the wrapper, which has its own, cannot take it.
@@ -197,7 +200,12 @@ def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[T
         if adapter is None:
             refuse(config.architecture)
         config.update({**adapter.describe(model, config.architecture), **measure(model)})
-    return getattr(config, "timm_family", TIMM)
+    family = getattr(config, "timm_family", TIMM)
+    if family not in adapters:
+        raise ValueError(
+            f"DCAL cannot use a backbone of type '{TIMM}' and family '{family}': it knows {', '.join(adapters)}."
+        )
+    return family
 
 
 def measure(model: nn.Module) -> dict[str, int | list[int]]:

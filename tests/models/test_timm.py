@@ -1,11 +1,15 @@
 """timm's encoders as its users meet them: checkpoints in timm's own format, the R50 hybrid, refusals."""
 
+import json
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from PIL import Image
 from timm.models import save_for_hf
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     TimmWrapperConfig,
@@ -73,6 +77,58 @@ def test_cait_has_both_kinds_of_blocks():
 def test_a_model_that_pairs_cannot_reach_is_refused_by_name(architecture, reason):
     with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*{reason}"):
         DCALModel.from_backbone(TimmWrapperConfig(architecture=architecture))
+
+
+def write_config(folder: Path, is_complete: bool, **fields: object) -> None:
+    """A checkpoint's config.json of DCAL around a ViT of timm, whose backbone's fields a stranger has changed."""
+    backbone = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", **fields}
+    if is_complete:
+        sizes = DCALConfig(backbone_config=TimmWrapperConfig(architecture="vit_tiny_patch16_224")).to_dict()
+        backbone = {**sizes["backbone_config"], **backbone}
+    (folder / "config.json").write_text(json.dumps({"model_type": "dcal", "backbone_config": backbone}))
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+@pytest.mark.parametrize(
+    "model_args",
+    [
+        {"checkpoint_path": "weights.pth"},
+        {"pretrained": True},
+        {"pretrained_cfg": {"file": "weights.pth"}},
+        {"pretrained_cfg_overlay": {"url": "http://localhost/weights.pth"}},
+        {"cache_dir": "elsewhere"},
+        {"features_only": True},
+        {"an_argument_of_a_later_timm": 1},
+    ],
+    ids=lambda model_args: next(iter(model_args)),
+)
+def test_a_checkpoint_sets_sizes_and_switches_of_timm_and_nothing_else(tmp_path, model_args, is_complete):
+    """timm's constructor reads files and addresses by some of them, at `AutoConfig.from_pretrained` already."""
+    write_config(tmp_path, is_complete, model_args={"depth": 2, **model_args})
+    (name,) = model_args
+    with pytest.raises(ValueError, match=f"model_args of timm's 'vit_tiny_patch16_224' name '{name}'"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+@pytest.mark.parametrize("architecture", ["local-dir:weights", "hf-hub:someone/weights", "../weights", "C:weights"])
+def test_an_architecture_of_timm_is_a_name_and_no_place(tmp_path, architecture, is_complete):
+    write_config(tmp_path, is_complete, architecture=architecture)
+    with pytest.raises(ValueError, match=f"'{architecture}' is no name of an architecture of timm"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_a_plain_checkpoint_of_timm_is_held_to_the_same_arguments(tmp_path):
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"checkpoint_path": "weights.pth"})
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="name 'checkpoint_path'"):
+        DCALModel.from_backbone(tmp_path)
+
+
+def test_a_family_of_timm_that_nobody_knows_is_refused(tmp_path):
+    write_config(tmp_path, True, timm_family="swin")
+    with pytest.raises(ValueError, match="cannot use a backbone of type 'timm_wrapper' and family 'swin'"):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("prepare", [fine_grained_processor, reid_processor])
