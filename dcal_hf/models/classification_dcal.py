@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_dcal import DCALConfig
-from .loss_dcal import branch_labels, counted_branches, make_loss_weights, total_loss
-from .modeling_dcal import DCALModel, DCALPreTrainedModel
+from .heads_dcal import DCALForBranches
 
 
 @dataclass
@@ -37,23 +36,16 @@ class DCALImageClassifierOutput(ModelOutput):
     local_query_indices: Tensor | None = None
 
 
-class DCALForImageClassification(DCALPreTrainedModel):
+class DCALForImageClassification(DCALForBranches):
     """DCAL with a linear classifier on SA (shared by PWCA) and one on GLCA, for fine-grained categories."""
 
-    def __init__(self, config: DCALConfig):
-        super().__init__(config)
+    def check_config(self, config: DCALConfig) -> None:
         if config.num_labels < 2:
             raise ValueError(f"A classifier needs at least two classes, got num_labels={config.num_labels}.")
-        self.dcal = DCALModel(config)
-        width = config.backbone_config.hidden_size
-        has_sa_head = config.branches != ("glca",)
-        # `post_init` draws the weights. What constructors draw before it must not depend on the branches: from one
-        # seed SA's classifier starts the same with and without GLCA's.
-        with torch.random.fork_rng(devices=[]):
-            self.sa_classifier = nn.Linear(width, config.num_labels) if has_sa_head else None
-            self.glca_classifier = nn.Linear(width, config.num_labels) if "glca" in config.branches else None
-        self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
-        self.post_init()
+
+    def add_classifiers(self, branches: list[str], width: int) -> None:
+        self.sa_classifier = nn.Linear(width, self.config.num_labels) if "sa" in branches else None
+        self.glca_classifier = nn.Linear(width, self.config.num_labels) if "glca" in branches else None
 
     @can_return_tuple
     def forward(
@@ -78,33 +70,16 @@ class DCALForImageClassification(DCALPreTrainedModel):
                 Takes the place of the cross-entropy: the logits of a branch in float32 and its labels to their loss.
         """
         criterion = criterion or partial(nn.functional.cross_entropy, label_smoothing=smoothing)
-        outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
-        logits = {}
-        if "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches):
-            logits["sa"] = self.sa_classifier(outputs.sa_embedding)
-        if outputs.glca_embedding is not None:
-            logits["glca"] = self.glca_classifier(outputs.glca_embedding)
-        if outputs.pwca_embedding is not None:
-            logits["pwca"] = self.sa_classifier(outputs.pwca_embedding)
-        loss, losses = None, None
-        if labels is not None:
-            targets = branch_labels(labels, pairs)
-            losses = {
-                name: criterion(logits[name].float(), targets[name])
-                for name in counted_branches(logits, self.config.branches)
-            }
-            loss = total_loss(losses, self.loss_weights)
-        return DCALImageClassifierOutput(
-            loss=loss,
-            losses=losses,
-            logits=mean_probability_logits([logits[name] for name in self.config.inference_branches]),
-            sa_logits=logits.get("sa"),
-            glca_logits=logits.get("glca"),
-            pwca_logits=logits.get("pwca"),
-            embeddings=outputs.embeddings,
-            rollout=outputs.rollout,
-            local_query_indices=outputs.local_query_indices,
-        )
+        fields = self.run_branches(pixel_values, labels, pairs, pair_noise, output_rollout, criterion)
+        logits = [fields[f"{name}_logits"] for name in self.config.inference_branches]
+        return DCALImageClassifierOutput(logits=mean_probability_logits(logits), **fields)
+
+    def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """SA, which always runs, answers where it is read or trained."""
+        classifiers = {"sa": self.sa_classifier, "glca": self.glca_classifier, "pwca": self.sa_classifier}
+        reads_sa = "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches)
+        answering = [name for name in features if name != "sa" or reads_sa]
+        return {name: classifiers[name](features[name]) for name in answering}
 
 
 def mean_probability_logits(logits: list[Tensor]) -> Tensor:

@@ -93,8 +93,7 @@ class DCALConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.branches = tuple(self.branches)
         if self.inference_branches is None:
-            has_head = {"sa": {"sa", "pwca"} & set(self.branches), "glca": {"glca"} & set(self.branches)}
-            self.inference_branches = tuple(name for name in INFERENCE_BRANCHES if has_head[name])
+            self.inference_branches = tuple(self.classified_branches)
         self.inference_branches = tuple(self.inference_branches)
         if self.num_pwca_blocks is None:
             self.num_pwca_blocks = self.num_layers
@@ -140,6 +139,12 @@ class DCALConfig(PreTrainedConfig):
     def reads_local_queries(self) -> bool:
         """Whether the choice of patches can change the output; with `cls` over global tokens it cannot."""
         return "local" in (self.glca_readout, self.glca_scope)
+
+    @property
+    def classified_branches(self) -> list[str]:
+        """The branches that have a classifier of their own, to be trained: PWCA shares SA's."""
+        has_head = {"sa": {"sa", "pwca"} & set(self.branches), "glca": {"glca"} & set(self.branches)}
+        return [name for name in INFERENCE_BRANCHES if has_head[name]]
 
     @property
     def uses_pwca(self) -> bool:

@@ -42,9 +42,8 @@ class Neck(nn.BatchNorm1d):
 
 def make_necks(config: DCALConfig) -> nn.ModuleDict:
     """One neck per branch that has a classifier; PWCA goes through SA's."""
-    names = [] if config.branches == ("glca",) else ["sa"]
-    names += ["glca"] if "glca" in config.branches else []
-    return nn.ModuleDict({name: Neck(config.backbone_config.hidden_size) for name in names})
+    width = config.backbone_config.hidden_size
+    return nn.ModuleDict({name: Neck(width) for name in config.classified_branches})
 
 
 def join_embeddings(features: dict[str, Tensor], necks: nn.ModuleDict | None, config: DCALConfig) -> Tensor:

@@ -8,16 +8,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_dcal import BRANCHES, DCALConfig
-from .loss_dcal import (
-    IGNORED,
-    batch_hard_triplet,
-    branch_labels,
-    counted_branches,
-    make_loss_weights,
-    total_loss,
-)
-from .modeling_dcal import DCALModel, DCALPreTrainedModel
+from .configuration_dcal import DCALConfig
+from .heads_dcal import DCALForBranches
+from .loss_dcal import IGNORED, batch_hard_triplet, counted_branches
 
 
 # Of the identity classifiers, as in TransReID's baseline.
@@ -46,28 +39,23 @@ class DCALReIDOutput(ModelOutput):
     local_query_indices: Tensor | None = None
 
 
-class DCALForReID(DCALPreTrainedModel):
+class DCALForReID(DCALForBranches):
     """DCAL with a BatchNorm neck and a classifier without bias on SA and on GLCA; PWCA shares SA's."""
 
     config_defaults = {"neck": True, "normalize_embeddings": True, "local_query_ratio": 0.3}
 
-    def __init__(self, config: DCALConfig):
-        super().__init__(config)
+    def check_config(self, config: DCALConfig) -> None:
         if config.num_labels < 2:
             raise ValueError(
                 f"Individuals cannot be told apart with fewer than two identities, got num_labels={config.num_labels}."
             )
         if not config.neck:
             raise ValueError("DCALForReID needs neck=True in its configuration; from_backbone sets it.")
-        self.dcal = DCALModel(config)
-        width = config.backbone_config.hidden_size
-        # As in `DCALForImageClassification`: from one seed SA's classifier starts the same with and without GLCA's.
-        with torch.random.fork_rng(devices=[]):
-            self.classifiers = nn.ModuleDict(
-                {name: nn.Linear(width, config.num_labels, bias=False) for name in self.dcal.necks}
-            )
-        self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
-        self.post_init()
+
+    def add_classifiers(self, branches: list[str], width: int) -> None:
+        self.classifiers = nn.ModuleDict(
+            {name: nn.Linear(width, self.config.num_labels, bias=False) for name in branches}
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,29 +81,19 @@ class DCALForReID(DCALPreTrainedModel):
             criterion (`Callable`):
                 The identity loss beside the triplet loss: the logits of a branch in float32 and its labels to a loss.
         """
-        outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
-        features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}
-        ran = [name for name, feature in features.items() if feature is not None]
-        loss, losses, logits = None, None, {}
-        if labels is not None:
-            counted, targets = counted_branches(ran, self.config.branches), branch_labels(labels, pairs)
-            logits = {name: self.identity_logits(name, features[name], targets[name]) for name in counted}
-            losses = {
-                name: criterion(logits[name].float(), targets[name])
-                + batch_hard_triplet(features[name], targets[name])
-                for name in counted
-            }
-            loss = total_loss(losses, self.loss_weights)
-        return DCALReIDOutput(
-            loss=loss,
-            losses=losses,
-            embeddings=outputs.embeddings,
-            sa_logits=logits.get("sa"),
-            glca_logits=logits.get("glca"),
-            pwca_logits=logits.get("pwca"),
-            rollout=outputs.rollout,
-            local_query_indices=outputs.local_query_indices,
-        )
+        return DCALReIDOutput(**self.run_branches(pixel_values, labels, pairs, pair_noise, output_rollout, criterion))
+
+    def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Logits of the training identities, for which only a loss has a use."""
+        if targets is None:
+            return {}
+        counted = counted_branches(features, self.config.branches)
+        return {name: self.identity_logits(name, features[name], targets[name]) for name in counted}
+
+    def branch_loss(
+        self, feature: Tensor, logits: Tensor, target: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        return super().branch_loss(feature, logits, target, criterion) + batch_hard_triplet(feature, target)
 
     def identity_logits(self, branch: str, feature: Tensor, labels: Tensor) -> Tensor:
         """Classifier on the feature after the neck, (B, D) -> (B, identities)."""
