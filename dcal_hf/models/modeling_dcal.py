@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -17,6 +18,7 @@ from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, 
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
+from .loading_dcal import NEW_PARTS, check_finite, check_whole
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
 from .positions_dcal import patch_grid, resize_positions
@@ -91,6 +93,27 @@ class DCALPreTrainedModel(PreTrainedModel):
         """Saves weights, configuration and the code that loads them elsewhere with `trust_remote_code=True`."""
         self.config.auto_map = {"AutoModel": "modeling_dcal.DCALModel"}
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in transformers, but what it would fill with random numbers, or load as NaN, is refused.
+
+        Who names `branches`, `neck` or `num_glca_blocks`, or asks for `output_loading_info`, gets new parts instead.
+
+        Raises:
+            ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.
+        """
+        source = str(pretrained_model_name_or_path)
+        try:
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"The weights of {source} are damaged ({error}): get the checkpoint again.") from error
+        if not (output_loading_info or NEW_PARTS & set(kwargs)):
+            check_whole(model, source, info)
+        check_finite(model, source)
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_backbone(

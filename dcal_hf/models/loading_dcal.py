@@ -1,0 +1,54 @@
+"""Whether what was loaded is the whole checkpoint, and nothing but numbers."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# Fields of the configuration by which a model asks for parts that its checkpoint may not have.
+NEW_PARTS = frozenset({"branches", "neck", "num_glca_blocks"})
+# So many tensors are named.
+SHOWN = 3
+
+
+def check_whole(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
+    """Checks that all of a [`DCALPreTrainedModel`] comes from its checkpoint.
+
+    A head may be missing where the checkpoint is of another task, or of none.
+
+    Args:
+        source (`str`): Where it was loaded from, for the message.
+        loading_info (`dict`): What `from_pretrained` tells of it.
+
+    Raises:
+        ValueError: If a tensor does not; the message names it.
+    """
+    missing = sorted(loading_info["missing_keys"])
+    is_own = type(model).__name__ in (model.config.architectures or ())
+    if missing and (is_own or model.base_model is model):
+        raise ValueError(
+            f"The checkpoint {source} is not whole, it lacks {_some(missing)}: get it again; with "
+            "output_loading_info=True they start anew."
+        )
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """
+    Raises:
+        ValueError: If a tensor of the model holds NaN or infinity; the message names it and the `source`.
+    """
+    numbers = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    broken = sorted(name for name, tensor in numbers.items() if not torch.isfinite(tensor).all())
+    if broken:
+        raise ValueError(
+            f"The checkpoint {source} has NaN or infinity in {_some(broken)}: take one from before the run diverged."
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown}, ... ({len(names)} tensors)"
+
+
+__all__ = ["NEW_PARTS", "check_finite", "check_whole"]

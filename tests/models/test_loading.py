@@ -1,0 +1,88 @@
+"""A checkpoint that is not whole, or not finite, is refused with the names of its tensors."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageClassification
+
+from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
+
+from helpers import classifier
+
+
+@pytest.fixture
+def checkpoint(tmp_path, vit_config):
+    classifier(vit_config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change(checkpoint, change_tensors) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    change_tensors(tensors)
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+def names(checkpoint) -> list[str]:
+    return sorted(load_file(checkpoint / "model.safetensors"))
+
+
+LOADERS = [AutoModelForImageClassification, DCALForImageClassification, AutoModel, DCALModel]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_missing_tensor_is_named(checkpoint, loader):
+    name = next(name for name in names(checkpoint) if "glca.blocks" in name)
+    change(checkpoint, lambda tensors: tensors.pop(name))
+    with pytest.raises(ValueError, match="is not whole, it lacks (dcal.)?glca.blocks.0.*: get it again"):
+        loader.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("number", [torch.nan, -torch.inf])
+def test_what_is_not_finite_is_named(checkpoint, loader, number):
+    def spoil(tensors):
+        next(value for name, value in sorted(tensors.items()) if "embeddings" in name).view(-1)[3] = number
+
+    change(checkpoint, spoil)
+    with pytest.raises(ValueError, match="has NaN or infinity in (dcal.)?backbone.emb.*: take one from before"):
+        loader.from_pretrained(checkpoint)
+
+
+def test_every_tensor_counts_and_many_are_counted(checkpoint):
+    change(checkpoint, lambda tensors: [tensors.pop(name) for name in names(checkpoint)[:16]])
+    with pytest.raises(ValueError, match=r"it lacks [^,]*, [^,]*, [^,]*, \.\.\. \(16 tensors\): get it again"):
+        DCALForImageClassification.from_pretrained(checkpoint)
+
+
+def test_a_missing_classifier_counts_for_the_classifier_alone(checkpoint):
+    change(checkpoint, lambda tensors: tensors.pop("sa_classifier.weight"))
+    with pytest.raises(ValueError, match="it lacks sa_classifier.weight: get it again"):
+        DCALForImageClassification.from_pretrained(checkpoint)
+    assert isinstance(AutoModel.from_pretrained(checkpoint), DCALModel)
+
+
+def test_weights_that_cannot_be_read_are_named(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="The weights of .* are damaged .*: get the checkpoint again"):
+        DCALForImageClassification.from_pretrained(checkpoint)
+
+
+def test_other_branches_start_anew(tmp_path, vit_config):
+    classifier(vit_config, branches=("sa",)).save_pretrained(tmp_path)
+    whole = DCALForImageClassification.from_pretrained(tmp_path, branches=("sa", "glca"))
+    assert whole.glca_classifier.weight.isfinite().all()
+
+
+def test_other_tasks_and_other_classes_start_new_heads(tmp_path, checkpoint):
+    other = DCALForImageClassification.from_pretrained(checkpoint, num_labels=7, ignore_mismatched_sizes=True)
+    assert other.sa_classifier.out_features == 7
+    reid = DCALForReID.from_pretrained(checkpoint, neck=True, num_labels=3, ignore_mismatched_sizes=True)
+    assert reid.classifiers["sa"].out_features == 3
+    AutoModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "base")
+    again, report = DCALForImageClassification.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {
+        "sa_classifier", "glca_classifier", "loss_weights"
+    }
+    for name, value in AutoModel.from_pretrained(checkpoint).state_dict().items():
+        assert torch.equal(again.dcal.state_dict()[name], value)
