@@ -34,7 +34,7 @@ EXTRAS = {
     "peft": ["peft>=0.20,<1"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
-EXTRAS["test"] = EXTRAS["pictures"] + EXTRAS["peft"] + ["pytest>=8,<10"]
+EXTRAS["test"] = EXTRAS["pictures"] + EXTRAS["peft"] + ["pytest>=8,<10", "pytest-xdist>=3.6.1,<4"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
 version = {}
