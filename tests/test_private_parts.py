@@ -1,0 +1,135 @@
+"""Private parts of other libraries that dcal_hf leans on: when one of these tests fails, it names what has changed.
+
+transformers
+    Blocks hand keyword arguments on to the attention, and that to the function named by `attn_implementation`; where
+    they do not (Swin's grid, EVA-02), the class of a block is changed: `swin_dcal`, `eva_dcal`.
+    `eager_attention_forward` and `apply_rotary_pos_emb` of each family's module.
+    `_attn_implementation` of a configuration, `_init_weights` and `_no_split_modules` of a model, and that modules
+    carry a mark once they are initialised: `modeling_dcal`, `sharding`, `MemoryProjection`.
+    Methods of the Trainer: `trainer`, `reid_trainer`.
+timm
+    `_pos_embed` of its models, and what its constructors take: `timm_dcal`, `cait_dcal`, `eva_dcal`, `timm_args_dcal`.
+accelerate
+    Fields of the FSDP plugin: `sharding`; the states that `distributed_worker` changes to shard on a CPU.
+"""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from timm.models.cait import Cait
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from transformers import Trainer, ViTModel
+from transformers.models.swin.modeling_swin import SwinLayer
+
+from dcal_hf import DCALModel
+from dcal_hf.models import __file__ as models_file
+from dcal_hf.models.families_dcal import ADAPTERS
+from dcal_hf.models.timm_args_dcal import MODEL_ARGS
+
+from helpers import branches_for, images
+
+
+def parameters_of(function) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def test_every_block_hands_its_arguments_to_the_attention(any_backbone_config):
+    encoder = DCALModel.from_backbone(any_backbone_config, **branches_for(any_backbone_config)).eval().encoder
+    pixel_values, seen = images(), []
+
+    def attend(module, query, key, value, attention_mask, **kwargs):
+        seen.append((module, kwargs["scaling"], kwargs["is_causal"]))
+        return query.new_zeros(query.shape).transpose(1, 2), None
+
+    tokens, rotary = encoder.embed(pixel_values), encoder.rotary(pixel_values)
+    for block in encoder.blocks:
+        record = {}
+        tokens = encoder.run(block, tokens, rotary, attend=attend, record=record)
+        assert set(record) == {"query", "key"}
+    width = record["query"].size(-1)
+    assert seen[-1] == (encoder.attention(encoder.blocks[-1]), pytest.approx(width**-0.5), False)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_eager_attention_takes_what_dcal_hands_on(name):
+    taken = ["module", "query", "key", "value", "attention_mask", "scaling", "dropout", "kwargs"]
+    assert list(inspect.signature(ADAPTERS[name].eager_attention).parameters) == taken
+
+
+def test_a_layer_that_is_initialised_is_not_drawn_again(vit_config):
+    """GLCA's projections keep the mark: else they would be drawn, and after them the classifiers, anew."""
+    encoder = DCALModel.from_backbone(vit_config, branches=("sa",)).encoder
+    before = torch.get_rng_state()
+    block = encoder.copy_last_block()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert block.attention.k_proj._is_hf_initialized and encoder.blocks[-1].attention.k_proj._is_hf_initialized
+
+
+def test_swins_layer_is_told_its_grid_and_pads_its_windows():
+    taken = ["self", "hidden_states", "input_dimensions", "always_partition", "kwargs"]
+    assert list(inspect.signature(SwinLayer.forward).parameters) == taken
+
+
+def test_transformers_models_keep_their_initialisation_and_implementation(vit_config):
+    model = ViTModel._from_config(vit_config, attn_implementation="eager")
+    assert model.config._attn_implementation == "eager" and "_no_split_modules" in dir(model)
+    layer = nn.Linear(2, 2)
+    nn.init.constant_(layer.bias, 7.0)
+    model._init_weights(layer)
+    assert layer.bias.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("_get_train_sampler", {"self", "train_dataset"}),
+        ("_load_best_model", {"self"}),
+        ("_load_from_checkpoint", {"self", "resume_from_checkpoint", "model"}),
+        ("_prepare_inputs", {"self", "inputs"}),
+        ("_save", {"self", "output_dir", "state_dict"}),
+    ],
+)
+def test_the_trainers_own_methods_take_what_they_did(name, taken):
+    assert parameters_of(getattr(Trainer, name)) == taken
+    assert hasattr(Trainer, "_prepare_for_training")
+
+
+def test_timms_constructors_take_what_a_configuration_may_say():
+    known = set().union(*(parameters_of(model.__init__) for model in (VisionTransformer, Cait, Eva)))
+    assert sorted(MODEL_ARGS - known) == []
+    assert {"block_fn", "attn_layer"} < parameters_of(VisionTransformer.__init__)
+    assert {"block_layers", "attn_block", "block_layers_token", "attn_block_token_only"} < parameters_of(Cait.__init__)
+    # What would let a file or an address in belongs to the functions around them.
+    assert not MODEL_ARGS & {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
+def test_timms_models_have_their_parts():
+    assert parameters_of(VisionTransformer._pos_embed) == parameters_of(Eva._pos_embed) == {"self", "x"}
+    block = EvaBlock(8, 2, init_values=0.1)
+    assert {"norm1", "norm2", "mlp", "drop_path1", "drop_path2"} < set(dict(block.named_children()))
+    assert {"gamma_1", "gamma_2"} < set(dict(block.named_parameters())) and type(block.attn) is EvaAttention
+    assert {"q_bias", "v_bias", "qkv.weight", "proj.weight"} < set(dict(block.attn.named_parameters()))
+    assert block.attn.k_bias.shape == (8,) and block.attn.rotate_half is False
+
+
+def test_accelerates_plugin_says_what_is_sharded():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    fields = ("fsdp_version", "activation_checkpointing", "transformer_cls_names_to_wrap", "auto_wrap_policy")
+    assert all(hasattr(plugin, name) for name in (*fields, "mixed_precision_policy", "set_mixed_precision"))
+    assert "fsdp_plugin" in parameters_of(AcceleratorState.__init__) and isinstance(PartialState._shared_state, dict)
+
+
+def test_the_code_that_a_checkpoint_carries_finds_all_its_files():
+    """transformers copies what a pattern finds in the text: flat relative imports of whole lines."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    folder = Path(models_file).parent
+    copied = {Path(file).name for file in get_relative_import_files(str(folder / "modeling_dcal.py"))}
+    task_models = {"classification_dcal.py", "reid_dcal.py", "heads_dcal.py", "modeling_dcal.py"}
+    assert copied | task_models == {file.name for file in folder.glob("*_dcal.py")}
