@@ -29,7 +29,7 @@ from .stochastic_depth_dcal import StochasticDepth
 
 
 class EncoderAdapter(ABC):
-    """Where one family of encoders keeps the parts that DCAL needs. The defaults are those of transformers' ViT.
+    """Where one family of encoders keeps the parts that DCAL needs. The defaults hold for most families.
 
     Attributes:
         eager_attention (`Callable`): The family's own function behind `attn_implementation="eager"`.
