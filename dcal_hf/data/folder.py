@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from .duplicates import warn_of_duplicates
 from .splits import SPLITS, check_classes, class_indices, split_aliases
 
 
@@ -39,6 +40,8 @@ def load_image_folder(root: Path | Mapping[str, Path]) -> DatasetDict:
 
     classes = {split: [path.parent.name for path in paths] for split, paths in files.items()}
     check_classes(classes, root)
+    rows = [(str(path), path.parent.name, split) for split, paths in files.items() for path in paths]
+    warn_of_duplicates(*zip(*rows), root)
     label = ClassLabel(names=sorted(set(classes["train"])))
     dataset = DatasetDict()
     for split, paths in files.items():

@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from .archives import data_folder
 from .drawn_reid import drawn_reid
+from .duplicates import warn_of_duplicates
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
 from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
 from .reid_splits import check_matches, choose_queries, split_by_identity
@@ -98,6 +99,9 @@ def load_reid(
         where = _source(name, data_dir)
         rows = read_table(where, data_dir) if where.is_file() else read_identity_folder(where)
         columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
+        if rows.keys_are_paths:
+            placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
+            warn_of_duplicates(*zip(*placed), where)
     missing = [split for split in splits if split not in parts]
     if missing:
         raise ValueError(f"{where} has no {missing[0]}; it has {', '.join(parts)}: add it, or leave it out of splits")

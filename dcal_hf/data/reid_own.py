@@ -30,6 +30,7 @@ class Rows:
         identities (list of `str`): Identity of each image.
         cameras (list of `str`, *optional*): Camera of each image.
         parts (list of `str`, *optional*): Where each image belongs: one of `PART_NAMES`.
+        keys_are_paths (`bool`): Whether the keys are paths.
     """
 
     images: Dataset
@@ -37,6 +38,7 @@ class Rows:
     identities: list[str]
     cameras: list[str] | None = None
     parts: list[str] | None = None
+    keys_are_paths: bool = True
 
 
 def read_identity_folder(root: Path) -> Rows:
@@ -101,7 +103,8 @@ def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
         )
     if len(columns["identity"]) == 0:
         raise ValueError(f"{path} has no rows")
-    if isinstance(columns["image"], Dataset):
+    holds_images = isinstance(columns["image"], Dataset)
+    if holds_images:
         images, keys = columns["image"], [str(number) for number in range(len(columns["image"]))]
     else:
         keys = _resolved(columns["image"], path, image_dir)
@@ -119,6 +122,7 @@ def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
         identities=_values(columns["identity"], "identity", path),
         cameras=None if camera is None else _values(columns[camera], camera, path),
         parts=parts,
+        keys_are_paths=not holds_images,
     )
 
 
@@ -147,7 +151,8 @@ def _named(table: Dataset, column: str) -> list[object]:
 
 
 def _values(column: Sequence[object], name: str, path: Path) -> list[str]:
-    empty = [number for number, value in enumerate(column) if value is None or value == ""]
+    # A missing number is NaN, and each NaN differs from itself.
+    empty = [number for number, value in enumerate(column) if value in (None, "") or value != value]
     if empty:
         raise ValueError(f"{path} has no {name} in row {empty[0] + 1} ({len(empty)} such rows in all)")
     return [str(value).strip() for value in column]

@@ -219,6 +219,9 @@ def _columns(
             f"There must be {name} for {shape[0]} queries and {shape[1]} gallery items, "
             f"got arrays of shape {query.shape} and {gallery.shape}."
         )
+    for place, column in (("query", query), ("gallery item", gallery)):
+        if column.dtype.kind == "f" and np.isnan(column).any():
+            raise ValueError(f"The {name} must be known, but that of {place} {np.isnan(column).argmax()} is NaN.")
     return query, gallery
 
 

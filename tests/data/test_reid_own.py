@@ -112,7 +112,7 @@ class TestFolder:
         (root / "2" / ".DS_Store").write_text("x")
         with caplog.at_level(logging.WARNING):
             load_reid(root)
-        (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("dcal_hf")]
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "dcal_hf.data.reid_own"]
         assert message.startswith("1 entries")
         assert message.endswith(str(root / "1" / "notes.txt"))
 
@@ -290,3 +290,14 @@ class TestTable:
         assert dataset["query"].features["identity"].int2str(dataset["query"]["identity"][:]) == ["max"]
         assert np.asarray(dataset["gallery"][1]["image"])[0, 0].tolist() == [4, 0, 0]
         assert dataset["gallery"].column_names == ["image", "identity"]
+
+
+def test_a_number_that_is_missing_is_no_identity(tmp_path):
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    Dataset.from_dict({"image": paths, "identity": [1.0, float("nan"), float("nan")]}).to_parquet(
+        tmp_path / "birds.parquet"
+    )
+    with pytest.raises(ValueError, match=r"has no identity in row 2 \(2 such rows in all\)"):
+        load_reid(tmp_path / "birds.parquet")

@@ -318,3 +318,11 @@ def test_metric_without_cameras_over_batches():
 def test_metric_refuses_ragged_features():
     with pytest.raises(ValueError, match="same number of features"):
         RetrievalMAP().compute(predictions=[[1.0], [1.0, 2.0]], references=[1, 1], is_query=[1, 0], cameras=[1, 2])
+
+
+@pytest.mark.parametrize(("place", "sentence"), [(0, "that of query 1 is NaN"), (1, "that of gallery item 1 is NaN")])
+def test_an_unknown_identity_is_no_individual(place, sentence):
+    features, ids = np.eye(3, dtype=np.float32), [np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])]
+    ids[place][1] = np.nan
+    with pytest.raises(ValueError, match=f"The identities must be known, but {sentence}"):
+        retrieval_metrics(features, features, *ids)

@@ -343,3 +343,12 @@ def test_evaluation_reports_every_branch(tmp_path, make_trainer, vit_config, cap
     names = ("accuracy", "top5_accuracy", "class_mean_accuracy")
     assert {f"eval_{branch}{name}" for branch in ("", "sa_", "glca_") for name in names} <= set(metrics)
     assert caplog.records == []
+
+
+def test_evaluation_drops_no_images(tmp_path, vit_config):
+    """9 images in batches of 4; of the 24 of training, in batches of 5, four are dropped."""
+    options = {"dataloader_drop_last": True, "per_device_eval_batch_size": 4, "per_device_train_batch_size": 5}
+    trainer = make_trainer(tmp_path, vit_config, **options)
+    assert len(trainer.predict(trainer.eval_dataset).label_ids) == 9
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [5] * 4
+    assert trainer.args.dataloader_drop_last

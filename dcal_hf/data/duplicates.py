@@ -1,0 +1,55 @@
+"""Images that a set has twice, and what that does to its results."""
+
+import hashlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_duplicates(
+    paths: Sequence[str], classes: Sequence[object], splits: Sequence[str], where: str | Path
+) -> None:
+    """Warns of images of the same content, byte by byte, of two classes or in two splits.
+
+    Files of one size are read, and no others.
+
+    Args:
+        paths (sequence of `str`): (N,) existing files.
+        classes (sequence): (N,) class or identity of each.
+        splits (sequence of `str`): (N,) the split that each is in.
+        where (`str` or `Path`): The set, for the message.
+    """
+    copies = _copies(paths)
+    reasons = {"of two classes or identities": classes, "in two splits": splits}
+    for reason, values in reasons.items():
+        found = [rows for rows in copies if len({values[row] for row in rows}) > 1]
+        if found:
+            first = found[0]
+            other = next(row for row in first if values[row] != values[first[0]])
+            logger.warning(
+                "%d images of %s are there twice, %s, which makes its results wrong; the first is %s and %s",
+                len(found), where, reason, paths[first[0]], paths[other],
+            )
+
+
+def _copies(paths: Sequence[str]) -> list[list[int]]:
+    """Rows of the same content, in groups of two and more."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for row, path in enumerate(paths):
+        groups[os.path.getsize(path)].append(row)
+    copies = []
+    for rows in groups.values():
+        if len(rows) > 1:
+            contents = defaultdict(list)
+            for row in rows:
+                contents[hashlib.sha256(Path(paths[row]).read_bytes()).digest()].append(row)
+            copies += [group for group in contents.values() if len(group) > 1]
+    return sorted(copies)
+
+
+__all__ = ["warn_of_duplicates"]
