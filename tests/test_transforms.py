@@ -134,3 +134,18 @@ def test_the_training_process_keeps_its_own_random_state():
     torch.manual_seed(5)
     SeededDataset(Noise(), 1)[4]
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("sizes", [[(80, 60)] * 3, [(80, 60), (31, 97), (80, 60)]], ids=["alike", "mixed"])
+def test_evaluation_opens_one_image_at_a_time_to_the_same_pixels(monkeypatch, sizes):
+    """As the processor makes of the whole batch, which groups what is of one size."""
+    processor = fine_grained_processor(ViTImageProcessor(), (48, 32))
+    pictures = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
+    expected = list(processor(pictures, return_tensors="pt")["pixel_values"])
+    events = []
+    original = EvalTransform.pixel_values
+    monkeypatch.setattr("dcal_hf.transforms.open_image", lambda image, _: events.append("open") or image)
+    monkeypatch.setattr(EvalTransform, "pixel_values", lambda *args: events.append("done") or original(*args))
+    found = EvalTransform(processor)({"image": pictures})["pixel_values"]
+    assert events == ["open", "done"] * 3
+    assert all(map(torch.equal, found, expected))
