@@ -1,14 +1,14 @@
 """Measures how many images per second are decoded and transformed, beside how many a training step eats.
 
-    python recipes/benchmarks/bench_data.py                             # writes recipes/benchmarks/data.md
-    python recipes/benchmarks/bench_data.py --count 32 --speeds 1.2 0.9 --output small.md
+    python recipes/benchmarks/bench_data.py --speeds 1.2 0.9            # writes recipes/benchmarks/data.md
+    python recipes/benchmarks/bench_data.py --speeds 1.2 0.9 --count 32 --output small.md
 
 The images are JPEG files of 500 x 375 smooth noise, in a temporary folder. Each case runs in a process of its own:
 one pass over the images to warm up, then three that are timed, with a batch of 16 and the workers of torch's
-DataLoader. What the model eats is measured by `bench_model.py`, or given by `--speeds`.
+DataLoader. What the model eats is what `bench_model.py` measured: its images per second in training.
 """
 
-import json
+import argparse
 import statistics
 import tempfile
 import time
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from harness import Figures, arguments, bullets, machine, markdown_table, measure, write_report
+from harness import Figures, arguments, bullets, machine, markdown_table, measure, parse, write_report
 from PIL import Image
 from steps import SHAPES
 from torch.utils.data import DataLoader
@@ -86,10 +86,10 @@ def make_images(folder: Path, count: int) -> int:
     return sum(path.stat().st_size for path in paths) // count
 
 
-def run_case(name: str, folder: Path) -> Figures:
+def run_case(args: argparse.Namespace) -> Figures:
     """Images per second through one transform with so many workers."""
-    transform_name, workers = CASES[name]
-    paths = [str(path) for path in sorted(folder.glob("*.jpg"))]
+    transform_name, workers = CASES[args.case]
+    paths = [str(path) for path in sorted(args.folder.glob("*.jpg"))]
     columns = {"image": paths, "label": [0] * len(paths)}
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
     dataset = dataset.with_transform(TRANSFORMS[transform_name][2]())
@@ -105,15 +105,6 @@ def timed_pass(loader: DataLoader) -> float:
     return time.perf_counter() - start
 
 
-def eaten(speeds: list[float] | None) -> dict[str, float]:
-    """Images per second of a DCAL training step, for each backbone: as given, or as measured."""
-    if speeds is not None:
-        return dict(zip(SHAPES, speeds, strict=True))
-    script = str(Path(__file__).with_name("bench_model.py"))
-    results = measure(script, {f"{name}/train/local-12": {} for name in SHAPES})
-    return {name: SHAPES[name].batch / results[f"{name}/train/local-12"]["seconds"] for name in SHAPES}
-
-
 def row(name: str, results: dict[str, Figures], speeds: dict[str, float]) -> list[str]:
     label, shape, _ = TRANSFORMS[name]
     made = [results[f"{name}/{workers}"]["images_per_second"] for workers in WORKERS]
@@ -127,16 +118,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="number of images")
     parser.add_argument("--folder", type=Path, help="where the images are")
     parser.add_argument(
-        "--speeds", nargs=len(SHAPES), type=float, help=f"images per second that {', '.join(SHAPES)} eat, if known"
+        "--speeds", nargs=len(SHAPES), type=float, required=True,
+        help=f"images per second that a training step on {', '.join(SHAPES)} eats",
     )
-    args = parser.parse_args()
-    if args.case:
-        print(json.dumps(run_case(args.case, args.folder)))
-        return
-    speeds = eaten(args.speeds)
+    args = parse(parser, run_case)
+    speeds = dict(zip(SHAPES, args.speeds))
     with tempfile.TemporaryDirectory() as folder:
         file_bytes = make_images(Path(folder), args.count)
-        results = measure(__file__, {name: {"folder": folder} for name in CASES}, args.repeats)
+        results = measure(dict.fromkeys(CASES, ["--folder", folder]), args.repeats)
     header = ["", "input"]
     header += [part for workers in WORKERS for part in (f"images/s, {workers} workers", "x what the model eats")]
     eats = ", ".join(f"{SHAPES[name].title}: {speed:.2f} images/s" for name, speed in speeds.items())

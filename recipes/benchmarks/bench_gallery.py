@@ -13,7 +13,7 @@ The index is `PCA128,IVF4096,PQ64np` at a million; `--factory IVF4096,PQ64np` is
 leaves out polysemous training, which takes minutes and helps only who searches with `ht`.
 """
 
-import json
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-from harness import Figures, arguments, bullets, machine, markdown_table, measure, peak_memory, write_report
+from harness import Figures, arguments, bullets, machine, markdown_table, measure, parse, peak_memory, write_report
 
 from dcal_hf.retrieval import GalleryIndex
 
@@ -136,6 +136,10 @@ def search(size: int, factory: str, folder: Path) -> Figures:
 CASES: dict[str, Callable[[int, str, Path], Figures]] = {"build": build, "exact": exact, "search": search}
 
 
+def run_case(args: argparse.Namespace) -> Figures:
+    return CASES[args.case](args.size, args.factory or default_factory(args.size), args.folder)
+
+
 def settings(size: int, factory: str) -> str:
     """What was measured."""
     return (
@@ -183,19 +187,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1_000_000, help="number of embeddings, at least 10,000")
     parser.add_argument("--factory", help="faiss factory string")
     parser.add_argument("--folder", type=Path, help="where the cases leave files for one another")
-    args = parser.parse_args()
-    factory = args.factory or default_factory(args.size)
-    if args.case:
-        print(json.dumps(CASES[args.case](args.size, factory, args.folder)))
-        return
+    args = parse(parser, run_case)
     with tempfile.TemporaryDirectory() as folder:
-        options = {"size": args.size, "factory": factory, "folder": folder}
-        results = measure(__file__, dict.fromkeys(CASES, options), args.repeats)
+        results = measure(dict.fromkeys(CASES, ["--folder", folder]), args.repeats)
     exhaustive = results["exact"]["seconds"]
     write_report(
         args.output,
         f"A gallery of {args.size:,} embeddings",
-        settings(args.size, factory),
+        settings(args.size, args.factory or default_factory(args.size)),
         machine(("faiss",)),
         markdown_table(("step", "seconds", "GB of memory"), step_rows(results["build"], results["search"])),
         f"{NUM_QUERIES:,} queries drawn like the embeddings; recall@{K} is the share of the {K} true neighbours among "

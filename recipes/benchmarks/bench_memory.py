@@ -9,12 +9,12 @@ out; what a kernel takes for itself is then in the list, and shapes are not know
 included; eager attention, which does make maps, for comparison.
 """
 
-import json
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import Figures, arguments, bullets, machine, markdown_table, measure, write_report
+from harness import Figures, arguments, beside, bullets, machine, markdown_table, measure, parse, write_report
 from steps import (
     SHAPES,
     Setting,
@@ -66,15 +66,16 @@ def place_of(frames: list[dict[str, object]]) -> str:
     return f"{Path(str(frames[0]['filename'])).name}:{frames[0]['line']} {frames[0]['name']}"
 
 
-def run_case(name: str, batch: int, device: str, dtype: str) -> Figures:
+def run_case(args: argparse.Namespace) -> Figures:
     """The largest tensors of the second step: the first one also sets up the optimiser."""
     torch.manual_seed(0)
-    shape_name, attention = CASES[name]
-    shape, setting = SHAPES[shape_name], Setting(device, dtype, attention=attention)
+    shape_name, attention = CASES[args.case]
+    shape, setting = SHAPES[shape_name], Setting(args.device, args.dtype, attention=attention)
+    batch = batches(args, SHAPES)[shape_name]
     model = build(shape, MODEL, setting)
     step = training_step(model, random_batch(shape, batch, setting) | pairs(model, batch), setting)
     step()
-    return (largest_allocated if device == "cuda" else largest_made)(step)
+    return (largest_allocated if args.device == "cuda" else largest_made)(step)
 
 
 def num_tokens(shape: Shape) -> int:
@@ -110,19 +111,13 @@ NOTES = (
 
 
 def main() -> None:
-    here = Path(__file__)
     parser = arguments(__doc__, None, CASES, repeats=1)
     add_arguments(parser, SHAPES)
-    args = parser.parse_args()
+    args = parse(parser, run_case)
     images = batches(args, SHAPES)
-    if args.case:
-        print(json.dumps(run_case(args.case, images[CASES[args.case][0]], args.device, args.dtype)))
-        return
-    options = {name: getattr(args, name) for name in ("device", "dtype", "batch")}
-    cases = {name: options for name, (shape, _) in CASES.items() if shape in args.shapes}
-    results = measure(__file__, cases)
+    results = measure({name: () for name, (shape, _) in CASES.items() if shape in args.shapes})
     write_report(
-        args.output or here.with_name("memory_cuda.md" if args.device == "cuda" else "memory.md"),
+        args.output or beside(__file__, "memory", args.device),
         "The largest tensors of a training step",
         machine(("transformers",), args.device),
         f"DCAL, readout `local`, T = 12, {args.dtype}; forward, backward and fused AdamW.",

@@ -5,26 +5,29 @@
     python recipes/benchmarks/bench_model.py --models local-12 local-6-half      # these beside the plain ViT alone
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16      # writes model_cuda.md, batch 64
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16 --compile --attention flash_attention_2
+    python recipes/benchmarks/bench_model.py --switches                          # writes switches.md: DeiT-Tiny alone
 
 Each case runs in a process of its own, all in turn, `--repeats` times; in each, one step to warm up, then `--steps`
 that are timed, of inference, which is quick, five times as many. The table holds medians over steps, then over
 processes. Weights and images are random.
 """
 
-import json
+import argparse
 import statistics
 import time
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from flops import inference_flops, training_flops
 from harness import (
     Figures,
     arguments,
+    beside,
     bullets,
     machine,
     markdown_table,
     measure,
+    parse,
     resident_memory,
     write_report,
 )
@@ -90,6 +93,37 @@ TITLES = {
     "trainer": "Training step in a `Trainer` run",
 }
 CASES = {f"{shape}/{work}/{model}": (shape, work, model) for shape in SHAPES for work in WORK for model in WORK[work]}
+SWITCHED, TRAINING, INFERENCE = "deit_tiny", "none", "inference"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A `Trainer` run that differs from one without switches: its title, model (a key of `steps.DCAL`), arguments."""
+
+    title: str
+    model: str = "local-12"
+    options: dict[str, object] = field(default_factory=dict)
+    compared_to: str = TRAINING
+
+
+SWITCHES = {
+    TRAINING: Switch("none"),
+    "accumulation": Switch(
+        "`--gradient_accumulation_steps 2`, half the batch", options={"gradient_accumulation_steps": 2}
+    ),
+    "bf16": Switch("`--bf16`", options={"bf16": True}),
+    "checkpointing": Switch("`--activation_checkpointing`", options={"activation_checkpointing": True}),
+    "compile": Switch("`--torch_compile`", options={"torch_compile": True}),
+    "bf16-compile": Switch("`--bf16 --torch_compile`", options={"bf16": True, "torch_compile": True}),
+    "freeze": Switch("`--freeze_backbone`", options={"freeze_backbone": True}),
+    "lora": Switch("`--lora_rank 8`", options={"lora_rank": 8}),
+    "pwca-6": Switch("`num_pwca_blocks=6`", model="local-6"),
+    "pwca-half": Switch("`--pwca_fraction 0.5`", options={"pwca_fraction": 0.5}),
+    "similarity": Switch('`local_query_selection="similarity"`', model="similarity-12"),
+    "cls": Switch('`glca_readout="cls"`', model="cls-12"),
+    INFERENCE: Switch("none", compared_to=INFERENCE),
+    "inference-sa": Switch('`inference_branches=("sa",)`', model="sa", compared_to=INFERENCE),
+}
 
 
 def timed(step: Step, setting: Setting) -> float:
@@ -99,12 +133,23 @@ def timed(step: Step, setting: Setting) -> float:
     return time.perf_counter() - start
 
 
-def run_case(name: str, batch: int, steps: int, setting: Setting) -> Figures:
-    """Seconds of a step, bytes above the imports, and FLOPs, of one case in this process."""
+def setting_of(args: argparse.Namespace) -> Setting:
+    return Setting(args.device, args.dtype, args.compile, args.attention)
+
+
+def run_case(args: argparse.Namespace) -> Figures:
+    """Seconds of a step (with a switch: per image), bytes above the imports, and FLOPs, of a case in this process."""
     before = resident_memory()
     torch.manual_seed(0)
-    shape_name, work, model_name = CASES[name]
-    shape = SHAPES[shape_name]
+    setting, steps = setting_of(args), args.steps
+    shape_name, work, model_name = CASES.get(args.case, (SWITCHED, "switch", args.case))
+    shape, batch = SHAPES[shape_name], batches(args, SHAPES)[shape_name]
+    if work == "switch":
+        switch = SWITCHES[args.case]
+        predicts = switch.compared_to == INFERENCE
+        model = build(shape, switch.model, setting)
+        seconds = trainer_seconds(model, shape, batch, setting, steps, predicts, **switch.options)
+        return {"seconds": statistics.median(seconds) / batch, "bytes": memory(before, setting)}
     if work == "alternate":
         return alternate(shape, model_name, batch, steps, setting)
     model = build(shape, model_name, setting)
@@ -218,27 +263,65 @@ NOTES = (
 )
 
 
+def switch_rows(results: dict[str, Figures], compared_to: str) -> list[list[str]]:
+    """A line for each switch: its figures, and their ratios to those without."""
+    plain = results[compared_to]
+    return [
+        [
+            SWITCHES[name].title,
+            f"{figures['seconds']:.4g}",
+            f"**{figures['seconds'] / plain['seconds']:.2f}**",
+            f"{figures['bytes'] / 1e6:,.0f}",
+            f"**{figures['bytes'] / plain['bytes']:.2f}**",
+        ]
+        for name, figures in results.items()
+        if SWITCHES[name].compared_to == compared_to
+    ]
+
+
+SWITCH_HEADER = ("switch", "seconds per image", "x none", "MB", "MB, x none")
+SWITCH_NOTES = (
+    "**x none**: against the first line, without a switch: all branches, readout `local`, T = 12, float32, sdpa.",
+    "**seconds per image**: from one step's end to the next one's, with data of random tensors, decoded already, and "
+    "no workers; what compiling takes is left out.",
+    NOTES[3],
+)
+
+
+def report_switches(args: argparse.Namespace) -> None:
+    results = measure(dict.fromkeys(SWITCHES, ()), args.repeats)
+    write_report(
+        args.output or beside(__file__, "switches", args.device),
+        "What each switch buys",
+        machine(("transformers",), args.device),
+        f"{SHAPES[SWITCHED].title}, batch {batches(args, SHAPES)[SWITCHED]}; medians of {args.steps} steps in each of "
+        f"{args.repeats} processes per case.",
+        "## Training",
+        markdown_table(SWITCH_HEADER, switch_rows(results, TRAINING)),
+        "## Inference",
+        markdown_table(SWITCH_HEADER, switch_rows(results, INFERENCE)),
+        bullets(SWITCH_NOTES),
+    )
+
+
 def main() -> None:
-    here = Path(__file__)
-    parser = arguments(__doc__, None, CASES, repeats=1)
+    parser = arguments(__doc__, None, [*CASES, *SWITCHES], repeats=1)
     add_arguments(parser, SHAPES)
     parser.add_argument("--compile", action="store_true", help="torch.compile, plain models too")
     parser.add_argument("--attention", default="sdpa", help="attn_implementation, of the plain model too")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="beside the plain ViT")
-    args = parser.parse_args()
-    setting = Setting(args.device, args.dtype, args.compile, args.attention)
-    images = batches(args, SHAPES)
-    if args.case:
-        print(json.dumps(run_case(args.case, images[CASES[args.case][0]], args.steps, setting)))
+    parser.add_argument("--switches", action="store_true", help="of the trainer and the model, instead of models")
+    args = parse(parser, run_case)
+    if args.switches:
+        report_switches(args)
         return
-    options = {name: getattr(args, name) for name in ("device", "dtype", "compile", "attention", "batch", "steps")}
-    models = {PLAIN, *args.models}
-    cases = {name: options for name, (shape, _, model) in CASES.items() if shape in args.shapes and model in models}
-    results = measure(__file__, cases, args.repeats)
+    images, models = batches(args, SHAPES), {PLAIN, *args.models}
+    cases = {name: () for name, (shape, _, model) in CASES.items() if shape in args.shapes and model in models}
+    results = measure(cases, args.repeats)
     how = f"{args.dtype}, {args.attention}, {'compiled' if args.compile else 'not compiled'}"
     write_report(
-        args.output or here.with_name("model_cuda.md" if args.device == "cuda" else "model.md"),
+        args.output or beside(__file__, "model", args.device),
         "DCAL beside the plain ViT",
         machine(("transformers", "timm"), args.device),
         f"{how}; medians of {args.steps} steps ({STEPS_OF_INFERENCE * args.steps} of inference) in each of "

@@ -9,7 +9,7 @@ identity with noise around it. The dense cases are NumPy over whole matrices, as
 as many of the images as `--dense_memory` of the free memory holds.
 """
 
-import json
+import argparse
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Figures, arguments, bullets, machine, markdown_table, measure, peak_memory, write_report
+from harness import Figures, arguments, bullets, machine, markdown_table, measure, parse, peak_memory, write_report
 
 from dcal_hf.metrics import QUERIES_PER_CHUNK, distance_metrics, retrieval_metrics
 from dcal_hf.retrieval import rerank
@@ -146,11 +146,11 @@ CASES: dict[str, tuple[Callable[[Images], None], str]] = {
 COMPARED = ("bare", "evaluate")
 
 
-def run_case(name: str, scale: float) -> Figures:
+def run_case(args: argparse.Namespace) -> Figures:
     """Runs a case in this process; returns seconds, and bytes above the features and the loaded libraries."""
-    images = Images.draw(scale)
+    images = Images.draw(args.scale)
     before, start = peak_memory(), time.perf_counter()
-    CASES[name][0](images)
+    CASES[args.case][0](images)
     return {"seconds": time.perf_counter() - start, "bytes": peak_memory() - before}
 
 
@@ -191,18 +191,15 @@ def main() -> None:
     parser = arguments(__doc__, Path(__file__).with_name("retrieval.md"), CASES, repeats=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of MSMT17's images")
     parser.add_argument("--dense_memory", type=float, default=0.6, help="share of the free memory for the dense way")
-    args = parser.parse_args()
-    if args.case:
-        print(json.dumps(run_case(args.case, args.scale)))
-        return
+    args = parse(parser, run_case)
     free = args.dense_memory * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     scales = dict.fromkeys(CASES, args.scale) | {
         "dense_evaluate": dense_scale(args.scale, NUM_QUERIES * NUM_ITEMS, DENSE_EVALUATION_BYTES, free),
         "dense_rerank": dense_scale(args.scale, (NUM_QUERIES + NUM_ITEMS) ** 2, DENSE_RERANKING_BYTES, free),
     }
-    options = {name: {"scale": scale} for name, scale in scales.items()}
-    results = measure(__file__, {name: options.pop(name) for name in COMPARED}, args.repeats)
-    results |= measure(__file__, options)
+    options = {name: ["--scale", str(scale)] for name, scale in scales.items()}
+    results = measure({name: options.pop(name) for name in COMPARED}, args.repeats)
+    results |= measure(options)
     write_report(
         args.output,
         "Retrieval evaluation and re-ranking",

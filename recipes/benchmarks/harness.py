@@ -1,8 +1,8 @@
 """What the benchmarks share: each case in a process of its own, its memory, the machine it ran on, the report.
 
-A benchmark has a table `CASES` of what it can run. Called by a person, it runs itself once per case and repetition
-(`measure`) and writes the medians as Markdown (`markdown_table`, `write_report`). Called with `--case`, it runs that
-case alone and prints its figures as JSON.
+A benchmark has a table `CASES` of what it can run. Called by a person, it runs its own command line once per case and
+repetition (`measure`) and writes the medians as Markdown (`markdown_table`, `write_report`). Called with `--case`, it
+runs that case alone and prints its figures as JSON (`parse`).
 """
 
 import argparse
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -53,39 +53,36 @@ def arguments(description: str, output: Path | None, cases: Iterable[str], repea
     return parser
 
 
-def measure(script: str, cases: dict[str, dict[str, object]], repeats: int = 1) -> dict[str, Figures]:
+def parse(parser: argparse.ArgumentParser, run_case: Callable[[argparse.Namespace], Figures]) -> argparse.Namespace:
+    """The options of a whole run; with `--case`, runs that case instead and ends the process."""
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(args)))
+        raise SystemExit
+    return args
+
+
+def measure(cases: dict[str, Sequence[str]], repeats: int = 1) -> dict[str, Figures]:
     """Runs each case in a process of its own, all of them in turn, `repeats` times over; returns what `summary` does.
 
     In turn, so that a machine that slows down does so for all of them.
 
     Args:
-        script (`str`): With `--case`, the last line of its output is a JSON object of figures.
-        cases (`dict`): The options of each case, by their names; a flag is True or False.
+        cases (`dict`): By their names, what the command line of each has behind that of this process.
         repeats (`int`): Processes per case.
     """
     runs: dict[str, list[Figures]] = {name: [] for name in cases}
     for repeat in range(repeats):
         for number, (name, options) in enumerate(cases.items(), start=1):
             start = time.perf_counter()
-            runs[name].append(run_alone(script, name, options))
+            command = [sys.executable, *sys.argv, "--case", name, *options]
+            output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+            # Whatever a library prints comes before.
+            runs[name].append(json.loads(output.splitlines()[-1]))
             figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
             progress = f"{repeat + 1}/{repeats}, {number}/{len(cases)}, {time.perf_counter() - start:.0f} s"
             print(f"[{progress}] {name}: {figures}", flush=True)
     return {name: summary(figures) for name, figures in runs.items()}
-
-
-def run_alone(script: str, case: str, options: dict[str, object]) -> Figures:
-    """One case in one process."""
-    command = [sys.executable, script, "--case", case, *as_arguments(options)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def as_arguments(options: dict[str, object]) -> list[str]:
-    """`{"batch": 4, "compile": True, "quick": False}` -> `["--batch", "4", "--compile"]`."""
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
-    parts = [(f"--{name}",) if value is True else (f"--{name}", str(value)) for name, value in given.items()]
-    return [part for option in parts for part in option]
 
 
 def summary(runs: Sequence[Figures]) -> Figures:
@@ -125,6 +122,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
+
+
+def beside(script: str, name: str, device: str) -> Path:
+    """Where a report goes if not told otherwise: on a GPU it is another one."""
+    return Path(script).with_name(f"{name}_cuda.md" if device == "cuda" else f"{name}.md")
 
 
 def write_report(path: Path, title: str, *blocks: str) -> None:

@@ -1,6 +1,7 @@
 """The data benchmark on a few small files."""
 
 import sys
+from argparse import Namespace
 
 import pytest
 from PIL import Image
@@ -21,12 +22,12 @@ def test_the_files_are_of_photographic_size(bench_data, tmp_path):
 @pytest.mark.parametrize("name", ["decode", "train_augmented", "eval", "reid"])
 def test_every_transform_runs(bench_data, tmp_path, name):
     bench_data.make_images(tmp_path, 2)
-    assert bench_data.run_case(f"{name}/0", tmp_path)["images_per_second"] > 0
+    assert bench_data.run_case(Namespace(case=f"{name}/0", folder=tmp_path))["images_per_second"] > 0
 
 
 def test_the_report(bench_data, monkeypatch, tmp_path):
     output = tmp_path / "data.md"
-    monkeypatch.setattr(bench_data, "measure", lambda s, cases, r: dict.fromkeys(cases, {"images_per_second": 60.0}))
+    monkeypatch.setattr(bench_data, "measure", lambda cases, r: dict.fromkeys(cases, {"images_per_second": 60.0}))
     monkeypatch.setattr(
         sys, "argv", ["bench_data.py", "--count", "2", "--speeds", "1.5", "2", "--output", str(output)]
     )

@@ -1,6 +1,7 @@
 """No step of DCAL makes an attention map, on any encoder but CaiT; and the memory benchmark on a tiny one."""
 
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -91,11 +92,12 @@ def test_what_is_allocated_is_noted_and_views_are_not(tensors):
 def test_the_report(import_recipe, monkeypatch, tmp_path):
     """Both cases within this process, on a tiny backbone."""
     bench, steps = import_recipe("bench_memory"), import_recipe("steps")
+    options = {"device": "cpu", "dtype": "float32", "batch": 2, "shapes": ["deit_tiny"]}
     monkeypatch.setattr(
         bench, "SHAPES", {"deit_tiny": steps.Shape("tiny", "", 64, 2, (SIDE + 8, SIDE + 8), 2, 0.5)}
     )
     monkeypatch.setattr(
-        bench, "measure", lambda script, cases: {name: bench.run_case(name, 2, "cpu", "float32") for name in cases}
+        bench, "measure", lambda cases: {name: bench.run_case(Namespace(case=name, **options)) for name in cases}
     )
     output = tmp_path / "memory.md"
     monkeypatch.setattr(sys, "argv", ["bench_memory.py", "--shapes", "deit_tiny", "--output", str(output)])

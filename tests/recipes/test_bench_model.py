@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -108,12 +109,23 @@ def test_fused_attention_computes_scores_once_more_in_backward(flops, steps, vit
     assert counted["infer"] == flops.inference_flops(model.config)
 
 
-def test_every_case_gives_its_figures(steps, bench_model, harness, monkeypatch):
-    """Each kind of case within this process, on a tiny backbone."""
+OPTIONS = {
+    "device": "cpu", "dtype": "float32", "compile": False, "attention": "sdpa", "batch": 2, "steps": 1,
+    "shapes": ["deit_tiny"],
+}
+
+
+@pytest.fixture
+def run_case(bench_model, steps, monkeypatch):
+    """A case within this process, where peaks of memory mean nothing, on a tiny backbone."""
     shape = steps.Shape("tiny", "vit_tiny_patch16_224", 64, 1, (32, 32), 2, 0.5)
     monkeypatch.setattr(bench_model, "SHAPES", {"deit_tiny": shape})
+    return lambda name: bench_model.run_case(Namespace(case=name, **OPTIONS))
+
+
+def test_every_case_gives_its_figures(run_case, bench_model, harness):
     names = [name for name, (shape, _, _) in bench_model.CASES.items() if shape == "deit_tiny"]
-    results = {name: harness.summary([bench_model.run_case(name, 2, 1, steps.Setting())]) for name in names}
+    results = {name: harness.summary([run_case(name)]) for name in names}
     assert all(figures["seconds"] > 0 for figures in results.values())
     report = "\n".join(bench_model.section("deit_tiny", results, 2))
     for label in bench_model.MODELS.values():
@@ -121,32 +133,68 @@ def test_every_case_gives_its_figures(steps, bench_model, harness, monkeypatch):
     assert "| plain ViT, transformers |" in report and "**1.00**" in report
 
 
-def test_a_report_from_the_command_line(bench_model, harness, monkeypatch, tmp_path):
+# Compilation takes its time, and is one switch like the others.
+COMPILED = {"compile", "bf16-compile"}
+
+
+def test_every_switch_runs_and_is_told(run_case, bench_model, run_recipe, monkeypatch, tmp_path):
+    def measure(cases, repeats):
+        ran = {name: run_case(name) for name in cases if name not in COMPILED}
+        assert all(figures["seconds"] > 0 for figures in ran.values())
+        return {name: {"seconds": 3.0, "bytes": 5e6} for name in cases} | {"none": {"seconds": 2.0, "bytes": 4e6}}
+
+    monkeypatch.setattr(bench_model, "measure", measure)
+    run_recipe("bench_model", "--switches", "--shapes", "deit_tiny", "--output", tmp_path / "switches.md")
+    report = (tmp_path / "switches.md").read_text()
+    assert "| none | 2 | **1.00** | 4 | **1.00** |" in report
+    assert "| `--bf16` | 3 | **1.50** | 5 | **1.25** |" in report
+    assert '| `inference_branches=("sa",)` | 3 | **1.00** | 5 | **1.00** |' in report
+
+
+def test_the_switches_reach_the_run(run_case, bench_model, monkeypatch):
+    seen = {}
+
+    def seconds(model, shape, batch, setting, steps, predicts, **options):
+        seen[name] = (model.config, predicts, options)
+        return [1.0]
+
+    monkeypatch.setattr(bench_model, "trainer_seconds", seconds)
+    for name in bench_model.SWITCHES:
+        run_case(name)
+    assert seen["pwca-6"][0].num_pwca_blocks == 6 and seen["none"][0].num_pwca_blocks == 12
+    assert seen["cls"][0].glca_readout == "cls"
+    assert [name for name, (_, predicts, _) in seen.items() if predicts] == ["inference", "inference-sa"]
+    assert list(seen["inference-sa"][0].inference_branches) == ["sa"]
+    assert seen["lora"][2] == {"lora_rank": 8} and seen["none"][2] == {}
+
+
+def test_a_report_from_the_command_line(bench_model, harness, run_recipe, monkeypatch, tmp_path):
     """Processes, medians and the report, with the measuring itself replaced by a script that prints figures."""
     script = tmp_path / "case.py"
     script.write_text("import json, sys\nprint('noise')\nprint(json.dumps({'seconds': len(sys.argv)}))\n")
-    options = {"batch": 4, "compile": True, "quick": False, "size": None}
-    results = harness.measure(str(script), {"a": options, "b": {}}, repeats=2)
-    assert results == {"a": {"seconds": 6, "fastest": 6}, "b": {"seconds": 3, "fastest": 3}}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), "--quick"])
+        results = harness.measure({"a": ["--batch", "4"], "b": ()}, repeats=2)
+    # The script and its own options, the case, what is the case's alone.
+    assert results == {"a": {"seconds": 6, "fastest": 6}, "b": {"seconds": 4, "fastest": 4}}
     runs = [{"seconds": seconds, "bytes": size} for seconds, size in ((3, 50), (1, 70), (2, 60))]
     assert harness.summary(runs) == {"seconds": 2, "bytes": 60, "fastest": 1}
 
     fake = {"seconds": 1.0, "fastest": 1.0, "bytes": 10, "flops": 20, "plain_seconds": 1.0}
-    monkeypatch.setattr(bench_model, "measure", lambda script, cases, repeats: dict.fromkeys(cases, fake))
-    monkeypatch.setattr(sys, "argv", ["bench_model.py", "--shapes", "vit_base", "--output", str(tmp_path / "m.md")])
-    bench_model.main()
+    monkeypatch.setattr(bench_model, "measure", lambda cases, repeats: dict.fromkeys(cases, fake))
+    command = ["bench_model", "--shapes", "vit_base", "--output", tmp_path / "m.md"]
+    run_recipe(*command)
     report = (tmp_path / "m.md").read_text()
     assert report.startswith("# DCAL beside the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
     assert "DeiT-Tiny" not in report and "plain ViT, timm" in report and "alternate in one process" in report
 
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--models", "cls-12"])
-    bench_model.main()
+    run_recipe(*command, "--models", "cls-12")
     report = (tmp_path / "m.md").read_text()
     assert "`cls`" in report and "timm |" not in report and "alternate in one process" not in report
 
 
-def test_a_case_prints_json(bench_model, monkeypatch, capsys):
-    monkeypatch.setattr(bench_model, "run_case", lambda name, batch, steps, setting: {"seconds": batch})
-    monkeypatch.setattr(sys, "argv", ["bench_model.py", "--case", "vit_base/train/timm"])
-    bench_model.main()
-    assert json.loads(capsys.readouterr().out) == {"seconds": 8}
+def test_a_case_prints_json(bench_model, run_recipe, monkeypatch, capsys):
+    monkeypatch.setattr(bench_model, "run_case", lambda args: {"seconds": 8, "case": len(args.case)})
+    with pytest.raises(SystemExit):
+        run_recipe("bench_model", "--case", "vit_base/train/timm")
+    assert json.loads(capsys.readouterr().out) == {"seconds": 8, "case": 19}
