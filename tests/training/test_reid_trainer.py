@@ -88,8 +88,8 @@ def protocol(dataset) -> dict[str, list]:
 
 
 def assert_metrics(found: dict, expected: dict, prefix: str) -> None:
-    names = [name for name in expected if name.startswith(("map", "minp", "rank"))]
-    assert len(names) == 7
+    names = [name for name in expected if name.startswith(("map", "minp", "r_precision", "rank"))]
+    assert len(names) == 8
     assert {name: found[prefix + name] for name in names} == pytest.approx({name: expected[name] for name in names})
 
 
