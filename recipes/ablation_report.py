@@ -174,7 +174,8 @@ def write_report(
     if not any(row.arm == reference for row in rows):
         raise ValueError(f"{folder}/results.csv has no run of the reference '{reference}' to compare with yet.")
     parts = [f"## {metric}\n\n{table(rows, arms, reference, metric)}" for metric in metrics]
-    text = "\n\n".join(["# Ablation", *parts, "![Differences](report.png)", NOTES.format(reference=reference)])
+    title, picture = f"# {folder.resolve().name}", "![Differences](report.png)"
+    text = "\n\n".join([title, *parts, picture, NOTES.format(reference=reference)])
     write_atomically(folder / "report.md", text + "\n")
     plot(rows, [arm for arm in arms if arm != reference], reference, metrics[0], folder / "report.png")
 
