@@ -150,15 +150,60 @@ def options_of(path: Path) -> list[str]:
     return argv
 
 
-def read_configuration(path: Path) -> dict[str, Any]:
-    """A configuration file, over the one that its key `base` names, if any, as a path from its own folder."""
+def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Reads a configuration file, over the one that its key `base` names, if any, as a path from its own folder.
+
+    Args:
+        path (`Path`): The file.
+        over (tuple of `Path`): The files that it is the base of.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no mapping, cannot be read, repeats a key, or is its own base.
+    """
     if path.suffix not in CONFIGURATION_SUFFIXES:
         raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
     if not path.is_file():
         raise FileNotFoundError(f"The configuration file {path} does not exist.")
-    # JSON is YAML. A number such as 1e-3, without a dot, is text to YAML; argparse reads it all the same.
-    options = yaml.safe_load(path.read_text())
+    try:
+        # A number such as 1e-3, without a dot, is text to YAML; argparse reads it all the same.
+        text = path.read_text(encoding="utf-8")
+        options = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The configuration file {path} cannot be read: {reason}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values.")
     base = options.pop("base", None)
-    return options if base is None else read_configuration(path.parent / base) | options
+    if base is None:
+        return options
+    if not isinstance(base, str):
+        raise ValueError(f"{path} has the base {base!r}: it must be the path of another configuration.")
+    over = (*over, path.resolve())
+    if (path.parent / base).resolve() in over:
+        raise ValueError(f"{path} has the base {base}, which goes over {path.name} itself: name another, or none.")
+    return read_configuration(path.parent / base, over) | options
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, by which a small file grows beyond memory, and with each key once."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not read, write its value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _unique([(key.value, None) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in mapping if keys.count(key) > 1)} is there twice")
+    return mapping

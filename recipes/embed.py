@@ -72,6 +72,9 @@ class GalleryArguments:
         default=None, metadata={"help": "A data set instead of a folder, by its name in the training recipes."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the data set."})
+    max_unpacked_bytes: int | None = field(
+        default=None, metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."}
+    )
     task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Training recipe of the data set."})
     split: str = field(default="train", metadata={"help": "Split of the data set."})
     skip_broken: bool = field(
@@ -111,8 +114,13 @@ def load_images(args: GalleryArguments) -> Dataset:
     if args.image_dir is not None:
         return unlabelled_images(Path(args.image_dir))
     if args.task == "reid":
-        return load_reid(args.dataset_name, args.data_dir, splits=(args.split,))[args.split]
-    dataset = load_fgvc(args.dataset_name, args.data_dir, validation_fraction=0.0)
+        splits = load_reid(
+            args.dataset_name, args.data_dir, splits=(args.split,), max_unpacked_bytes=args.max_unpacked_bytes
+        )
+        return splits[args.split]
+    dataset = load_fgvc(
+        args.dataset_name, args.data_dir, validation_fraction=0.0, max_unpacked_bytes=args.max_unpacked_bytes
+    )
     if args.split not in dataset:
         raise ValueError(f"--split {args.split}: {args.dataset_name} has only {', '.join(dataset)}.")
     return dataset[args.split]

@@ -86,6 +86,9 @@ class DataArguments:
     split_seed: int = field(default=42, metadata={"help": "Seed of that split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
+    max_unpacked_bytes: int | None = field(
+        default=None, metadata={"help": "What an archive may hold; 100 times its size, or 100 MiB, if not given."}
+    )
     max_pixels: int = field(
         default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
     )
@@ -181,6 +184,7 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
             seed=data_args.split_seed,
             image_column=data_args.image_column_name,
             label_column=data_args.label_column_name,
+            max_unpacked_bytes=data_args.max_unpacked_bytes,
         )
     if data_args.eval_split not in dataset:
         raise ValueError(f"--eval_split {data_args.eval_split}: {data_args.title} has only {', '.join(dataset)}.")

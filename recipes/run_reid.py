@@ -107,6 +107,9 @@ class DataArguments:
         default=0.2, metadata={"help": "Share of their images that become queries where there are none."}
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of both choices."})
+    max_unpacked_bytes: int | None = field(
+        default=None, metadata={"help": "What an archive may hold; 100 times its size, or 100 MiB, if not given."}
+    )
     max_pixels: int = field(
         default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
     )
@@ -202,6 +205,7 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
             test_fraction=data_args.test_fraction,
             query_fraction=data_args.query_fraction,
             seed=data_args.split_seed,
+            max_unpacked_bytes=data_args.max_unpacked_bytes,
         )
     return dataset.cast_column("image", datasets.Image(decode=False))
 

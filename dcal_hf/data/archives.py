@@ -19,6 +19,8 @@ from .splits import SPLITS
 logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+# What an archive may hold, where nothing is said: photographs are hardly smaller in it, lists and padding are.
+FREE_BYTES, FREE_RATIO = 100 << 20, 100
 _PARTS = {alias for aliases in SPLITS.values() for alias in aliases} | {"query", "gallery"}
 # What tarfile and zipfile have been seen to raise on damaged, encrypted and exotic archives: they share no base class.
 _UNREADABLE = (
@@ -26,7 +28,13 @@ _UNREADABLE = (
 )
 
 
-def data_folder(path: Path, cache_dir: str | Path | None = None) -> Path:
+class _TooLarge(Exception):
+    """More bytes than an archive may hold."""
+
+
+def data_folder(
+    path: Path, cache_dir: str | Path | None = None, max_unpacked_bytes: int | None = None
+) -> Path:
     """A folder as it is, or what an archive holds.
 
     An archive is unpacked the first time that it is met, into the folder `extracted` of the cache, and again when its
@@ -36,14 +44,15 @@ def data_folder(path: Path, cache_dir: str | Path | None = None) -> Path:
     Args:
         path (`Path`): An existing folder, or a file that ends in .tar, .tar.gz, .tgz or .zip.
         cache_dir (`str` or `Path`, *optional*): The cache, by default that of `datasets` (`HF_DATASETS_CACHE`).
+        max_unpacked_bytes (`int`, *optional*): What an archive may hold, by default 100 times its size, or 100 MiB.
 
     Returns:
         `Path`: a folder.
 
     Raises:
         FileNotFoundError: if there is nothing of that name.
-        ValueError: if a file is no such archive, is damaged, or holds something that would come to lie, or would
-            point, outside of its folder; nothing is kept of it then.
+        ValueError: if a file is no such archive, is damaged, holds more than it may, or something that would come to
+            lie, or would point, outside of its folder; nothing is kept of it then.
     """
     if path.is_dir():
         return path
@@ -54,13 +63,13 @@ def data_folder(path: Path, cache_dir: str | Path | None = None) -> Path:
             f"{path} is neither a folder nor an archive that can be unpacked ({', '.join(ARCHIVE_SUFFIXES)}); give "
             "the folder or such an archive"
         )
-    folder = _unpacked(path.resolve(), cache_dir)
+    folder = _unpacked(path.resolve(), cache_dir, max_unpacked_bytes)
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     nested = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in _PARTS
     return entries[0] if nested else folder
 
 
-def _unpacked(archive: Path, cache_dir: str | Path | None) -> Path:
+def _unpacked(archive: Path, cache_dir: str | Path | None, max_bytes: int | None) -> Path:
     """The folder of an archive in the cache, made if it is not there.
 
     The extraction of `datasets` itself is not used: it knows archives by their path alone, takes what a killed process
@@ -80,17 +89,22 @@ def _unpacked(archive: Path, cache_dir: str | Path | None) -> Path:
             shutil.rmtree(incomplete, ignore_errors=True)
             incomplete.mkdir()
             try:
-                _unpack(archive, incomplete)
+                _unpack(archive, incomplete, max_bytes or max(FREE_RATIO * status.st_size, FREE_BYTES))
                 os.rename(incomplete, folder)
             finally:
                 shutil.rmtree(incomplete, ignore_errors=True)
     return folder
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     unpack = _unpack_zip if archive.suffix.lower() == ".zip" else _unpack_tar
     try:
-        outside = unpack(archive, folder)
+        outside = unpack(archive, folder, max_bytes)
+    except _TooLarge as error:
+        raise ValueError(
+            f"the archive {archive} holds more than {max_bytes:,} bytes; if you trust it, raise max_unpacked_bytes, "
+            "or unpack it by other means and give the folder"
+        ) from error
     except _UNREADABLE as error:
         reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise ValueError(
@@ -104,16 +118,27 @@ def _unpack(archive: Path, folder: Path) -> None:
         )
 
 
-def _unpack_tar(archive: Path, folder: Path) -> str | None:
+def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> str | None:
     """Unpacks it; stops at a member that does not stay inside, and gives its name."""
+    unpacked = 0
+
+    def check(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+        nonlocal unpacked
+        unpacked += member.size
+        if unpacked > max_bytes:
+            raise _TooLarge
+        return _inside(member, folder)
+
     with tarfile.open(archive) as file:
         try:
-            file.extractall(folder, filter=_inside)
+            file.extractall(folder, filter=check)
         except tarfile.FilterError as error:
             return error.tarinfo.name
         # tarfile stops before the checksum at the end of a .gz, which is verified only by reading on.
-        while file.fileobj.read(1 << 20):
-            pass
+        while rest := file.fileobj.read(1 << 20):
+            unpacked += len(rest)
+            if unpacked > max_bytes:
+                raise _TooLarge
     return None
 
 
@@ -123,7 +148,7 @@ def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     return tarfile.data_filter(member, folder)
 
 
-def _unpack_zip(archive: Path, folder: Path) -> str | None:
+def _unpack_zip(archive: Path, folder: Path, max_bytes: int) -> str | None:
     """Unpacks it if all members stay inside, or gives the name of one that does not. Links become plain files."""
     with zipfile.ZipFile(archive) as file:
         # The Finder adds a tree of that name with the files' attributes.
@@ -132,6 +157,9 @@ def _unpack_zip(archive: Path, folder: Path) -> str | None:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
                 return name
+        # Of no member is more unpacked than its header says.
+        if sum(file.getinfo(name).file_size for name in names) > max_bytes:
+            raise _TooLarge
         file.extractall(folder, names)
     return None
 

@@ -1,6 +1,7 @@
 """Loads fine-grained classification data sets by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from datasets import DatasetDict, concatenate_datasets
@@ -36,6 +37,7 @@ def load_fgvc(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
+    max_unpacked_bytes: int | None = None,
 ) -> DatasetDict:
     """Loads a classification data set as splits of images and labels.
 
@@ -75,6 +77,8 @@ def load_fgvc(
         revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
         token (`str` or `bool`, *optional*): Hub token.
         cache_dir (`str` or `Path`, *optional*): Cache for data sets from the Hub and for unpacked archives.
+        max_unpacked_bytes (`int`, *optional*): Largest unpacked size of an archive; by default 100 times its size, or
+            100 MiB.
 
     Returns:
         `datasets.DatasetDict`: train, validation and, if present, test, each with the columns image (`datasets.Image`,
@@ -94,15 +98,16 @@ def load_fgvc(
         raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(SPLITS)}")
 
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    unpack = partial(data_folder, cache_dir=cache_dir, max_unpacked_bytes=max_unpacked_bytes)
     where = name
     if name == "drawn":
         dataset = drawn_fgvc()
     elif name in OFFICIAL_FGVC:
-        dataset, where = _load_official(name, data_dir, config_name, splits, **hub)
+        dataset, where = _load_official(name, data_dir, config_name, splits, unpack, **hub)
         if "validation" in dataset and validation_fraction == 0:
             dataset["train"] = concatenate_datasets([dataset["train"], dataset.pop("validation")])
     elif name == "imagefolder" or Path(name).expanduser().exists():
-        root = _roots(name, data_dir, cache_dir)
+        root = _roots(name, data_dir, unpack)
         where = ", ".join(map(str, root.values())) if isinstance(root, Mapping) else str(root)
         dataset = load_image_folder(root)
     else:
@@ -123,6 +128,7 @@ def _load_official(
     data_dir: str | Path | Mapping[str, str | Path] | None,
     level: str | None,
     splits: Sequence[str] | None,
+    unpack: Callable[[Path], Path],
     **hub: str | bool | Path | None,
 ) -> tuple[DatasetDict, str]:
     """Loads a published data set, and returns it with its source."""
@@ -138,7 +144,7 @@ def _load_official(
         dataset, where = _official_from_hub(name, level, splits, **hub), _HUB_IDS[name]
     else:
         wanted = [split for split in counts if split != "test" or splits is None or split in splits]
-        folder = data_folder(Path(data_dir).expanduser(), hub["cache_dir"])
+        folder = unpack(Path(data_dir).expanduser())
         dataset, where = read_official(name, folder, wanted, level), str(data_dir)
     found = {split: (len(set(part["label"][:])), len(part)) for split, part in dataset.items() if split in counts}
     check_counts(name, where, found, counts, "classes")
@@ -162,15 +168,15 @@ def _official_from_hub(
 
 
 def _roots(
-    name: str, data_dir: str | Path | Mapping[str, str | Path] | None, cache_dir: str | Path | None
+    name: str, data_dir: str | Path | Mapping[str, str | Path] | None, unpack: Callable[[Path], Path]
 ) -> Path | dict[str, Path]:
     """The folder of the data set, or one per split."""
     if name == "imagefolder" and data_dir is None:
         raise ValueError("'imagefolder' needs data_dir, the folder that holds train/<class>/<image>")
     base = Path("" if name == "imagefolder" else name).expanduser()
     if isinstance(data_dir, Mapping):
-        return {split: data_folder(base / Path(part).expanduser(), cache_dir) for split, part in data_dir.items()}
-    return data_folder(base / Path(data_dir or "").expanduser(), cache_dir)
+        return {split: unpack(base / Path(part).expanduser()) for split, part in data_dir.items()}
+    return unpack(base / Path(data_dir or "").expanduser())
 
 
 __all__ = ["load_fgvc"]

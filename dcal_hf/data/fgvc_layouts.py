@@ -1,6 +1,7 @@
 """Fine-grained classification sets in the layouts in which they were published."""
 
 import re
+import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ AIRCRAFT_LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufac
 _CUB_TOPS = ("CUB_200_2011",)
 _CARS_TOPS = ("stanford_cars",)
 _AIRCRAFT_TOPS = ("fgvc-aircraft-2013b",)
+# The official .mat files take some MB in memory.
+MAX_MAT_BYTES = 100 << 20
+_MAT_HEADER, _MAT_COMPRESSED = 128, 15
+
 _AIRCRAFT_LISTS = {"train": "train", "validation": "val", "test": "test"}
 _AIRCRAFT_CLASSES = {"variant": 100, "family": 70, "manufacturer": 30}
 
@@ -162,12 +167,32 @@ def _read_structs(path: Path, *fields: str) -> np.ndarray:
 def _read_mat(path: Path, variable: str) -> np.ndarray:
     require(path, _CARS_TOPS)
     try:
+        size = _unpacked_mat_size(path)
+        if size > MAX_MAT_BYTES:
+            raise ValueError(
+                f"its compressed variables take more than {MAX_MAT_BYTES:,} bytes; if you trust it, save it "
+                "uncompressed"
+            )
         variables = loadmat(path, squeeze_me=True, variable_names=[variable])
     except (ValueError, TypeError, IndexError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a .mat file ({error}); get it again") from error
     if variable not in variables:
         raise ValueError(f"{path} has no variable {variable!r}; take the official file")
     return variables[variable]
+
+
+def _unpacked_mat_size(path: Path) -> int:
+    """Bytes that the compressed variables of a MATLAB file of version 5 take, as far as `MAX_MAT_BYTES`."""
+    content, size = path.read_bytes(), 0
+    order = ">" if content[126:128] == b"MI" else "<"
+    place = _MAT_HEADER
+    while place + 8 <= len(content) and size <= MAX_MAT_BYTES:
+        kind, length = struct.unpack_from(f"{order}II", content, place)
+        place += 8
+        if kind == _MAT_COMPRESSED:
+            size += len(zlib.decompressobj().decompress(content[place:place + length], MAX_MAT_BYTES + 1))
+        place += length
+    return size
 
 
 def _car_labels(classes: np.ndarray, count: int, source: Path) -> list[int]:

@@ -30,6 +30,7 @@ def load_reid(
     test_fraction: float = 0.3,
     query_fraction: float = 0.2,
     seed: int = 42,
+    max_unpacked_bytes: int | None = None,
 ) -> DatasetDict:
     """Loads a re-identification data set as training images, queries, and the gallery to search.
 
@@ -69,6 +70,7 @@ def load_reid(
         query_fraction (`float`, *optional*, defaults to 0.2):
             Share of the images of a held-out identity that become queries, at least one and not all.
         seed (`int`, *optional*, defaults to 42): Seed of both choices.
+        max_unpacked_bytes (`int`, *optional*): What an archive may hold, by default 100 times its size, or 100 MiB.
 
     Returns:
         `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
@@ -94,9 +96,11 @@ def load_reid(
         if data_dir is None:
             raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it, or its archive")
         where = Path(data_dir)
-        columns, parts = _from_official_lists(read_official(name, where, splits, include_val))
+        columns, parts = _from_official_lists(
+            read_official(name, where, splits, include_val, max_unpacked_bytes)
+        )
     else:
-        where = _source(name, data_dir)
+        where = _source(name, data_dir, max_unpacked_bytes)
         rows = read_table(where, data_dir) if where.is_file() else read_identity_folder(where)
         columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
         if rows.keys_are_paths:
@@ -208,7 +212,7 @@ def _labels(columns: _Columns, train: np.ndarray) -> tuple[list[int | None], Cla
     return [label.get(identity) for identity in columns.identities.tolist()], ClassLabel(names=names)
 
 
-def _source(name: str | Path, data_dir: str | Path | None) -> Path:
+def _source(name: str | Path, data_dir: str | Path | None, max_unpacked_bytes: int | None) -> Path:
     """The folder or table given by `name` and `data_dir`."""
     if name == "imagefolder":
         if data_dir is None:
@@ -223,7 +227,7 @@ def _source(name: str | Path, data_dir: str | Path | None) -> Path:
             f"{str(path)!r} is none of drawn, {', '.join(OFFICIAL_REID)}, and neither an existing folder nor a table "
             f"({' or '.join(TABLE_SUFFIXES)}); check the path"
         )
-    return data_folder(path)
+    return data_folder(path, max_unpacked_bytes=max_unpacked_bytes)
 
 
 __all__ = ["load_reid"]

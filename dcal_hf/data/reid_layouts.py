@@ -84,7 +84,11 @@ OFFICIAL_REID = (*FOLDER_LAYOUTS, "msmt17")
 
 
 def read_official(
-    name: str, data_dir: str | Path, splits: Sequence[str] = REID_SPLITS, include_val: bool = True
+    name: str,
+    data_dir: str | Path,
+    splits: Sequence[str] = REID_SPLITS,
+    include_val: bool = True,
+    max_unpacked_bytes: int | None = None,
 ) -> dict[str, list[Photo]]:
     """Lists the images of a published set, in the order of their file names.
 
@@ -97,6 +101,7 @@ def read_official(
         splits (sequence of `str`, *optional*): Those to read, of train, query and gallery.
         include_val (`bool`, *optional*, defaults to `True`): Whether train of MSMT17 is list_train and list_val, as in
             papers, or list_train alone.
+        max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
 
     Returns:
         `dict[str, list[Photo]]`: the images of each split.
@@ -107,7 +112,7 @@ def read_official(
             unpacked.
     """
     layout = FOLDER_LAYOUTS.get(name, _MSMT17)
-    root = official_root(data_folder(Path(data_dir).expanduser()), layout.tops)
+    root = official_root(data_folder(Path(data_dir).expanduser(), max_unpacked_bytes=max_unpacked_bytes), layout.tops)
     counts = dict(layout.counts)
     if name == "msmt17":
         folders = _msmt17_folders(root)

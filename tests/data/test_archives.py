@@ -1,3 +1,4 @@
+import gzip
 import io
 import logging
 import os
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dcal_hf.data import load_fgvc, load_reid
-from dcal_hf.data.archives import data_folder
+from dcal_hf.data.archives import FREE_BYTES, data_folder
 
 
 FORMATS = {".tar": "tar", ".tar.gz": "gztar", ".tgz": "gztar", ".zip": "zip"}
@@ -306,3 +307,40 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"cannot be unpacked \(.*encrypted, password required"):
             data_folder(archive)
         assert unpacked(cache) == []
+
+
+class TestBombs:
+    """Zeros, of which a megabyte takes a kilobyte."""
+
+    def bomb(self, tmp_path, suffix, size):
+        (tmp_path / "root" / "wren").mkdir(parents=True)
+        (tmp_path / "root" / "wren" / "0.png").write_bytes(bytes(size))
+        return pack(tmp_path / "root", tmp_path / f"bomb{suffix}")
+
+    @pytest.mark.parametrize("suffix", [".tgz", ".zip"])
+    def test_a_small_archive_of_much_is_refused(self, suffix, tmp_path, cache):
+        archive = self.bomb(tmp_path, suffix, FREE_BYTES + 1)
+        assert archive.stat().st_size < FREE_BYTES / 500
+        with pytest.raises(ValueError, match="bomb.* holds more than 104,857,600 bytes; .* raise max_unpacked_bytes"):
+            data_folder(archive)
+        assert unpacked(cache) == []
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_the_limit_can_be_raised(self, suffix, tmp_path, cache):
+        archive = self.bomb(tmp_path, suffix, 30_000)
+        with pytest.raises(ValueError, match="holds more than 29,999 bytes"):
+            data_folder(archive, max_unpacked_bytes=29_999)
+        assert (data_folder(archive, max_unpacked_bytes=60_000) / "0.png").stat().st_size == 30_000
+
+    def test_what_follows_the_last_member_counts(self, tmp_path):
+        archive = self.bomb(tmp_path, ".tgz", 10)
+        with gzip.open(archive, "ab") as file:
+            file.write(bytes(1 << 21))
+        with pytest.raises(ValueError, match="holds more than 1,000,000 bytes"):
+            data_folder(archive, max_unpacked_bytes=1_000_000)
+
+    def test_the_loaders_take_the_limit(self, tmp_path):
+        archive = self.bomb(tmp_path, ".zip", 30_000)
+        for load in (load_fgvc, load_reid):
+            with pytest.raises(ValueError, match="holds more than 29,999 bytes"):
+                load("imagefolder", archive, max_unpacked_bytes=29_999)

@@ -167,3 +167,19 @@ class TestCars:
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ValueError, match=f"{path} cannot be read as a .mat file"):
             load_fgvc("stanford_cars", tmp_path)
+
+
+def test_a_small_list_that_takes_much_memory_is_refused(tmp_path):
+    root = write_cars(tmp_path)
+    path = root / "devkit" / "cars_train_annos.mat"
+    savemat(path, {"annotations": np.zeros((1, 14_000_000))}, do_compression=True)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(ValueError, match="take more than 104,857,600 bytes; if you trust it, save it uncompressed"):
+        load_fgvc("stanford_cars", root)
+
+
+def test_a_compressed_list_is_read(tmp_path):
+    root = write_cars(tmp_path)
+    train = structs(**{"class": [3, 1, 1]}, fname=["00001.jpg", "00002.jpg", "00003.jpg"])
+    savemat(root / "devkit" / "cars_train_annos.mat", {"annotations": train}, do_compression=True)
+    assert len(load_fgvc("stanford_cars", root, validation_fraction=0)["train"]) == 3
