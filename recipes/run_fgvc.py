@@ -13,6 +13,7 @@ On the built-in drawn birds, from scratch, with every option in a file (options 
     python recipes/run_fgvc.py recipes/configs/quickstart.yaml --output_dir out
 """
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -160,13 +161,13 @@ def main() -> None:
     )
     if training_args.do_train:
         train(trainer)
-    metrics = {}
+    metrics, data_folder = {}, common_folder(dataset)
     if training_args.do_eval:
-        metrics = evaluate(trainer, trainer.eval_dataset, "eval")
+        metrics = evaluate(trainer, trainer.eval_dataset, "eval", data_folder)
     if training_args.do_predict:
         if "test" not in dataset:
             raise ValueError(f"--do_predict needs a test split, and {data_args.title} has none.")
-        evaluate(trainer, dataset["test"].with_transform(eval_transform), "predict")
+        evaluate(trainer, dataset["test"].with_transform(eval_transform), "predict", data_folder)
     if trainer.is_world_process_zero():
         report(trainer, dataset, metrics, model_args, data_args)
     if training_args.push_to_hub:
@@ -196,7 +197,7 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str) -> dict[str, float]:
+def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str) -> dict[str, float]:
     """Scores a split; writes the metrics, the confusion matrix and each image's prediction.
 
     Returns:
@@ -207,19 +208,31 @@ def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str) -> di
     trainer.log_metrics(prefix, metrics)
     trainer.save_metrics(prefix, metrics)
     if trainer.is_world_process_zero():
-        save_predictions(output, dataset, Path(trainer.args.output_dir), prefix)
+        save_predictions(output, dataset, Path(trainer.args.output_dir), prefix, data_folder)
     return {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
 
 
-def save_predictions(output: PredictionOutput, dataset: datasets.Dataset, output_dir: Path, prefix: str) -> None:
-    """Writes `<prefix>_confusion_matrix.csv` and `<prefix>_predictions.csv`."""
+def common_folder(dataset: datasets.DatasetDict) -> str:
+    """The innermost folder that all images lie in, if they are files."""
+    paths = [record["path"] for part in dataset.values() for record in part["image"] if record["bytes"] is None]
+    return os.path.commonpath(map(os.path.dirname, paths)) if paths else ""
+
+
+def save_predictions(
+    output: PredictionOutput, dataset: datasets.Dataset, output_dir: Path, prefix: str, data_folder: str
+) -> None:
+    """Writes `<prefix>_confusion_matrix.csv`, and `<prefix>_predictions.csv` with paths inside of the data folder."""
     names = dataset.features["label"].names
     scores = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     predicted = scores.argmax(axis=1)
     save_confusion_matrix(
         confusion_matrix(predicted, output.label_ids, len(names)), names, output_dir / f"{prefix}_confusion_matrix.csv"
     )
-    paths = [image["path"] for image in dataset.with_format(None)["image"]]
+    records = dataset.with_format(None)["image"]
+    paths = [
+        os.path.relpath(record["path"], data_folder) if record["bytes"] is None else record["path"]
+        for record in records
+    ]
     probabilities = softmax(scores, axis=1).max(axis=1)
     rows = zip(paths, output.label_ids, predicted, probabilities)
     save_table(
@@ -267,7 +280,7 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
         **hyperparameters(trainer),
         "resize ratio": round(data_args.resize_ratio, 4),
         "RandAugment, colour jitter, random erasing": augmentation,
-        **({} if data_args.distractor_dir is None else {"distractors": data_args.distractor_dir}),
+        **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
 
 

@@ -303,7 +303,7 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
         **hyperparameters(trainer),
         "images per identity": args.instances_per_identity,
         "padding, random erasing": f"{data_args.padding}, {data_args.random_erasing}",
-        **({} if data_args.distractor_dir is None else {"distractors": data_args.distractor_dir}),
+        **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
     if args.schedule == "transreid":
         rows |= {"optimiser": "SGD, momentum 0.9, biases at twice the rate", "schedule": "TransReID's, per epoch"}

@@ -51,11 +51,20 @@ def write_manifest(checkpoint: str | Path, run: str) -> None:
 
 
 def complete_manifest(checkpoint: str | Path) -> None:
-    """Records the Trainer's state, too."""
+    """Records the Trainer's state, too, without the path of this machine in it: `best_global_step` tells the same."""
+    state_file = Path(checkpoint, TRAINER_STATE_NAME)
+    state = _read_json(state_file) | {"best_model_checkpoint": None}
+    write_atomically(state_file, json.dumps(state, indent=2, sort_keys=True) + "\n")
     manifest = _read_json(Path(checkpoint, MANIFEST_FILE))
     known = (MANIFEST_FILE, *manifest["files"])
     manifest["files"] |= checksums(Path(checkpoint), exclude=known)
     _save_manifest(checkpoint, manifest)
+
+
+def best_checkpoint(checkpoint: str | Path, best_step: int | None) -> str | None:
+    """The best checkpoint beside the one that a run goes on from, if it is still there."""
+    path = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{best_step}")
+    return str(path) if path.is_dir() else None
 
 
 def last_checkpoint(output_dir: str | Path) -> str:
@@ -144,4 +153,4 @@ def _save_manifest(checkpoint: str | Path, manifest: dict[str, Any]) -> None:
     write_atomically(Path(checkpoint, MANIFEST_FILE), json.dumps(manifest, indent=2) + "\n")
 
 
-__all__ = ["begin_run", "check_resumable", "complete_manifest", "last_checkpoint", "write_manifest"]
+__all__ = ["begin_run", "best_checkpoint", "check_resumable", "complete_manifest", "last_checkpoint", "write_manifest"]

@@ -18,7 +18,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
-from .checkpoints import begin_run, check_resumable, complete_manifest, last_checkpoint, write_manifest
+from .checkpoints import (
+    begin_run,
+    best_checkpoint,
+    check_resumable,
+    complete_manifest,
+    last_checkpoint,
+    write_manifest,
+)
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
@@ -358,6 +365,27 @@ class DCALTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save and not self.args.save_only_model:
             complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+
+    def save_state(self) -> None:
+        """As in `transformers.Trainer`, without the path of the best checkpoint: a push carries the file."""
+        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        super().save_state()
+        self.state.best_model_checkpoint = best
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self.state.best_model_checkpoint = best_checkpoint(resume_from_checkpoint, self.state.best_global_step)
+        return trained
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

@@ -1,11 +1,18 @@
 """Arguments of [`DCALTrainer`]."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
 from .lora import check_peft
 from .pairs import PAIR_SAMPLING
+
+
+def without_folder(value: Any) -> Any:
+    """The last part of an absolute path; all else as it is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 @dataclass
@@ -121,6 +128,11 @@ class DCALTrainingArguments(TrainingArguments):
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin` holds, which a push carries: no token, and of paths the last part."""
+        state = {name: without_folder(value) for name, value in self.__dict__.items()}
+        return state | {name: None for name in state if name.endswith("token")}
 
     def check_what_is_trained(self) -> None:
         if not 0 < self.layer_decay <= 1:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers.trainer_utils import rotate_checkpoints
 
 from dcal_hf.training import last_checkpoint
@@ -137,3 +139,33 @@ def test_no_checkpoint_is_deleted_before_a_newer_one_is_whole(tmp_path, monkeypa
     monkeypatch.setattr("transformers.trainer.rotate_checkpoints", rotate)
     saving_trainer(tmp_path, save_total_limit=1).train()
     assert [Path(path).name for path in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
+
+
+def best_trainer(output_dir, **options):
+    options = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "score", **options}
+    trainer = saving_trainer(output_dir, load_best_model_at_end=True, **options)
+    trainer.compute_metrics = lambda _: {"score": {2: 0.1, 4: 0.9, 6: 0.5, 8: 0.2}[trainer.state.global_step]}
+    return trainer
+
+
+def test_a_run_that_is_moved_knows_its_best_checkpoint(tmp_path):
+    train_until_killed(best_trainer(tmp_path / "first"), 7)
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    trainer = best_trainer(tmp_path / "second", save_total_limit=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "second" / "checkpoint-4")
+    saved = load_file(tmp_path / "second" / "checkpoint-4" / "model.safetensors")
+    assert torch.equal(trainer.model.sa_classifier.weight, saved["sa_classifier.weight"])
+
+
+def test_what_is_saved_holds_no_token_and_no_path_of_the_machine(tmp_path):
+    trainer = best_trainer(tmp_path, hub_token="hf_secret", max_steps=4)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"training_args.bin", "trainer_state.json"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert b"hf_secret" not in content and str(tmp_path).encode() not in content, path
+    assert trainer.args.hub_token == "hf_secret" and trainer.args.output_dir == str(tmp_path)
