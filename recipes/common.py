@@ -31,6 +31,8 @@ def set_up_logging(level: int) -> None:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
     )
+    # What of a data set is used is told at any level.
+    logging.getLogger("dcal_hf.data").setLevel(min(level, logging.INFO))
     datasets.utils.logging.set_verbosity(level)
     transformers.utils.logging.set_verbosity(level)
 

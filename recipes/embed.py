@@ -73,10 +73,19 @@ class GalleryArguments:
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the data set."})
     max_unpacked_bytes: int | None = field(
-        default=None, metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."}
+        default=None,
+        metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
     )
     task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Training recipe of the data set."})
     split: str = field(default="train", metadata={"help": "Split of the data set."})
+    test_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --task reid, share of the identities to hold out if there is no query and gallery; by "
+            "default 0 with --split train, else 1, so that all are embedded."
+        },
+    )
+    split_seed: int = field(default=42, metadata={"help": "Seed of that split."})
     skip_broken: bool = field(
         default=False, metadata={"help": "Skip unreadable images with a warning instead of failing."}
     )
@@ -114,9 +123,11 @@ def load_images(args: GalleryArguments) -> Dataset:
     if args.image_dir is not None:
         return unlabelled_images(Path(args.image_dir))
     if args.task == "reid":
-        splits = load_reid(
-            args.dataset_name, args.data_dir, splits=(args.split,), max_unpacked_bytes=args.max_unpacked_bytes
-        )
+        fraction = args.test_fraction
+        if fraction is None:
+            fraction = 0.0 if args.split == "train" else 1.0
+        options = {"splits": (args.split,), "test_fraction": fraction, "seed": args.split_seed}
+        splits = load_reid(args.dataset_name, args.data_dir, **options, max_unpacked_bytes=args.max_unpacked_bytes)
         return splits[args.split]
     dataset = load_fgvc(
         args.dataset_name, args.data_dir, validation_fraction=0.0, max_unpacked_bytes=args.max_unpacked_bytes

@@ -25,6 +25,7 @@ On the built-in drawn birds, from scratch, with every option in a file (options 
     python recipes/run_reid.py recipes/configs/quickstart_reid.yaml --output_dir out
 """
 
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,8 @@ from dcal_hf.model_card import write_model_card
 from dcal_hf.training import class_names, column, protocol_columns
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = {"mAP": "map", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mINP": "minp"}
 
@@ -100,8 +103,12 @@ class DataArguments:
     include_val: bool = field(
         default=True, metadata={"help": "MSMT17: train on list_train and list_val, as in papers."}
     )
-    test_fraction: float = field(
-        default=0.3, metadata={"help": "Share of the identities to hold out where there is no query and gallery."}
+    test_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the identities to hold out where there is no query and gallery: 0.3 if not given, "
+            "without --do_train 1, so that all are searched for."
+        },
     )
     query_fraction: float = field(
         default=0.2, metadata={"help": "Share of their images that become queries where there are none."}
@@ -136,6 +143,11 @@ class DataArguments:
             raise ValueError("Give the images: --dataset_name, or --data_dir (a folder of identities).")
 
     @property
+    def is_own(self) -> bool:
+        """Whether query and gallery may have to be made."""
+        return self.dataset_name not in (*OFFICIAL_REID, "drawn")
+
+    @property
     def title(self) -> str:
         name = self.dataset_name or self.data_dir
         return name if not Path(name).exists() else Path(name).resolve().stem
@@ -156,6 +168,8 @@ def main() -> None:
     dataset = load_data(data_args, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
+    if data_args.is_own and not training_args.do_train:
+        tell_known(model, dataset, model_args.model_name_or_path)
     if training_args.do_train:
         dataset["train"] = with_classes(dataset["train"], class_names(model))
     train_dataset = distractors = None
@@ -195,6 +209,8 @@ def main() -> None:
 def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
     """The splits that are needed; images stay encoded until a transform opens them."""
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
+    if data_args.test_fraction is None:
+        data_args.test_fraction = 0.3 if training_args.do_train else 1.0
     splits = ["train"] * training_args.do_train + ["query", "gallery"] * evaluates
     with training_args.main_process_first(desc="loading the data set"):
         dataset = load_reid(
@@ -208,6 +224,21 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
             max_unpacked_bytes=data_args.max_unpacked_bytes,
         )
     return dataset.cast_column("image", datasets.Image(decode=False))
+
+
+def tell_known(model: DCALForReID, dataset: datasets.DatasetDict, source: str | None) -> None:
+    """Warns of individuals that a checkpoint has been trained on, as their names say."""
+    identities = {identity for part in dataset.values() for identity in column(part, "identity")}
+    individuals = {identity_name(dataset["gallery"], identity) for identity in identities}
+    known = individuals & set(class_names(model))
+    if known:
+        logger.warning(
+            "%d of the %d individuals are known to %s by name: its scores are too good on those that it was trained "
+            "on; --test_fraction 0.3 evaluates those alone that such a training holds out",
+            len(known),
+            len(individuals),
+            source,
+        )
 
 
 def evaluate(trainer: DCALReIDTrainer) -> dict[str, float]:
@@ -269,7 +300,7 @@ def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> di
         facts["folder of the first query"] = "/".join(Path(path).parts[-3:-1])
     if data_args.dataset_name == "msmt17":
         facts["list_val in train"] = data_args.include_val
-    if data_args.dataset_name not in (*OFFICIAL_REID, "drawn"):
+    if data_args.is_own:
         facts["seed of the split, unless it was given"] = data_args.split_seed
     return facts
 

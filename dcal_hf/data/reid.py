@@ -1,5 +1,6 @@
 """Loads re-identification data sets by name."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_iden
 from .reid_splits import check_matches, choose_queries, split_by_identity
 from .splits import class_indices
 
+
+logger = logging.getLogger(__name__)
 
 _JUNK = -1
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -66,7 +69,8 @@ def load_reid(
         include_val (`bool`, *optional*, defaults to `True`):
             Whether train of MSMT17 is list_train and list_val, as in papers, or list_train only.
         test_fraction (`float`, *optional*, defaults to 0.3):
-            Share of the identities to hold out if query, gallery and test are missing.
+            Share of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 only train.
+            The log tells how many there are of each.
         query_fraction (`float`, *optional*, defaults to 0.2):
             Share of the images of a held-out identity that become queries, at least one and not all.
         seed (`int`, *optional*, defaults to 42): Seed of both choices.
@@ -85,9 +89,10 @@ def load_reid(
     unknown = [split for split in splits if split not in REID_SPLITS]
     if unknown:
         raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(REID_SPLITS)}")
-    for argument, value in (("test_fraction", test_fraction), ("query_fraction", query_fraction)):
-        if not 0 < value < 1:
-            raise ValueError(f"{argument} must be above 0 and below 1, not {value}")
+    if not 0 <= test_fraction <= 1:
+        raise ValueError(f"test_fraction must be from 0 to 1, not {test_fraction}")
+    if not 0 < query_fraction < 1:
+        raise ValueError(f"query_fraction must be above 0 and below 1, not {query_fraction}")
 
     if name == "drawn":
         dataset = drawn_reid()
@@ -106,6 +111,10 @@ def load_reid(
         if rows.keys_are_paths:
             placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
             warn_of_duplicates(*zip(*placed), where)
+        is_whole = rows.parts is None or set(rows.parts) == {"train"}
+        use = {0: "test", 1: "train"}.get(test_fraction)
+        if is_whole and use is not None and not set(splits) <= set(parts):
+            raise ValueError(f"test_fraction={test_fraction:g} leaves nobody to {use} on in {where}: choose another")
     missing = [split for split in splits if split not in parts]
     if missing:
         raise ValueError(f"{where} has no {missing[0]}; it has {', '.join(parts)}: add it, or leave it out of splits")
@@ -179,6 +188,10 @@ def _make_splits(
         return found
     if "test" in found:
         held_out = found.pop("test")
+    elif test_fraction == 0:
+        return found
+    elif test_fraction == 1:
+        held_out = found.pop("train")
     else:
         train = found["train"]
         kept, chosen = split_by_identity(columns.identities[train], columns.views[train], test_fraction, seed, where)
@@ -186,6 +199,11 @@ def _make_splits(
     query, gallery = choose_queries(
         columns.identities[held_out], columns.views[held_out], query_fraction, seed, where
     )
+    train = found.get("train", held_out[:0])
+    tested, trained = (len(np.unique(columns.identities[part])) for part in (held_out, train))
+    total = len(np.unique(columns.identities[columns.identities != _JUNK]))
+    message = "%s: %d of its %d identities are tested on (%d queries, %d in the gallery), %d are train"
+    logger.info(message, where, tested, total, len(query), len(gallery), trained)
     return {**found, "query": held_out[query], "gallery": held_out[gallery]}
 
 

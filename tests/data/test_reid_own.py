@@ -42,6 +42,34 @@ def write_folder(root, counts):
     return root
 
 
+class TestAllIdentities:
+    """Nobody is kept for training, or for testing, where one does only the other."""
+
+    def test_all_are_searched_for(self, root, caplog):
+        write_folder(root, {f"turtle {number}": 5 for number in range(14)})
+        with caplog.at_level(logging.INFO):
+            dataset = load_reid(root, splits=("query", "gallery"), test_fraction=1)
+        assert len(set(dataset["query"]["identity"])) == 14 and len(dataset["query"]) == 14
+        assert len(dataset["query"]) + len(dataset["gallery"]) == 70
+        told = f"{root}: 14 of its 14 identities are tested on (14 queries, 56 in the gallery), 0 are train"
+        assert told in caplog.text
+        with pytest.raises(ValueError, match="test_fraction=1 leaves nobody to train on"):
+            load_reid(root, test_fraction=1)
+
+    def test_all_are_train(self, root):
+        write_folder(root, {f"turtle {number}": 5 for number in range(14)})
+        dataset = load_reid(root, splits=("train",), test_fraction=0)
+        assert len(dataset["train"]) == 70 and dataset["train"].features["label"].num_classes == 14
+        with pytest.raises(ValueError, match="test_fraction=0 leaves nobody to test on"):
+            load_reid(root, test_fraction=0)
+
+    def test_a_part_is_told(self, root, caplog):
+        write_folder(root, {f"turtle {number}": 5 for number in range(14)})
+        with caplog.at_level(logging.INFO):
+            load_reid(root, splits=("query", "gallery"))
+        assert "4 of its 14 identities are tested on (4 queries, 16 in the gallery), 10 are train" in caplog.text
+
+
 class TestFolder:
     def test_three_splits(self, root):
         write_folder(root, {"train/12": 2, "train/3": 1, "query/007": 1, "gallery/007": 2, "gallery/0": 1})
@@ -170,10 +198,12 @@ class TestFolderErrors:
         with pytest.raises(ValueError, match=f"no queries can be chosen from {root}: none of the identities to test"):
             load_reid(write_folder(root, {"train/1": 5, "test/2": 1, "test/3": 1}))
 
-    @pytest.mark.parametrize("argument, value", [("test_fraction", 0), ("query_fraction", 1)])
-    def test_arguments(self, argument, value, root):
-        with pytest.raises(ValueError, match=f"{argument} must be above 0 and below 1, not {value}"):
-            load_reid(root, **{argument: value})
+    def test_arguments(self, root):
+        for value in (-0.1, 1.5):
+            with pytest.raises(ValueError, match=f"test_fraction must be from 0 to 1, not {value}"):
+                load_reid(root, test_fraction=value)
+        with pytest.raises(ValueError, match="query_fraction must be above 0 and below 1, not 1"):
+            load_reid(root, query_fraction=1)
         with pytest.raises(ValueError, match="there is no split 'test'; splits may hold train, query, gallery"):
             load_reid(root, splits=("test",))
 

@@ -178,6 +178,23 @@ def test_a_folder_of_ones_own_is_split_and_the_trainers_schedule_reads_the_usual
     assert all(name.startswith("turtle ") for name in read_json(out / "config.json")["label2id"])
 
 
+@pytest.mark.parametrize("fraction", [None, 0.3])
+def test_evaluation_alone_is_of_all_individuals_unless_told_otherwise(
+    tmp_path, run_main, recipe, untrained, fraction, caplog
+):
+    for identity in range(14):
+        for number in range(5):
+            save(tmp_path / "turtles" / "abcdefghijklmn"[identity] / f"{number}.png", identity, number)
+    source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
+    options = {"dataset_name": None, "data_dir": str(tmp_path / "turtles"), "disable_tqdm": True, **source}
+    run_main(tmp_path, "--do_eval", **options, **({} if fraction is None else {"test_fraction": fraction}))
+    count = 14 if fraction is None else 4
+    assert read_json(tmp_path / "out" / "all_results.json")["eval_num_queries"] == count
+    assert f"{count} of its 14 identities are tested on" in caplog.text
+    # The checkpoint was trained on a, b, c and d.
+    assert ("4 of the 14 individuals are known to" in caplog.text) == (fraction is None)
+
+
 def test_another_folder_distracts(tmp_path, run_main):
     others = make_market(tmp_path / "others", first=30) / "query"
     options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "logging_steps": 1}
