@@ -29,6 +29,7 @@ from transformers.models.swin.modeling_swin import SwinLayer
 
 from dcal_hf import DCALModel
 from dcal_hf.models import __file__ as models_file
+from dcal_hf.models.attention_dcal import Record
 from dcal_hf.models.families_dcal import ADAPTERS
 from dcal_hf.models.timm_args_dcal import MODEL_ARGS
 
@@ -49,10 +50,10 @@ def test_every_block_hands_its_arguments_to_the_attention(any_backbone_config):
 
     tokens, rotary = encoder.embed(pixel_values), encoder.rotary(pixel_values)
     for block in encoder.blocks:
-        record = {}
+        record = Record()
         tokens = encoder.run(block, tokens, rotary, attend=attend, record=record)
-        assert set(record) == {"query", "key"}
-    width = record["query"].size(-1)
+        assert set(vars(record)) == {"query", "key"}
+    width = record.query.size(-1)
     assert seen[-1] == (encoder.attention(encoder.blocks[-1]), pytest.approx(width**-0.5), False)
 
 

@@ -69,8 +69,8 @@ def load_reid(
         include_val (`bool`, *optional*, defaults to `True`):
             Whether train of MSMT17 is list_train and list_val, as in papers, or list_train only.
         test_fraction (`float`, *optional*, defaults to 0.3):
-            Share of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 only train.
-            The log tells how many there are of each.
+            Share of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 leaves
+            only train. The log tells how many there are of each.
         query_fraction (`float`, *optional*, defaults to 0.2):
             Share of the images of a held-out identity that become queries, at least one and not all.
         seed (`int`, *optional*, defaults to 42): Seed of both choices.

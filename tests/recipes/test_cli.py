@@ -1,6 +1,5 @@
 """The console command: it finds the recipe, hands it the options, and turns mistakes into sentences."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,9 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
-def dcal(monkeypatch):
+def dcal(import_recipe, monkeypatch):
     """The command within this process."""
-    monkeypatch.syspath_prepend(str(RECIPES))
-    cli = importlib.import_module("cli")
+    cli = import_recipe("cli")
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["dcal", *arguments])
@@ -37,8 +35,8 @@ def test_help_needs_neither_torch_nor_the_package():
     assert all(path.stem in run.stdout for path in (RECIPES / "configs").glob("*.yaml"))
 
 
-def test_every_recipe_is_a_command(dcal):
-    scripts = {script for script, _ in importlib.import_module("cli").COMMANDS.values()}
+def test_every_recipe_is_a_command(import_recipe):
+    scripts = {script for script, _ in import_recipe("cli").COMMANDS.values()}
     runnable = {path.stem for path in RECIPES.glob("*.py") if "\n# dependencies = " in path.read_text()}
     assert scripts == runnable
 

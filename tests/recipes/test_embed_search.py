@@ -187,13 +187,12 @@ def test_a_data_set_and_its_columns(run_main, run_recipe, model, photographs, tm
     ("options", "count"),
     [({}, 24), ({"split": "gallery"}, 16), ({"split": "query"}, 8), ({"split": "train", "test_fraction": 0.25}, 18)],
 )
-def test_all_individuals_are_embedded_unless_told_otherwise(tmp_path, monkeypatch, options, count):
+def test_all_individuals_are_embedded_unless_told_otherwise(tmp_path, import_recipe, options, count):
     for number in range(24):
         path = tmp_path / "turtles" / f"turtle {number % 8}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise_picture(number).save(path)
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    embed = importlib.import_module("embed")
+    embed = import_recipe("embed")
     options = {"dataset_name": str(tmp_path / "turtles"), "task": "reid", **options}
     assert len(embed.load_images(embed.GalleryArguments(output_dir="gallery", **options))) == count
 

@@ -1,8 +1,6 @@
 """Classifying photographs: the table, the pictures, and what goes wrong."""
 
 import csv
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from dcal_hf.transforms import fine_grained_processor
 from helpers import noise_picture, shaken
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ["finch", "robin", "wren"]
 
 
@@ -40,26 +37,15 @@ def photographs(tmp_path) -> Path:
     return tmp_path / "photographs"
 
 
-@pytest.fixture
-def dcal(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-
-    def run(script: str, *arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        importlib.import_module(script).main()
-
-    return run
-
-
 def table(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_table_says_what_a_pipeline_says(dcal, checkpoint, photographs, tmp_path):
+def test_the_table_says_what_a_pipeline_says(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
-    dcal("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
-         "--batch_size", 3, "--top_k", 2)
+    run_recipe("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
+               "--batch_size", 3, "--top_k", 2)
     rows = table(answer / "predictions.csv")
     classify = pipeline("image-classification", model=str(checkpoint), top_k=2)
     paths = sorted(photographs.rglob("*.png"))
@@ -74,9 +60,10 @@ def test_the_table_says_what_a_pipeline_says(dcal, checkpoint, photographs, tmp_
     assert (answer / "contact_sheet.png").is_file() and not (answer / "mistakes.csv").exists()
 
 
-def test_labelled_photographs_show_the_mistakes_most_confident_first(dcal, checkpoint, photographs, tmp_path):
+def test_labelled_photographs_show_the_mistakes_most_confident_first(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
-    dcal("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer, "--labelled")
+    run_recipe("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
+               "--labelled")
     first = {row["image"]: row["class"] for row in table(answer / "predictions.csv") if row["rank"] == "1"}
     mistakes = table(answer / "mistakes.csv")
     wrong = {path for path, name in first.items() if Path(path).parent.name != name}
@@ -87,19 +74,19 @@ def test_labelled_photographs_show_the_mistakes_most_confident_first(dcal, check
     assert (answer / "mistakes.png").is_file() and (answer / "confusion_matrix.png").is_file()
 
 
-def test_attention_comes_at_the_size_of_the_photograph(dcal, checkpoint, photographs, tmp_path):
+def test_attention_comes_at_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
     wren = photographs / "wren" / "3.png"
-    dcal("predict", "--model_name_or_path", checkpoint, "--images", wren, "--output_dir", answer, "--attention",
-         "--sheet_images", 0)
+    run_recipe("predict", "--model_name_or_path", checkpoint, "--images", wren, "--output_dir", answer, "--attention",
+               "--sheet_images", 0)
     (overlay,) = (answer / "attention").iterdir()
     assert overlay.name == "00000_3.png" and open_image(overlay).size == (43, 30)
 
 
-def test_two_models_look_at_the_same_sampled_photographs(dcal, checkpoint, photographs, tmp_path):
+def test_two_models_look_at_the_same_sampled_photographs(run_recipe, checkpoint, photographs, tmp_path):
     picture = tmp_path / "attention.png"
-    dcal("attention", "--models", checkpoint, checkpoint, "--names", "baseline", "DCAL", "--images", photographs,
-         "--count", 3, "--output", picture)
+    run_recipe("attention", "--models", checkpoint, checkpoint, "--names", "baseline", "DCAL", "--images", photographs,
+               "--count", 3, "--output", picture)
     width, height = open_image(picture).size
     assert width > 3 * 150 and height > 3 * 100
 
@@ -112,11 +99,11 @@ def test_two_models_look_at_the_same_sampled_photographs(dcal, checkpoint, photo
         (["--images", "{broken}"], ValueError, "cannot read image .*broken.png"),
     ],
 )
-def test_mistakes_get_a_sentence(dcal, checkpoint, photographs, tmp_path, arguments, error, sentence):
+def test_mistakes_get_a_sentence(run_recipe, checkpoint, photographs, tmp_path, arguments, error, sentence):
     (photographs / "wren").rename(photographs / "wrens")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     given = [argument.format(photographs=photographs, broken=broken) for argument in arguments]
     with pytest.raises(error, match=sentence):
-        dcal("predict", "--model_name_or_path", checkpoint, "--output_dir", tmp_path / "answer", *given)
+        run_recipe("predict", "--model_name_or_path", checkpoint, "--output_dir", tmp_path / "answer", *given)
     assert not (tmp_path / "answer").exists()

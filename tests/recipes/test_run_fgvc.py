@@ -125,7 +125,7 @@ def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
     with open(out / "predict_predictions.csv", newline="") as file:
         predictions = list(csv.DictReader(file))
     assert [row["label"] for row in predictions] == ["finch", "wren", "wren"]
-    assert predictions[0]["image"] == os.path.join("test", "finch", "0.png")
+    assert predictions[0]["image"] == str(Path("test", "finch", "0.png"))
     written = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".png"]
     assert [path.name for path in written if str(tmp_path).encode() in path.read_bytes()] == []
     assert np.mean([row["label"] == row["prediction"] for row in predictions]) == results["predict_accuracy"]

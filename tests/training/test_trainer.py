@@ -345,7 +345,7 @@ def test_evaluation_reports_every_branch(tmp_path, make_trainer, vit_config, cap
     assert caplog.records == []
 
 
-def test_evaluation_drops_no_images(tmp_path, vit_config):
+def test_evaluation_drops_no_images(tmp_path, make_trainer, vit_config):
     """9 images in batches of 4; of the 24 of training, in batches of 5, four are dropped."""
     options = {"dataloader_drop_last": True, "per_device_eval_batch_size": 4, "per_device_train_batch_size": 5}
     trainer = make_trainer(tmp_path, vit_config, **options)
