@@ -98,6 +98,8 @@ def load_model(
     if source is None:
         backbone, processor = AutoConfig.for_model(**json.loads(model_args.backbone_config)), ViTImageProcessor()
     else:
+        for name in (source, model_args.image_processor_name or source):
+            check_source(name)
         backbone = source
         processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name or source, **hub_kwargs)
         config = AutoConfig.from_pretrained(source, **hub_kwargs)
@@ -158,6 +160,19 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     plural = "" if not noun else f"{noun} " if len(names) == 1 else f"{noun}es "
     return plural + shown + rest
+
+
+def check_source(name: str) -> None:
+    """Tells a path that is mistyped from the id of a model on the Hub.
+
+    Raises:
+        FileNotFoundError: If it is a path: it begins like one, has too many parts for an id, or lies in a folder that
+            is there.
+    """
+    path = Path(name).expanduser()
+    is_path = name.startswith((".", "/", "~")) or len(path.parts) > 2 or len(path.parts) > 1 and path.parent.is_dir()
+    if is_path and not path.exists():
+        raise FileNotFoundError(f"There is no checkpoint {name}; check the path.")
 
 
 def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from arguments import parse_arguments
-from common import set_up_logging
+from common import check_source, set_up_logging
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
@@ -138,6 +138,7 @@ def load_images(args: GalleryArguments) -> Dataset:
 
 
 def load_checkpoint(args: CheckpointArguments) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    check_source(args.model_name_or_path)
     model = AutoModel.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
     if model.config.model_type != "dcal":
         raise ValueError(

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
 # The identity of the run that an output folder belongs to. What begins with an underscore is not pushed to the Hub.
 RUN_FILE = "_run.json"
+LOCK_FILE = "_run.lock"
 
 
 def begin_run(output_dir: str | Path, checkpoint: str | Path | None, writes: bool) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from ..integrity import locked
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .checkpoints import (
+    LOCK_FILE,
     begin_run,
     best_checkpoint,
     check_resumable,
@@ -193,6 +195,7 @@ class DCALTrainer(Trainer):
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
+            RuntimeError: If another run trains into the output folder; the message names its process and host.
             FloatingPointError: At the first step whose loss or gradients are not finite; on another device than the
                 CPU when the next line is logged or checkpoint written. The last checkpoint before stays.
             ValueError: If it is not whole. With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights
@@ -204,10 +207,22 @@ class DCALTrainer(Trainer):
         if checkpoint is not None:
             check_resumable(checkpoint, self.args.process_index, self.args.world_size)
             checkpoint = str(checkpoint)
-        self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
-        output = self._train(checkpoint, *args, **kwargs)
-        self.check_finite()
+        with self._own_output_dir():
+            self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
+            output = self._train(checkpoint, *args, **kwargs)
+            self.check_finite()
         return output
+
+    def _own_output_dir(self) -> AbstractContextManager:
+        """Keeps other runs out of the output folder; they would delete each other's checkpoints."""
+        if not self.args.should_save:
+            return nullcontext()
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return locked(
+            folder / LOCK_FILE,
+            f"{folder} is the output folder of a run of {{holder}}: wait until it ends, or give another output_dir.",
+        )
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """With adapters, if there is a `lora_rank`."""

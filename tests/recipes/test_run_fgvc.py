@@ -312,6 +312,17 @@ def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, 
         run_main(tmp_path, *arguments, **options)
 
 
+@pytest.mark.parametrize("name", ["here/nothing", "./nothing", "~/nothing", "a/b/c"])
+def test_a_mistyped_path_is_no_id_of_the_hub(tmp_path, monkeypatch, recipe, name):
+    check_source = importlib.import_module("common").check_source
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "something").mkdir(parents=True)
+    for there in ("here/something", "facebook/deit-tiny-patch16-224", "gpt2"):
+        check_source(there)
+    with pytest.raises(FileNotFoundError, match=f"There is no checkpoint {name}; check the path."):
+        check_source(name)
+
+
 LESS = [(["--freeze_backbone"], "True"), (["--layer_decay", "0.75"], "0.75"), (["--lora_rank", "2"], "2")]
 
 

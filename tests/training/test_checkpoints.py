@@ -2,13 +2,16 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from dcal_hf.training import last_checkpoint
@@ -169,3 +172,22 @@ def test_what_is_saved_holds_no_token_and_no_path_of_the_machine(tmp_path):
         content = path.read_bytes()
         assert b"hf_secret" not in content and str(tmp_path).encode() not in content, path
     assert trainer.args.hub_token == "hf_secret" and trainer.args.output_dir == str(tmp_path)
+
+
+def test_of_two_runs_in_one_folder_the_second_is_told_of_the_first(tmp_path):
+    refused = []
+
+    class SecondRun(TrainerCallback):
+        def on_save(self, *args, **kwargs):
+            with pytest.raises(RuntimeError) as error:
+                saving_trainer(tmp_path).train()
+            refused.append(str(error.value))
+
+    trainer = saving_trainer(tmp_path, max_steps=2)
+    trainer.add_callback(SecondRun())
+    trainer.train()
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    assert refused == [
+        f"{tmp_path} is the output folder of a run of {holder}: wait until it ends, or give another output_dir."
+    ]
+    saving_trainer(tmp_path).train()
