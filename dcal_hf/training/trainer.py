@@ -3,35 +3,25 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
-from ..integrity import locked
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
-from .checkpoints import (
-    LOCK_FILE,
-    begin_run,
-    best_checkpoint,
-    check_resumable,
-    complete_manifest,
-    last_checkpoint,
-    write_manifest,
-)
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
+from .resumable_trainer import ResumableTrainer
 from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
 
@@ -57,7 +47,7 @@ class EpochCallback(TrainerCallback):
         self.begin_epoch(int(state.epoch or 0))
 
 
-class DCALTrainer(Trainer):
+class DCALTrainer(ResumableTrainer):
     """`Trainer` for DCAL models.
 
     With `lora_rank`, the backbone has adapters while `train` runs, and is a plain one with them merged into its
@@ -118,7 +108,6 @@ class DCALTrainer(Trainer):
         if args.freeze_backbone and model is not None:
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
-        self.run_id = ""
         self.finite_watch = FiniteWatch(args.device)
         # Elsewhere reading a number waits for the device.
         self.checks_every_step = args.device.type == "cpu"
@@ -188,53 +177,20 @@ class DCALTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def train(
-        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
-    ) -> TrainOutput:
-        """As in `transformers.Trainer`; a checkpoint to resume from must be whole, see [`last_checkpoint`].
-
-        Raises:
-            FileNotFoundError: If there is no such checkpoint.
-            RuntimeError: If another run trains into the output folder; the message names its process and host.
-            FloatingPointError: At the first step whose loss or gradients are not finite; on another device than the
-                CPU when the next line is logged or checkpoint written. The last checkpoint before stays.
-            ValueError: If it is not whole. With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights
-                alone.
-        """
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = last_checkpoint(self.args.output_dir)
-        if checkpoint is not None:
-            check_resumable(checkpoint, self.args.process_index, self.args.world_size)
-            checkpoint = str(checkpoint)
-        with self._own_output_dir():
-            self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
-            output = self._train(checkpoint, *args, **kwargs)
-            self.check_finite()
-        return output
-
-    def _own_output_dir(self) -> AbstractContextManager:
-        """Keeps other runs out of the output folder; they would delete each other's checkpoints."""
-        if not self.args.should_save:
-            return nullcontext()
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return locked(
-            folder / LOCK_FILE,
-            f"{folder} is the output folder of a run of {{holder}}: wait until it ends, or give another output_dir.",
-        )
-
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """With adapters, if there is a `lora_rank`."""
-        if self.args.lora_rank == 0:
-            return super().train(*args, **kwargs)
+        output = self._train_adapters(*args, **kwargs) if self.args.lora_rank > 0 else super()._train(*args, **kwargs)
+        self.check_finite()
+        return output
+
+    def _train_adapters(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
         if self.model_init is None:
             self.adapters = add_lora(self.model, self.args.lora_rank)
         self.has_adapters = True
         try:
-            return super().train(*args, **kwargs)
+            return super()._train(*args, **kwargs)
         finally:
             self.adapters.merge_and_unload()
             self.has_adapters = False
@@ -367,40 +323,10 @@ class DCALTrainer(Trainer):
         super()._save(output_dir, merged_state_dict(self.model))
         save_adapted_layers(self.model, self.args.output_dir if output_dir is None else output_dir)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # All that resuming needs is there, of all processes, and no older checkpoint is deleted yet.
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(output_dir, self.run_id)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not self.checks_every_step:
             self.check_finite()
         super()._save_checkpoint(model, trial)
-        if self.args.should_save and not self.args.save_only_model:
-            complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
-
-    def save_state(self) -> None:
-        """As in `transformers.Trainer`, without the path of the best checkpoint: a push carries the file."""
-        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
-        super().save_state()
-        self.state.best_model_checkpoint = best
-
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
-        trained = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        if resume_from_checkpoint is not None:
-            self.state.best_model_checkpoint = best_checkpoint(resume_from_checkpoint, self.state.best_global_step)
-        return trained
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

@@ -313,8 +313,8 @@ def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, 
 
 
 @pytest.mark.parametrize("name", ["here/nothing", "./nothing", "~/nothing", "a/b/c"])
-def test_a_mistyped_path_is_no_id_of_the_hub(tmp_path, monkeypatch, recipe, name):
-    check_source = importlib.import_module("common").check_source
+def test_a_mistyped_path_is_no_id_of_the_hub(tmp_path, monkeypatch, import_recipe, name):
+    check_source = import_recipe("common").check_source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "something").mkdir(parents=True)
     for there in ("here/something", "facebook/deit-tiny-patch16-224", "gpt2"):

@@ -1,0 +1,104 @@
+"""A Trainer whose runs own their output folder and resume from checkpoints that are whole and their own."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from ..integrity import locked
+from .checkpoints import (
+    LOCK_FILE,
+    begin_run,
+    best_checkpoint,
+    check_resumable,
+    complete_manifest,
+    last_checkpoint,
+    write_manifest,
+)
+
+
+class ResumableTrainer(Trainer):
+    """`Trainer` that writes a manifest into each checkpoint, and resumes from none without.
+
+    Attributes:
+        run_id (`str`): The identity of the run, which its checkpoints carry; empty before `train`.
+    """
+
+    run_id = ""
+
+    def train(
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """As in `transformers.Trainer`; a checkpoint to resume from must be whole, see [`last_checkpoint`].
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            RuntimeError: If another run trains into the output folder; the message names its process and host.
+            FloatingPointError: At the first step whose loss or gradients are not finite; on another device than the
+                CPU when the next line is logged or checkpoint written. The last checkpoint before stays.
+            ValueError: If it is not whole. With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights
+                alone.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_checkpoint(self.args.output_dir)
+        if checkpoint is not None:
+            check_resumable(checkpoint, self.args.process_index, self.args.world_size)
+            checkpoint = str(checkpoint)
+        with self._own_output_dir():
+            self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
+            return self._train(checkpoint, *args, **kwargs)
+
+    def _own_output_dir(self) -> AbstractContextManager:
+        """Keeps other runs out of the output folder; they would delete each other's checkpoints."""
+        if not self.args.should_save:
+            return nullcontext()
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return locked(
+            folder / LOCK_FILE,
+            f"{folder} is the output folder of a run of {{holder}}: wait until it ends, or give another output_dir.",
+        )
+
+    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """The training itself, inside the run's own output folder."""
+        return super().train(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # All that resuming needs is there, of all processes, and no older checkpoint is deleted yet.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(output_dir, self.run_id)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and not self.args.save_only_model:
+            complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+
+    def save_state(self) -> None:
+        """As in `transformers.Trainer`, without the path of the best checkpoint: a push carries the file."""
+        best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
+        super().save_state()
+        self.state.best_model_checkpoint = best
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self.state.best_model_checkpoint = best_checkpoint(resume_from_checkpoint, self.state.best_global_step)
+        return trained
+
+
+__all__ = ["ResumableTrainer"]
