@@ -27,6 +27,8 @@ INSTALL_REQUIRES = [
     # Up to 1.15.1, a .mat file of zeros is read as a file without variables.
     "scipy>=1.15.2,<2",
     "pyyaml>=6.0,<7",
+    # The model card's template; torch wants it, too.
+    "jinja2>=3.1,<4",
 ]
 EXTRAS = {
     # The first version for NumPy 2.
@@ -53,7 +55,7 @@ setup(
     packages=[*find_packages(include=["dcal_hf", "dcal_hf.*"]), "dcal_recipes"],
     package_dir={"dcal_recipes": "recipes"},
     package_data={
-        "dcal_hf": ["py.typed"],
+        "dcal_hf": ["py.typed", "model_card_template.md"],
         "dcal_recipes": ["configs/*.yaml", "configs/base/*.yaml", "ablations/*.yaml"],
     },
     entry_points={"console_scripts": ["dcal = dcal_recipes.cli:main"]},

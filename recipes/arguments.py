@@ -18,7 +18,7 @@ CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 class ModelArguments:
     """Which encoder, and how DCAL is put on it. What is not given is left to `DCALConfig` or to the checkpoint.
 
-    Also what becomes of an earlier run's checkpoints, which transformers has no argument for any more.
+    Also the licence of what comes of it, and what becomes of an earlier run's checkpoints.
     """
 
     model_name_or_path: str | None = field(
@@ -41,6 +41,10 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = field(
         default=False,
         metadata={"help": "The data set's classes take the place of a DCAL checkpoint's; those it knows go on."},
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights for the model card, e.g. apache-2.0; none is claimed if not given."},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints that an earlier run left in --output_dir, and train."}

@@ -193,6 +193,26 @@ def train(trainer: DCALTrainer) -> None:
     trainer.save_state()
 
 
+def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[str, str | None]:
+    """What the model cards of both recipes tell alike, as fields of `ModelCardFacts`."""
+    args = trainer.args
+    return {
+        "model_name": args.hub_model_id or Path(args.output_dir).resolve().name,
+        "base_model": model_args.model_name_or_path,
+        "license": model_args.license,
+        "chosen_by": args.metric_for_best_model if args.do_train and args.load_best_model_at_end else None,
+    }
+
+
+def dataset_title(name: str | None, folder: str | None, layout: str | None) -> str:
+    """What a data set is called: by its folder or table, also if that is only laid out like a published one."""
+    source = folder if name is None or layout is not None else name
+    path = Path(source)
+    if not path.exists():
+        return source
+    return path.resolve().name if path.is_dir() else path.resolve().stem
+
+
 def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
     """What somebody needs to train the same model again, except for what a recipe adds."""
     args, config = trainer.args, trainer.model.config

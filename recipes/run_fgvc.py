@@ -23,10 +23,12 @@ import torch
 from arguments import ModelArguments, parse_arguments
 from common import (
     claim_output_dir,
+    dataset_title,
     hyperparameters,
     load_distractors,
     load_model,
     log_process,
+    model_card_facts,
     set_up_logging,
     train,
 )
@@ -35,10 +37,10 @@ from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import MAX_PIXELS, load_fgvc, open_image, with_classes
+from dcal_hf.data import MAX_PIXELS, OFFICIAL_FGVC, load_fgvc, open_image, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
-from dcal_hf.model_card import write_model_card
+from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import top_patches
 from dcal_hf.training import class_names
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
@@ -121,8 +123,13 @@ class DataArguments:
         return {split: folder for split, folder in folders.items() if folder is not None}
 
     @property
+    def layout(self) -> str | None:
+        """The published set that `data_dir` is laid out like."""
+        return self.dataset_name if self.dataset_name in OFFICIAL_FGVC and self.data_dir is not None else None
+
+    @property
     def title(self) -> str:
-        return self.dataset_name or Path(self.data_dir or self.train_dir).resolve().name
+        return dataset_title(self.dataset_name, self.data_dir or self.train_dir, self.layout)
 
 
 ARGUMENTS = (ModelArguments, DataArguments, DCALTrainingArguments)
@@ -260,17 +267,17 @@ def report(
     branches = {name.upper(): f"{name}_" for name in config.inference_branches}
     if len(branches) > 1:
         branches[" + ".join(branches)] = ""
-    write_model_card(
-        args.output_dir,
-        model_name=args.hub_model_id or Path(args.output_dir).resolve().name,
-        base_model=model_args.model_name_or_path,
+    facts = ModelCardFacts(
+        **model_card_facts(trainer, model_args),
         dataset=data_args.title,
         dataset_split=data_args.eval_split,
+        dataset_layout=data_args.layout,
         data={**sizes, "classes": config.num_labels, "seed of the split": data_args.split_seed},
         metrics=metrics,
         branches=branches,
         hyperparameters=settings(trainer, data_args),
     )
+    write_model_card(args.output_dir, facts)
 
 
 def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:

@@ -35,10 +35,12 @@ import numpy as np
 from arguments import ModelArguments, parse_arguments
 from common import (
     claim_output_dir,
+    dataset_title,
     hyperparameters,
     load_distractors,
     load_model,
     log_process,
+    model_card_facts,
     set_up_logging,
     train,
 )
@@ -47,33 +49,12 @@ from transformers import set_seed
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, load_reid, open_image, with_classes
 from dcal_hf.metrics import FeatureDistances
-from dcal_hf.model_card import write_model_card
+from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.training import class_names, column, protocol_columns
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 
 logger = logging.getLogger(__name__)
-
-COLUMNS = {"mAP": "map", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mINP": "minp"}
-
-USAGE = """
-```python
-import dcal_hf  # makes the Auto classes know the model
-from transformers import pipeline
-
-embed = pipeline("image-feature-extraction", model="{model}", pool=True, return_tensors=True)
-first, second = embed("first.jpg"), embed("second.jpg")
-print((first - second).norm())  # the distance that the results are ranked by
-```
-"""
-
-LIMITATIONS = """
-- The nearest image is an answer even where the individual is not in the gallery: choose a threshold on pairs of your
-  own, `threshold_at_fpr_...` in `all_results.json` is that of the data set named above.
-- The results hold for pictures like those of that data set; other cameras, crops and species lower them.
-- The weights inherit the terms and the biases of that data set and of the base model's pretraining data.
-- People who are searched for have rights: have a lawful reason before you index pictures of them.
-"""
 
 
 @dataclass
@@ -148,9 +129,13 @@ class DataArguments:
         return self.dataset_name not in (*OFFICIAL_REID, "drawn")
 
     @property
+    def layout(self) -> str | None:
+        """The published set that `data_dir` is laid out like."""
+        return self.dataset_name if self.dataset_name in OFFICIAL_REID else None
+
+    @property
     def title(self) -> str:
-        name = self.dataset_name or self.data_dir
-        return name if not Path(name).exists() else Path(name).resolve().stem
+        return dataset_title(self.dataset_name, self.data_dir, self.layout)
 
 
 ARGUMENTS = (ReIDModelArguments, DataArguments, DCALReIDTrainingArguments)
@@ -269,23 +254,19 @@ def report(
     rows = {joint: ""} if len(branches) == 1 else {**branches, joint: ""}
     if args.rerank:
         rows[f"{joint}, re-ranked"] = "reranked_"
-    write_model_card(
-        args.output_dir,
-        model_name=args.hub_model_id or Path(args.output_dir).resolve().name,
-        base_model=model_args.model_name_or_path,
+    facts = ModelCardFacts(
+        **model_card_facts(trainer, model_args),
         dataset=data_args.title,
         dataset_split="query and gallery",
+        dataset_layout=data_args.layout,
         data=describe_data(dataset, data_args),
         metrics=metrics,
         branches=rows,
-        columns=COLUMNS,
         hyperparameters=settings(trainer, data_args),
         task="image-feature-extraction",
-        usage=USAGE,
-        limitations=LIMITATIONS,
-        sections={"Evaluation": describe_evaluation(trainer, metrics)},
-        tags=("dcal", "re-identification", "image-retrieval", "vision-transformer"),
+        evaluation=describe_evaluation(trainer, metrics),
     )
+    write_model_card(args.output_dir, facts)
 
 
 def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> dict[str, object]:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
+from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.transforms import EvalTransform, fine_grained_processor
 
 from helpers import branches_for, is_cait, shaken
@@ -94,7 +95,7 @@ def test_feature_extraction_pipeline_gives_the_embeddings(tmp_path, vit_config):
 
 
 STRANGER = """
-import sys, json, pathlib
+import contextlib, io, json, pathlib, sys
 sys.modules["dcal_hf"] = None   # any import of the package fails
 sys.modules["timm"] = None   # so does timm's, until there is an encoder of timm
 import torch
@@ -118,7 +119,11 @@ for folder in sys.argv[1:]:
     model.save_pretrained(folder + "_copy")
     again = auto_class.from_pretrained(folder + "_copy", trust_remote_code=True).eval()
     key = "embeddings" if name == "reid" else "logits"
+    with contextlib.redirect_stdout(io.StringIO()) as card:
+        if name != "reid":
+            exec(open(folder + "/README.md").read().split("```python\\n")[1].split("```")[0])
     answers[name] = {
+        "card": card.getvalue(),
         "refusal": refusal, "module": type(model).__module__, "embeddings": embeddings.tolist(),
         "output": getattr(model(pixel_values), key).tolist(), "again": getattr(again(pixel_values), key).tolist(),
     }
@@ -130,10 +135,15 @@ STRANGERS = ("vit", "dinov3_vit", "swin", "reid", "timm_deit", "timm_cait")
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory, backbone_configs) -> tuple[Path, dict[str, PreTrainedModel]]:
-    """A folder of saved models, and these."""
+    """A folder of saved models with their cards and a picture, and these models."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("strangers")
     models = {name: saved_model(root / name, backbone_configs[name]) for name in STRANGERS if name != "reid"}
+    metrics = {"accuracy": 0.5, "top5_accuracy": 0.5, "class_mean_accuracy": 0.5}
+    for name in models:
+        # Run in this folder, the name is like that of a repository on the Hub.
+        write_model_card(root / name, ModelCardFacts(name, "birds", metrics, {}, {}, branches={"SA": ""}))
+    picture().save(root / "image.jpg")
     models["reid"] = shaken(DCALForReID.from_backbone(backbone_configs["vit"], num_labels=3), 0.1)
     models["reid"].save_pretrained(root / "reid")
     return root, models
@@ -162,6 +172,8 @@ def test_a_process_without_the_package_gets_identical_outputs(strangers, answers
     expected = output.embeddings if name == "reid" else output.logits
     assert answer["output"] == answer["again"] == expected.tolist()
     assert answer["embeddings"] == output.embeddings.tolist()
+    labels = () if name == "reid" else ("wren", "robin", "finch")
+    assert all(label in answer["card"] for label in labels)
 
 
 def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_config):

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 import dcal_hf
 from dcal_hf import model_card
-from dcal_hf.model_card import framework_versions, write_model_card
+from dcal_hf.model_card import ModelCardFacts, framework_versions, write_model_card
 
 
 METRICS = {
@@ -31,7 +31,7 @@ HUB = {
 
 
 def written(path, **facts):
-    return ModelCard.load(write_model_card(path, **{**FACTS, **facts}))
+    return ModelCard.load(write_model_card(path, ModelCardFacts(**{**FACTS, **facts})))
 
 
 def section(card, title):
@@ -46,7 +46,7 @@ def table(card, title):
 
 
 def test_header(tmp_path):
-    header = written(tmp_path, **HUB).data.to_dict()
+    header = written(tmp_path, license="apache-2.0", **HUB).data.to_dict()
     header.pop("model-index")
     assert header == {
         "base_model": "facebook/deit-tiny-patch16-224",
@@ -127,15 +127,17 @@ def test_missing_package_is_told(monkeypatch):
     }
 
 
-def test_usage_is_a_program_of_five_lines(tmp_path):
-    usage = section(written(tmp_path), "How to use")
-    code = usage.removeprefix("```python\n").removesuffix("\n```")
+@pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+def test_usage_is_a_short_program_for_who_has_no_dcal_hf(tmp_path, task):
+    """`tests/test_hub.py` runs one."""
+    metrics = {prefix + key: 0.5 for prefix in ("", "sa_", "glca_") for key in model_card.COLUMNS[task].values()}
+    usage = section(written(tmp_path, task=task, metrics=metrics), "How to use")
+    code, words = usage.removeprefix("```python\n").split("\n```\n")
     compile(code, "usage", "exec")
-    lines = [line for line in code.splitlines() if line]
-    assert len(lines) <= 5
-    assert lines[0].startswith("import dcal_hf")
-    assert 'AutoModelForImageClassification.from_pretrained("someone/dcal-deit-tiny-cub")' in code
-    assert 'pipeline("image-classification", model="someone/dcal-deit-tiny-cub")' in code
+    assert len([line for line in code.splitlines() if line]) <= 5
+    assert f'pipeline("{task}", model="someone/dcal-deit-tiny-cub"' in code
+    assert "import dcal_hf" not in code and "trust_remote_code" in code
+    assert "lies beside the weights" in words
 
 
 def test_paper_is_cited(tmp_path):
@@ -167,31 +169,57 @@ def test_local_base_model_keeps_its_path_to_itself(tmp_path, monkeypatch, relati
     assert "private" not in card.content
 
 
+def test_no_licence_is_claimed_that_nobody_gave(tmp_path):
+    assert "license" not in written(tmp_path).data.to_dict()
+    assert written(tmp_path, license="cc-by-nc-4.0").data.license == "cc-by-nc-4.0"
+
+
+def test_a_layout_is_no_name(tmp_path):
+    card = written(tmp_path, dataset="omniglot-reid", dataset_layout="market1501", dataset_split="query")
+    assert section(card, "Results").startswith("In %, on omniglot-reid (in the layout of market1501), query.\n\n|")
+    assert table(card, "Data")[1][:2] == [["Data set", "omniglot-reid"], ["layout", "that of market1501"]]
+    assert {result.dataset_name for result in card.data.eval_results} == {"omniglot-reid"}
+
+
+def test_an_epoch_chosen_on_the_same_images_is_told(tmp_path):
+    words = section(written(tmp_path, chosen_by="accuracy", **HUB), "Results")
+    assert words.startswith("In %, on CUB-200-2011, test.\nThe best epoch was chosen by accuracy on these same images")
+    assert "chosen" not in section(written(tmp_path, **HUB), "Results")
+
+
 def test_reid_card(tmp_path):
+    keys = ("map", "rank1", "rank5", "rank10", "minp")
+    values = {"": (0.875, 0.947, 0.96, 0.97, 0.5), "sa_": (0.87, 0.943, 0.95, 0.96, 0.4)}
     card = written(
         tmp_path,
         task="image-feature-extraction",
-        metrics={"map": 0.875, "rank1": 0.947, "sa_map": 0.87, "sa_rank1": 0.943},
+        metrics={prefix + key: value for prefix, row in values.items() for key, value in zip(keys, row)},
         branches={"SA": "sa_", "SA + GLCA": ""},
-        columns={"mAP": "map", "Rank-1": "rank1"},
-        usage="Embed with `{model}` {as is}.",
-        limitations="Persons only.",
-        sections={"Ethics": "Ask first."},
-        tags=["dcal", "re-identification"],
+        evaluation="- Protocol: {as is}.",
         license="mit",
     )
     header = card.data.to_dict()
     assert (header["pipeline_tag"], header["license"]) == ("image-feature-extraction", "mit")
-    assert (header["tags"], header["metrics"]) == (["dcal", "re-identification"], ["map", "rank1"])
+    assert header["tags"] == ["dcal", "re-identification", "image-retrieval", "vision-transformer"]
+    assert header["metrics"] == list(keys)
     assert table(card, "Results") == (
-        ["Branch", "mAP", "Rank-1"],
-        [["SA", "87.00", "94.30"], ["SA + GLCA", "87.50", "94.70"]],
+        ["Branch", "mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"],
+        [
+            ["SA", "87.00", "94.30", "95.00", "96.00", "40.00"],
+            ["SA + GLCA", "87.50", "94.70", "96.00", "97.00", "50.00"],
+        ],
     )
-    assert [result.metric_value for result in card.data.eval_results] == [0.87, 0.943, 0.875, 0.947]
+    assert [result.metric_value for result in card.data.eval_results] == [*values["sa_"], *values[""]]
     assert {result.task_type for result in card.data.eval_results} == {"image-feature-extraction"}
-    assert section(card, "How to use") == "Embed with `someone/dcal-deit-tiny-cub` {as is}."
-    assert section(card, "Limitations") == "Persons only."
-    assert section(card, "Ethics") == "Ask first."
+    assert "People who are searched for have rights" in section(card, "Limitations")
+    assert section(card, "Evaluation") == "- Protocol: {as is}."
+
+
+def test_a_template_of_ones_own(tmp_path):
+    text = "---\n{{ card_data }}\n---\n# {{ facts.model_name }} for {{ where }}\n{{ results }}"
+    (tmp_path / "own.md").write_text(text)
+    path = write_model_card(tmp_path, ModelCardFacts(**FACTS), tmp_path / "own.md")
+    assert ModelCard.load(path).text.startswith("# someone/dcal-deit-tiny-cub for CUB-200-2011\n| Branch |")
 
 
 def test_prefixed_metrics_of_one_branch(tmp_path):
@@ -204,16 +232,15 @@ def test_prefixed_metrics_of_one_branch(tmp_path):
 
 def test_missing_metric_is_named(tmp_path):
     with pytest.raises(ValueError, match="needs the metrics sa_accuracy, .*; it was given accuracy"):
-        write_model_card(tmp_path, **{**FACTS, "metrics": {"accuracy": 0.5}})
-    assert os.listdir(tmp_path) == []
+        ModelCardFacts(**{**FACTS, "metrics": {"accuracy": 0.5}})
 
 
 def test_card_is_replaced_whole(tmp_path, monkeypatch):
     folder = tmp_path / "new" / "model"
-    path = write_model_card(folder, **FACTS)
+    path = write_model_card(folder, ModelCardFacts(**FACTS))
     assert path == folder / "README.md"
     first = path.read_text()
-    write_model_card(folder, **{**FACTS, "model_name": "Möwe: #1"})
+    write_model_card(folder, ModelCardFacts(**{**FACTS, "model_name": "Möwe: #1"}))
     assert os.listdir(folder) == ["README.md"]
     assert ModelCard.load(path).data.model_name == "Möwe: #1"
 
@@ -222,6 +249,6 @@ def test_card_is_replaced_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_model_card(folder, **FACTS)
+        write_model_card(folder, ModelCardFacts(**FACTS))
     assert ModelCard.load(path).data.model_name == "Möwe: #1"
     assert "Möwe" not in first

@@ -100,7 +100,7 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     config = config_file(
         tmp_path, data_dir=str(market), num_train_epochs=2, ranked_queries=3, ranked_matches=4, logging_steps=1,
-        **evaluation,
+        license="cc-by-4.0", **evaluation,
     )
     run = run_script(RECIPE, config, "--do_train", "--do_eval", "--rerank")
     assert "loss_pwca" in run.stdout
@@ -121,10 +121,11 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     for fact in (
         "| train images, identities | 24, 4 |", "| gallery images, identities | 21, 4 |", "| market_c3/query |",
         "4, of which 1 have nothing to find", '"step" AP', "before the BatchNorm neck, L2-normalised",
+        "on market_c3 (in the layout of market1501), query", "The best epoch was chosen by map on these same images",
         "k-reciprocal, k1 20", "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |",
     ):
         assert fact in card.text
-    assert str(tmp_path) not in card.text
+    assert str(tmp_path) not in card.text and card.data.license == "cc-by-4.0"
     with Image.open(out / "ranked_lists.png") as picture:
         assert min(picture.size) > 100
     processor = read_json(out / "preprocessor_config.json")
