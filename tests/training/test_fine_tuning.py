@@ -171,7 +171,7 @@ def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(
 ):
     trainer = make_trainer(tmp_path, backbone_configs[family], lora_rank=2, save_strategy="steps", save_steps=3)
     trainer.train()
-    logits = trainer.predict(Noise()).predictions
+    logits = trainer.predict(Noise()).predictions[0]
     trainer.save_model()
     monkeypatch.setitem(sys.modules, "peft", None)
     batch = torch.stack([Noise()[i]["pixel_values"] for i in range(16)])
