@@ -1,4 +1,4 @@
-"""The attention of DCAL as pure functions: pair-wise attention, the CLS rollout, the choice of local queries.
+"""The attention of DCAL as pure functions: pair-wise attention, the CLS rollout and the selection of local queries.
 
 Paper: Dual Cross-Attention Learning, CVPR 2022, sections 3.1 to 3.3 (https://huggingface.co/papers/2205.02151).
 Shapes: B images, H heads, N tokens (prefix tokens such as CLS first, then patches), head width d.
@@ -12,14 +12,14 @@ from transformers import AttentionInterface
 
 
 ATTENTION_NAME = "dcal"
-# Rows of one softmax that are alive at a time in the rollout: enough to fill the cores, small enough for the cache.
+# Softmax rows that the rollout computes at a time: enough to use all cores, few enough to stay in the cache.
 ROLLOUT_CHUNK = 128
 
 
 class Record:
-    """Queries and keys of a block's SA branch, each (B, H, N, d), for who handed it in.
+    """Queries and keys of a block's SA branch, each (B, H, N, d), written for the caller to read.
 
-    No mapping: FSDP and the offloading of accelerate hand a block copies of those.
+    Not a mapping: FSDP and accelerate's offloading pass copies of mappings to a block.
     """
 
     query: Tensor
@@ -41,29 +41,28 @@ def dcal_attention_forward(
     record: Record | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The attention function that a DCAL backbone is registered with.
+    """The attention function of a DCAL backbone.
 
-    It only decides which keys and values the queries meet; `attend` does the arithmetic.
+    It selects the keys and values that the queries attend to; `attend` computes the attention.
 
     Args:
         query, key, value (`Tensor` of shape `(B, H, N, d)`):
-            The SA branch first, the PWCA branch behind it.
+            The SA branch, followed by the PWCA branch.
         attention_mask (`Tensor` that broadcasts to `(B, H, N, N)`, *optional*):
-            Added to the logits: a mask, a bias of relative positions. It holds for the distractor's keys as for the
-            image's own.
+            Added to the logits: a mask or a relative position bias. It applies to the distractor's keys as it does to
+            the image's own.
         attend (`Callable`):
-            The implementation the user chose (eager, sdpa, flash attention).
+            The attention implementation that the user chose (eager, sdpa, flash attention).
         num_paired (`int`):
-            How many of the B are the PWCA branch's: pairs, one image of each behind the other.
+            How many of the B items belong to the PWCA branch, with the two images of a pair adjacent.
         windows (`int`):
-            How many of them belong to one image; each meets the same one of the other image.
+            The number of windows per image. Each attends to the same window of the other image.
         pair_noise (`bool`):
-            The distractor's keys and values are standard Gaussian noise (an ablation of the paper).
+            Use standard Gaussian noise as the distractor's keys and values (an ablation of the paper).
         memory (`tuple` of two `Tensor` of shape `(B, H, M, d)`, *optional*):
-            Keys and values that take the place of the module's own: the global tokens of GLCA.
+            Keys and values that replace the module's own: the global tokens of GLCA.
         record (`Record`, *optional*):
-            Receives the SA branch's queries and keys. A recomputation (activation checkpointing) overwrites what the
-            first pass wrote.
+            Receives the SA branch's queries and keys. Recomputation in activation checkpointing overwrites them.
     """
     single = len(query) - num_paired
     if record is not None:
@@ -87,7 +86,7 @@ AttentionInterface.register(ATTENTION_NAME, dcal_attention_forward)
 
 
 def split_mask(attention_mask: Tensor | None, single: int) -> tuple[Tensor | None, Tensor | None]:
-    """The rows of the two branches; a mask of one row, (1, H, N, N), is that of all."""
+    """Splits a mask into SA's and PWCA's rows; a mask of one row, (1, H, N, N), applies to both."""
     if attention_mask is None or len(attention_mask) == 1:
         return attention_mask, attention_mask
     return attention_mask[:single], attention_mask[single:]
@@ -96,8 +95,11 @@ def split_mask(attention_mask: Tensor | None, single: int) -> tuple[Tensor | Non
 def beside_each_other(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, windows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Pair-wise attention, `softmax(Q_1 [K_1;K_2]^T) [V_1;V_2]` and the same for Q_2 (paper, section 3.3), is
-    self-attention over the tokens of both images: `softmax([Q_1;Q_2] [K_1;K_2]^T) [V_1;V_2]`."""
+    """Concatenates the tokens of each pair.
+
+    Pair-wise attention, `softmax(Q_1 [K_1;K_2]^T) [V_1;V_2]` and the same for Q_2 (paper, section 3.3), equals
+    self-attention over the tokens of both images: `softmax([Q_1;Q_2] [K_1;K_2]^T) [V_1;V_2]`.
+    """
     if attention_mask is not None:
         rows = attention_mask
         rows = torch.cat([rows, rows], dim=2) if len(rows) == 1 else side_by_side(rows, windows)
@@ -107,22 +109,22 @@ def beside_each_other(
 
 
 def side_by_side(x: Tensor, windows: int = 1) -> Tensor:
-    """The tokens of both images of a pair in one row, (2 P W, H, N, d) -> (P W, H, 2 N, d) for W windows an image.
+    """Concatenates the tokens of a pair, (2 P W, H, N, d) -> (P W, H, 2 N, d) with W windows per image.
 
-    Of whole images, as projections lay them out, (B, N, H, d), a view.
+    With one window and the memory layout of a projection, (B, N, H, d), the result is a view.
     """
     return x.unflatten(0, (-1, 2, windows)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(0, 1)
 
 
 def taken_apart(x: Tensor, windows: int = 1) -> Tensor:
-    """Each image's tokens by themselves again, in the layout of an output, (P W, 2 N, H, d) -> (2 P W, N, H, d)."""
+    """Splits the output of a pair into its two images, (P W, 2 N, H, d) -> (2 P W, N, H, d)."""
     return x.unflatten(1, (2, -1)).unflatten(0, (-1, windows)).transpose(1, 2).flatten(0, 2)
 
 
 def beside_noise(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Each image by itself, (B, H, N, d), beside as many keys and values of noise, (B, H, 2 N, d)."""
+    """Appends as many keys and values of Gaussian noise to an image's own, (B, H, N, d) -> (B, H, 2 N, d)."""
     if attention_mask is not None:
         attention_mask = torch.cat([attention_mask, attention_mask], dim=3)
     key, value = (torch.cat([x, torch.randn_like(x)], dim=2) for x in (key, value))
@@ -136,18 +138,18 @@ def cls_rollout(
     scaling: float,
     flows: Sequence[Callable[[Tensor, Tensor, Tensor, float], Tensor]] | None = None,
 ) -> Tensor:
-    """Row 0 of the attention rollout, without ever forming an N x N product.
+    """The CLS row of the attention rollout, without computing an N x N product.
 
     With `S_i` the head mean of block i's softmax, the rollout is `Shat = Sbar_L ... Sbar_1`, `Sbar = 0.5 S + 0.5 I`.
-    Its CLS row is a vector that is carried from the last block to the first: `v <- e_0`, `v <- 0.5 v + 0.5 v S_i`.
+    Its CLS row is a vector propagated from the last block to the first: `v <- e_0`, `v <- 0.5 v + 0.5 v S_i`.
 
     Args:
         queries, keys (one `Tensor` of shape `(B, H, N, d)` per block, first block first)
         scaling (`float`): The factor of the logits, `1 / sqrt(d)`.
-        flows (one `Callable` per block, *optional*): `v, Q_i, K_i, scaling -> v S_i`; `attention_flow` if not given.
+        flows (one `Callable` per block, *optional*): `v, Q_i, K_i, scaling -> v S_i`; defaults to `attention_flow`.
 
     Returns:
-        `Tensor` of shape `(B, N)` in float32: how much CLS has drawn from each input token; rows sum to one.
+        `Tensor` of shape `(B, N)` in float32: the contribution of each input token to CLS; rows sum to one.
     """
     flow = cls_attention(queries[-1], keys[-1], scaling)
     flow[:, 0] += 1.0
@@ -160,7 +162,7 @@ def cls_rollout(
 
 @torch.no_grad()
 def cls_similarity(tokens: Tensor, num_prefix: int) -> Tensor:
-    """Cosine of each patch with CLS in the encoder's output, (B, prefix + N, D) -> (B, N), in float32."""
+    """Cosine similarity of each output patch token with CLS, (B, prefix + N, D) -> (B, N), in float32."""
     cls, patches = tokens[:, :1].float(), tokens[:, num_prefix:].float()
     return nn.functional.cosine_similarity(cls, patches, dim=2)
 
@@ -173,9 +175,9 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 
 def attention_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """`mean_h(v softmax(s Q_h K_h^T))` in float32, a chunk of rows at a time: (B, M), (B, H, M, d) -> (B, N)."""
+    """`mean_h(v softmax(s Q_h K_h^T))` in float32, computed in chunks of rows: (B, M), (B, H, M, d) -> (B, N)."""
     with torch.autocast(query.device.type, enabled=False):
-        # On a CPU an image at a time, so that a chunk stays in the cache; a traced graph must not know the batch.
+        # One image at a time on the CPU, so that a chunk fits the cache. A compiled graph must not fix the batch size.
         one_by_one = query.device.type == "cpu" and not torch.compiler.is_compiling()
         images = 1 if one_by_one else len(query)
         parts = zip(*(x.float().split(images) for x in (flow, query, key)))
@@ -194,12 +196,12 @@ def batch_flow(flow: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def top_patches(scores: Tensor, count: int) -> Tensor:
-    """The `count` best patches, best first: (B, patches) -> (B, count) int64. Selection carries no gradient."""
+    """Indices of the `count` highest scores, highest first: (B, patches) -> (B, count) int64, without gradient."""
     return scores.topk(count, dim=1).indices
 
 
 def gather_tokens(hidden_states: Tensor, index: Tensor) -> Tensor:
-    """Tokens by position, (B, N, D) and (B, R) -> (B, R, D)."""
+    """Gathers tokens by index, (B, N, D) and (B, R) -> (B, R, D)."""
     return hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.size(-1)))
 
 

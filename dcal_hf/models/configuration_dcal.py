@@ -18,49 +18,49 @@ class DCALConfig(PreTrainedConfig):
     r"""
     Configuration of a ViT encoder with Dual Cross-Attention Learning (https://huggingface.co/papers/2205.02151).
 
-    The numbers in brackets are the paper's choice; where the paper is silent the field says so.
+    Values in brackets are the paper's; fields that the paper does not specify say so.
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the plain encoder; a default `ViTConfig` if not given.
+            Configuration of the plain encoder. Defaults to `ViTConfig()`.
         image_size (`int` or `(height, width)`, *optional*):
-            Input size in pixels, a multiple of the patch size, for Swin of its last stage's; the backbone's own if not
-            given.
+            Input size in pixels, a multiple of the patch size (of the last stage's for Swin). Defaults to the
+            backbone's image size.
         branches (`tuple` of `"sa"`, `"glca"`, `"pwca"`):
-            The branches that are trained (all; Table 3 ablates them). Swin takes `("sa", "pwca")`.
+            The branches to train (all; ablated in Table 3). Swin supports `("sa", "pwca")`.
         inference_branches (`tuple` of `"sa"`, `"glca"`, *optional*):
-            The branches that are run in evaluation mode: those of the two that are trained, if not given. PWCA has no
-            weights of its own: a model trained with `"pwca"` can be read through `"sa"`.
+            The branches to run in evaluation mode. Defaults to those of the two that are trained. PWCA has no weights
+            of its own: a model trained with `"pwca"` uses `"sa"` at inference.
         num_glca_blocks (`int`):
             M, the number of GLCA blocks (1).
         num_pwca_blocks (`int`, *optional*):
-            T, the number of last self-attention blocks that have a PWCA twin; all L of them if not given (all).
+            T, the number of last self-attention blocks that PWCA also runs. Defaults to all L (all).
         local_query_ratio (`float`):
-            R, the share of patches whose queries GLCA keeps (0.1 for fine-grained classes, 0.3 for Re-ID).
+            R, the ratio of patches used as GLCA's queries (0.1 for fine-grained classification, 0.3 for Re-ID).
         local_query_selection (`str`):
-            `"rollout"` (attention rollout), `"last_layer"` (CLS attention of the last block alone), `"similarity"`
-            (cosine with CLS in the encoder's output, not in the paper: nothing is recorded for it) or `"random"`.
+            `"rollout"` (attention rollout), `"last_layer"` (CLS attention of the last block only), `"similarity"`
+            (cosine with CLS in the encoder's output; not in the paper; records no attention) or `"random"`.
         glca_scope (`str`):
-            What local queries attend to: `"global"` (all tokens) or `"local"` (the selected ones only).
+            The tokens that local queries attend to: `"global"` (all) or `"local"` (only the selected ones).
         glca_readout (`str`):
             `"local"`, the mean of the selected queries' outputs, or `"cls"`, the output of the CLS query. The paper
-            reads CLS, but then the selection changes nothing; see "Readings of the paper" in the README.
+            reads CLS, but then the selection has no effect; see `recipes/readings.md`.
         drop_path_rate (`float`):
-            Stochastic depth of the last block; it rises linearly from 0 at the first. It takes the place of whatever
-            `backbone_config` asks for.
+            Stochastic depth rate of the last block; it increases linearly from 0 at the first block. It replaces the
+            rate in `backbone_config`.
         neck (`bool`):
-            Whether embeddings have a BatchNorm neck, as `DCALForReID` needs.
+            Whether embeddings have a BatchNorm neck, which `DCALForReID` requires.
         neck_feature (`str`):
-            Whether embeddings are taken `"before"` the neck (TransReID) or `"after"` it.
+            Whether embeddings are taken `"before"` (TransReID) or `"after"` the neck.
         normalize_embeddings (`bool`):
-            Whether embeddings have length 1.
+            Whether to L2-normalise embeddings.
         initial_log_var (`float`):
-            Where the log-variances that weight the branch losses start (not in the paper).
+            Initial value of the log-variances that weight the branch losses (not in the paper).
     """
 
     model_type = "dcal"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
-    # So a Trainer's predictions are the logits alone, as everybody's `argmax` expects.
+    # Trainer's predictions are then the logits alone, as `compute_metrics` functions expect.
     keys_to_ignore_at_inference = [
         "losses",
         "sa_logits",
@@ -98,57 +98,57 @@ class DCALConfig(PreTrainedConfig):
         if self.num_pwca_blocks is None:
             self.num_pwca_blocks = self.num_layers
         self.image_size = as_pair(self.backbone_config.image_size if self.image_size is None else self.image_size)
-        # Before `strict` does: its own exception is no ValueError.
+        # Validate before `strict` does, whose exception is not a ValueError.
         for validator in self.__class_validators__:
             validator(self)
 
     @property
     def adapter(self) -> type[EncoderAdapter]:
-        """The family of the backbone."""
+        """The adapter class of the backbone's family."""
         return find_adapter(self.backbone_config)
 
     @property
     def num_layers(self) -> int:
-        """L, the number of self-attention blocks of the backbone, in all its stages."""
+        """L, the number of self-attention blocks of the backbone, over all stages."""
         return self.adapter.num_layers(self.backbone_config)
 
     @property
     def has_cls(self) -> bool:
-        """Whether the encoder has a CLS token, without which there is neither rollout nor GLCA."""
+        """Whether the encoder has a CLS token, which rollout and GLCA require."""
         return self.adapter.has_cls
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Height and width in pixels of a patch of the encoder's output, of the last stage if there are several."""
+        """Height and width in pixels of an output patch, which is the last stage's if there are several."""
         return self.adapter.stride(self.backbone_config)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches, of the first stage if there are several."""
+        """Rows and columns of patches, in the first stage if there are several."""
         patch_height, patch_width = as_pair(self.backbone_config.patch_size)
         return self.image_size[0] // patch_height, self.image_size[1] // patch_width
 
     @property
     def num_local_queries(self) -> int:
-        """How many patches R keeps: rounded down, at least one."""
+        """The number of patches that R selects, rounded down and at least one."""
         rows, columns = self.grid
-        # 0.29 of 100 is 29, though as a binary number 0.29 is a little less.
+        # Rounded first, because 0.29 * 100 is slightly below 29 in floating point.
         return max(1, int(round(self.local_query_ratio * rows * columns, 9)))
 
     @property
     def reads_local_queries(self) -> bool:
-        """Whether the choice of patches can change the output; with `cls` over global tokens it cannot."""
+        """Whether the selected patches affect the output; with `cls` readout and global scope they do not."""
         return "local" in (self.glca_readout, self.glca_scope)
 
     @property
     def classified_branches(self) -> list[str]:
-        """The branches that have a classifier of their own, to be trained: PWCA shares SA's."""
+        """The branches that have their own classifier; PWCA shares SA's."""
         has_head = {"sa": {"sa", "pwca"} & set(self.branches), "glca": {"glca"} & set(self.branches)}
         return [name for name in INFERENCE_BRANCHES if has_head[name]]
 
     @property
     def uses_pwca(self) -> bool:
-        """Whether training needs pairs of images."""
+        """Whether training uses pairs of images."""
         return "pwca" in self.branches and self.num_pwca_blocks > 0
 
     def validate_image_size(self):

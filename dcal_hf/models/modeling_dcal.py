@@ -31,14 +31,14 @@ logger = logging.get_logger(__name__)
 class DCALModelOutput(ModelOutput):
     """
     Args:
-        last_hidden_state (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
-        pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS (of an encoder that has none the
-            mean of the tokens) and GLCA's readout, in the order of `config.inference_branches`; in evaluation mode
-            after the neck, if `config.neck_feature` says so. Also reachable as `embeddings`.
-        sa_embedding, glca_embedding (`Tensor` of shape `(B, D)`): Per branch, None if it did not run.
+        last_hidden_state (`Tensor` of shape `(B, prefix + N, D)`): Output of the encoder after the final norm.
+        pooler_output (`Tensor` of shape `(B, branches * D)`): The embedding: SA's CLS token (the mean of the tokens if
+            there is no CLS token) and GLCA's readout, in the order of `config.inference_branches`. In evaluation mode
+            it is taken after the neck if `config.neck_feature="after"`. Also available as `embeddings`.
+        sa_embedding, glca_embedding (`Tensor` of shape `(B, D)`): Embedding of the branch; None if it did not run.
         pwca_embedding (`Tensor` of shape `(2P, D)`): In the order of `pairs.flatten()`; None without pairs.
-        rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over patches.
-        local_query_indices (`Tensor` of shape `(B, R)`): The selected patches, best first.
+        rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over the patches.
+        local_query_indices (`Tensor` of shape `(B, R)`): Indices of the selected patches, highest score first.
     """
 
     last_hidden_state: Tensor | None = None
@@ -55,7 +55,7 @@ class DCALModelOutput(ModelOutput):
 
 
 class DCALPreTrainedModel(PreTrainedModel):
-    """Loading, saving, initialisation."""
+    """Base class of the DCAL models: loading, saving and weight initialisation."""
 
     config: DCALConfig
     config_class = DCALConfig
@@ -67,12 +67,13 @@ class DCALPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     model_tags = ["dcal"]
-    # What `from_backbone` gives to `DCALConfig` where the caller does not.
+    # Defaults that `from_backbone` passes to `DCALConfig`.
     config_defaults: dict[str, Any] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # GLCA's blocks are the backbone's own: let it initialise what only it knows (layer scale, say).
+        # GLCA's blocks are of the backbone's type: only the backbone can initialise all of their parameters, such as
+        # layer scale.
         self.base_model.backbone._init_weights(module)
         self.base_model.encoder.init_weights(module)
         if isinstance(module, UncertaintyWeights):
@@ -82,15 +83,15 @@ class DCALPreTrainedModel(PreTrainedModel):
         return self.base_model.backbone.get_input_embeddings()
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """Chooses what computes both branches' attention; the backbone itself keeps attending through DCAL."""
+        """Sets the attention implementation of both branches; the backbone keeps calling DCAL's attention function."""
         chosen = attn_implementation if isinstance(attn_implementation, dict) else {"": attn_implementation}
-        # The backbone has a configuration of its own: of ours, which no module has, transformers would only warn.
+        # The backbone holds a copy of this configuration. No module uses the original: transformers would only warn.
         kept = {"backbone_config": self.config.backbone_config._attn_implementation}
         super().set_attn_implementation({**chosen, **kept}, *args, **kwargs)
         self.base_model.backbone.config._attn_implementation = ATTENTION_NAME
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Saves weights, configuration and the code that loads them elsewhere with `trust_remote_code=True`."""
+        """Saves the weights, the configuration and the code that `trust_remote_code=True` needs to load them."""
         self.config.auto_map = {"AutoModel": "modeling_dcal.DCALModel"}
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -98,9 +99,9 @@ class DCALPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As in transformers, but what it would fill with random numbers, or load as NaN, is refused.
+        """Same as in transformers, but raises an error for missing or non-finite tensors.
 
-        Who names `branches`, `neck` or `num_glca_blocks`, or asks for `output_loading_info`, gets new parts instead.
+        With `branches`, `neck`, `num_glca_blocks` or `output_loading_info`, missing tensors are newly initialised.
 
         Raises:
             ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.
@@ -124,22 +125,22 @@ class DCALPreTrainedModel(PreTrainedModel):
         pretrained_kwargs: dict[str, Any] | None = None,
         **config_kwargs: Any,
     ) -> "DCALPreTrainedModel":
-        """A DCAL model around a plain encoder.
+        """Builds a DCAL model from a plain encoder.
 
         Args:
             backbone (`str`, `Path` or `PreTrainedConfig`):
                 Hub id or folder of a checkpoint, whose weights are loaded, or a configuration for random weights.
             image_size (`int` or `(height, width)`, *optional*):
-                Input size; position embeddings are resized to it, once.
+                Input size in pixels. The position embeddings are resized to it once.
             pretrained_kwargs (`dict`, *optional*):
-                For `from_pretrained` of the backbone: `cache_dir`, `revision`, `token`, ...; `dtype` is float32 by
-                default, whatever the checkpoint's, because weights in half precision do not train well.
+                Arguments of the backbone's `from_pretrained`: `cache_dir`, `revision`, `token`, ... `dtype` is
+                float32 by default for every checkpoint, because weights in half precision do not train well.
             config_kwargs:
                 Fields of `DCALConfig`, `num_labels`, `id2label`, `attn_implementation`, ... Without `num_labels` and
-                `id2label` the checkpoint's labels are kept.
+                `id2label`, the checkpoint's labels are kept.
 
         Raises:
-            ValueError: If the backbone's type is not supported or the configuration is invalid.
+            ValueError: If the type of the backbone is not supported or the configuration is invalid.
         """
         config_kwargs = {**cls.config_defaults, **config_kwargs}
         pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
@@ -149,7 +150,7 @@ class DCALPreTrainedModel(PreTrainedModel):
             raise ValueError(f"'{backbone}' is a DCAL checkpoint already: load it with from_pretrained.")
         if not {"num_labels", "id2label"} & set(config_kwargs):
             config_kwargs.update(id2label=source_config.id2label, label2id=source_config.label2id)
-        # The image encoder of a two-tower checkpoint (CLIP).
+        # A two-tower checkpoint (CLIP) contributes its image encoder.
         source_config = copy.deepcopy(getattr(source_config, "vision_config", source_config))
         resized = find_adapter(source_config).resized_config(source_config, image_size)
         config = DCALConfig(backbone_config=resized, image_size=image_size, **config_kwargs)
@@ -162,9 +163,9 @@ class DCALPreTrainedModel(PreTrainedModel):
 
 
 class DCALModel(DCALPreTrainedModel):
-    """A ViT encoder with GLCA and PWCA branches, giving embeddings.
+    """A ViT encoder with GLCA and PWCA branches that outputs embeddings.
 
-    `AutoModel.from_pretrained(checkpoint)` of any DCAL checkpoint.
+    `AutoModel.from_pretrained` loads it from any DCAL checkpoint.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"classifiers?\.", r"^loss_weights\."]
@@ -173,14 +174,14 @@ class DCALModel(DCALPreTrainedModel):
         super().__init__(config)
         self.encoder = config.adapter.build(config.backbone_config, config.image_size, config.drop_path_rate)
         self.backbone = self.encoder.backbone
-        # Copies of the last block, with its stochastic depth.
+        # Copies of the last block, including its stochastic depth.
         self.glca = GLCA(config, self.encoder) if "glca" in config.branches else None
         self.necks = make_necks(config) if config.neck else None
         self.post_init()
 
     @torch.no_grad()
     def start_from(self, source: PreTrainedModel | None, source_config: PreTrainedConfig) -> None:
-        """Takes over a plain encoder's weights (resizing its positions), and starts GLCA from the last block."""
+        """Loads a plain encoder's weights, resizes its position embeddings and copies its last block to GLCA."""
         if source is not None:
             state = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
             name = self.encoder.positions
@@ -205,17 +206,17 @@ class DCALModel(DCALPreTrainedModel):
         Args:
             pixel_values (`Tensor` of shape `(B, channels, height, width)`)
             pairs (`Tensor` of shape `(P, 2)`, int64, *optional*):
-                Each row names two images of the batch that distract each other: for these the PWCA branch runs. A row
-                `[i, i]` is image i's self-attention, no row no branch. On the CPU, where nothing waits for it, values
-                are checked.
+                Each row holds the indices of two images of the batch that distract each other. The PWCA branch runs
+                for these images only. A row `[i, i]` is plain self-attention of image i. Values are checked on the CPU
+                only, where the check needs no synchronisation.
             pair_noise (`bool`):
-                The distractor's keys and values are Gaussian noise: for the images that `pairs` names, or for all.
+                Use Gaussian noise as the distractor's keys and values, for the images in `pairs` or else for all.
             output_rollout (`bool`):
-                Return the rollout even where nothing reads it.
+                Return the rollout even if no branch uses it.
 
         Raises:
-            ValueError: For images of another size than the model's, for pairs that name no two images of the batch, or
-                one more than once, or that the model has no use for.
+            ValueError: If the image size differs from the model's, if `pairs` has an invalid or repeated index, or if
+                pairs are given and the model has no PWCA branch.
         """
         self.check_inputs(pixel_values, pairs is not None or pair_noise, output_rollout)
         if pairs is not None:
@@ -234,7 +235,7 @@ class DCALModel(DCALPreTrainedModel):
             embeddings["glca"] = norm(local_tokens).mean(dim=1)
         return DCALModelOutput(
             last_hidden_state=last_hidden_state,
-            # In training a neck would count the batch twice: here and in the loss.
+            # In training, a neck here would update its running statistics twice: here and in the loss.
             pooler_output=join_embeddings(embeddings, None if self.training else self.necks, self.config),
             sa_embedding=embeddings["sa"],
             glca_embedding=embeddings.get("glca"),
@@ -245,7 +246,7 @@ class DCALModel(DCALPreTrainedModel):
 
     @property
     def attend(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        """The user's attention implementation, for both branches."""
+        """The attention implementation that the user chose, for both branches."""
         return self.encoder.attend(self.config._attn_implementation)
 
     def check_inputs(self, pixel_values: Tensor, has_pair: bool, output_rollout: bool) -> None:
@@ -273,7 +274,7 @@ class DCALModel(DCALPreTrainedModel):
             )
 
     def recorded_blocks(self, runs_glca: bool, output_rollout: bool) -> range:
-        """The blocks whose queries and keys the selection will read."""
+        """The blocks whose queries and keys the patch selection needs."""
         num_blocks = len(self.encoder.blocks)
         selects = runs_glca and self.config.reads_local_queries
         if output_rollout or (selects and self.config.local_query_selection == "rollout"):
@@ -285,10 +286,10 @@ class DCALModel(DCALPreTrainedModel):
     def encode(
         self, pixel_values: Tensor, pairs: Tensor | None, pair_noise: bool, recorded: range
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, list[Record]]:
-        """Both branches in one pass over the blocks: SA's tokens (B, N, D) and PWCA's, (2P, 1, D) where CLS is read.
+        """Runs both branches in one pass over the blocks; returns SA's tokens (B, N, D) and PWCA's (2P, N, D).
 
-        At block L - T the paired images are appended to the batch. Below it they are the same tensor as SA's. Where
-        CLS is read, the last block runs for each branch by itself, because of PWCA nothing else is needed.
+        The paired images join the batch at block L - T; in earlier blocks they are equal to SA's. If the encoder has a
+        CLS token, each branch runs the last block separately: PWCA needs only its CLS output, (2P, 1, D).
         """
         hidden_states = self.encoder.embed(pixel_values)
         rotary = self.encoder.rotary(pixel_values)
@@ -321,9 +322,9 @@ class DCALModel(DCALPreTrainedModel):
         attend: Callable[..., tuple[Tensor, Tensor | None]],
         pair_noise: bool,
     ) -> Tensor:
-        """PWCA's CLS after the last block, (2P, N, D) -> (2P, 1, D): its other tokens are keys and values only."""
+        """Runs the last block for PWCA, (2P, N, D) -> (2P, 1, D): PWCA needs only its CLS output."""
         memory = self.encoder.keys_values(block, tokens, rotary)
-        # No position turns a prefix token.
+        # Rotary positions apply to patches only, not to prefix tokens.
         unturned = rotary and tuple(x[:0] for x in rotary)
         pair = {"num_paired": len(tokens), "pair_noise": pair_noise}
         return self.encoder.run(block, tokens[:, :1], unturned, attend=attend, memory=memory, **pair)
@@ -331,10 +332,10 @@ class DCALModel(DCALPreTrainedModel):
     def select(
         self, tokens: Tensor, records: list[Record], runs_glca: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The rollout over patches (B, N), if every block was recorded, and the selected patches (B, R), if read.
+        """Returns the patch rollout (B, N) if every block was recorded, and the selected patches (B, R) if used.
 
         Args:
-            tokens (`Tensor` of shape `(B, prefix + N, D)`): The encoder's output, normalised.
+            tokens (`Tensor` of shape `(B, prefix + N, D)`): Output of the encoder after the final norm.
         """
         queries, keys = ([getattr(record, name) for record in records] for name in ("query", "key"))
         rollout, indices, prefix = None, None, self.encoder.num_prefix_tokens
@@ -359,8 +360,8 @@ class DCALModel(DCALPreTrainedModel):
 def check_pairs(pairs: Tensor, batch_size: int) -> None:
     """
     Raises:
-        ValueError: If `pairs` is no int64 tensor of shape `(P, 2)`; where its values can be read without waiting for a
-            device, also if one is no image of the batch, or comes twice other than as `[i, i]`.
+        ValueError: If `pairs` is not an int64 tensor of shape `(P, 2)`. On the CPU, where reading values needs no
+            synchronisation, also if an index is out of range or repeated other than as `[i, i]`.
     """
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.size(1) != 2:
         raise ValueError(
@@ -381,10 +382,10 @@ def check_pairs(pairs: Tensor, batch_size: int) -> None:
 
 
 def paired_images(pairs: Tensor | None, pair_noise: bool, hidden_states: Tensor) -> Tensor | None:
-    """Indices (2P,) of the images that PWCA runs for, partners side by side; beside noise all, if `pairs` is None."""
+    """Indices (2P,) of the images in the PWCA branch, partners adjacent; with noise and no `pairs`, all images."""
     if pairs is None:
         return torch.arange(len(hidden_states), device=hidden_states.device) if pair_noise else None
-    # Not waiting: a device copies what the CPU gives when it comes to it.
+    # Asynchronous, so that the CPU does not wait for the device.
     return pairs.flatten().to(hidden_states.device, non_blocking=True) if len(pairs) > 0 else None
 
 
