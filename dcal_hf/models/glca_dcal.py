@@ -11,11 +11,11 @@ from .encoder_dcal import EncoderAdapter
 
 
 class GLCA(nn.Module):
-    """Global-local cross-attention (paper, section 3.2): blocks of the encoder's own kind whose queries are few.
+    """Global-local cross-attention (paper, section 3.2) with blocks of the encoder's type.
 
     `softmax(Q^l K^gT / sqrt(d)) V^g`: only the selected tokens pass through the query and output projections and the
-    FFN; keys and values come from all tokens of the encoder's output, or, with `glca_scope="local"`, from the selected
-    ones alone. M blocks refine the same queries against the same tokens. The final norm is the encoder's.
+    FFN. Keys and values come from all output tokens of the encoder or, with `glca_scope="local"`, from the selected
+    ones only. All M blocks attend to the same tokens. The final norm is the encoder's and is applied by the caller.
     """
 
     def __init__(self, config: DCALConfig, encoder: EncoderAdapter):
@@ -30,8 +30,8 @@ class GLCA(nn.Module):
     ) -> Tensor:
         """Tokens (B, prefix + N, D) and selected patches (B, R) -> the tokens to read out (B, R or 1, D).
 
-        Queries never see each other, so those that the readout does not read are left out: CLS under `local`, the
-        patches under `cls`. Under `glca_scope="local"` they are keys and values as well, and stay.
+        Queries do not attend to each other, so queries that the readout ignores are not computed: CLS with `local`,
+        the patches with `cls`. With `glca_scope="local"` they also serve as keys and values and are kept.
         """
         is_local_scope = self.scope == "local"
         with_cls = is_local_scope or self.readout == "cls"

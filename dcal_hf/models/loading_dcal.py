@@ -1,4 +1,4 @@
-"""Whether what was loaded is the whole checkpoint, and nothing but numbers."""
+"""Checks that a loaded checkpoint is complete and finite."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ import torch
 from torch import nn
 
 
-# Fields of the configuration by which a model asks for parts that its checkpoint may not have.
+# Configuration fields that add modules which the checkpoint may not have.
 NEW_PARTS = frozenset({"branches", "neck", "num_glca_blocks"})
-# So many tensors are named.
+# The number of tensors that an error message lists.
 SHOWN = 3
 
 
 def check_whole(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
-    """Checks that all of a [`DCALPreTrainedModel`] comes from its checkpoint.
+    """Checks that the checkpoint has all tensors of a [`DCALPreTrainedModel`].
 
-    A head may be missing where the checkpoint is of another task, or of none.
+    The head may be missing if the checkpoint is of another task or has none.
 
     Args:
-        source (`str`): Where it was loaded from, for the message.
-        loading_info (`dict`): What `from_pretrained` tells of it.
+        source (`str`): Name or path of the checkpoint, for the message.
+        loading_info (`dict`): The loading information that `from_pretrained` returns.
 
     Raises:
-        ValueError: If a tensor does not; the message names it.
+        ValueError: If a tensor is missing; the message names it.
     """
     missing = sorted(loading_info["missing_keys"])
     is_own = type(model).__name__ in (model.config.architectures or ())
@@ -34,7 +34,7 @@ def check_whole(model: nn.Module, source: str, loading_info: dict[str, Any]) -> 
 
 
 def check_finite(model: nn.Module, source: str) -> None:
-    """Checks the numbers of a model, but for those that accelerate has left on the disk.
+    """Checks that a model's tensors are finite, except those that accelerate offloads to disk.
 
     Raises:
         ValueError: If a tensor of the model holds NaN or infinity; the message names it and the `source`.

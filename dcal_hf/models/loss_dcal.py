@@ -1,4 +1,4 @@
-"""Losses of DCAL. Paper: section 4.1 (https://huggingface.co/papers/2205.02151)."""
+"""Losses of DCAL (https://huggingface.co/papers/2205.02151, section 4.1)."""
 
 from collections.abc import Iterable
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 
 
-# The label of an image that no loss counts, as in `torch.nn.functional.cross_entropy`.
+# Label of an image that the losses ignore, as in `torch.nn.functional.cross_entropy`.
 IGNORED = -100
 
 
 class UncertaintyWeights(nn.Module):
-    """Weighs the branch losses by learnt uncertainty.
+    """Weights the branch losses by learned uncertainty.
 
     `L = 1/2 sum_b (exp(-w_b) L_b + w_b)` with log-variances `w` (Kendall et al. 2018,
     https://huggingface.co/papers/1705.07115, in the form of FairMOT).
 
     Args:
         branches (`tuple` of `str`): Names of the losses, in the order of `log_vars`.
-        initial_log_var (`float`): Where every `w_b` starts.
+        initial_log_var (`float`): Initial value of each `w_b`.
     """
 
     def __init__(self, branches: tuple[str, ...], initial_log_var: float = 0.0):
@@ -28,7 +28,7 @@ class UncertaintyWeights(nn.Module):
         self.log_vars = nn.Parameter(torch.full((len(branches),), float(initial_log_var)))
 
     def forward(self, losses: dict[str, Tensor]) -> Tensor:
-        """Total over the branches present in `losses`, in float32."""
+        """Weighted total of the branches in `losses`, in float32."""
         present = [self.branches.index(name) for name in losses]
         log_vars = self.log_vars[present].float()
         values = torch.stack([loss.float() for loss in losses.values()])
@@ -36,14 +36,14 @@ class UncertaintyWeights(nn.Module):
 
 
 def counted_branches(ran: Iterable[str], trained: tuple[str, ...]) -> list[str]:
-    """The branches whose losses count: those of the trained ones that ran; if none did, as where SA reads what PWCA
-    has trained, all that ran."""
+    """The branches whose losses count: the trained branches that ran, or all that ran if none of them is trained (SA
+    at inference after training PWCA alone)."""
     ran = list(ran)
     return [name for name in ran if name in trained] or ran
 
 
 def branch_labels(labels: Tensor, pairs: Tensor | None) -> dict[str, Tensor]:
-    """What each branch is to answer: PWCA, whose images come pair by pair, `labels[pairs.flatten()]`."""
+    """Labels of each branch. PWCA's are `labels[pairs.flatten()]`, in the order of its images."""
     paired = labels
     if pairs is not None:
         paired = labels[pairs.flatten().to(labels.device, non_blocking=True)]
@@ -51,27 +51,27 @@ def branch_labels(labels: Tensor, pairs: Tensor | None) -> dict[str, Tensor]:
 
 
 def total_loss(losses: dict[str, Tensor], weights: UncertaintyWeights | None) -> Tensor:
-    """The weighted total; the plain one if there are no weights, as for a lone branch, or none for these branches."""
+    """The weighted total of the losses, or their sum if a loss has no weight (a single branch has none)."""
     if weights is None or not set(losses) <= set(weights.branches):
         return sum(losses.values())
     return weights(losses)
 
 
 def make_loss_weights(branches: tuple[str, ...], initial_log_var: float) -> UncertaintyWeights | None:
-    """The weights of the trained branches; a lone one needs none."""
+    """Creates the weights of the trained branches; a single branch needs none."""
     return UncertaintyWeights(branches, initial_log_var) if len(branches) > 1 else None
 
 
 def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
     """Batch-hard triplet loss with a soft margin: `mean_a log(1 + exp(max_p d(a, p) - min_n d(a, n)))`.
 
-    Hermans et al. 2017 (https://huggingface.co/papers/1703.07737), Euclidean distance. Always in float32: in half
-    precision the differences of near distances are lost. Anchors without another image of their identity, or without
-    one of another identity, do not count.
+    Hermans et al. 2017 (https://huggingface.co/papers/1703.07737), Euclidean distance. Always in float32: half
+    precision loses the differences between similar distances. Anchors without a positive or without a negative in the
+    batch do not count.
 
     Args:
         features (`Tensor` of shape `(B, D)`)
-        labels (`Tensor` of shape `(B,)`): Identities; an image of label -100 is neither anchor nor met by one.
+        labels (`Tensor` of shape `(B,)`): Identities; an image of label -100 is not an anchor, positive or negative.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()
@@ -83,7 +83,7 @@ def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
     hardest_positive = distances.masked_fill(~positive, 0.0).amax(dim=1)
     hardest_negative = distances.masked_fill(~negative, torch.inf).amin(dim=1)
     is_anchor = counts & positive.any(dim=1) & negative.any(dim=1)
-    # Where nothing counts the difference is masked before the softplus, so that no infinity reaches the gradient.
+    # Non-anchors are masked before the softplus, so that no infinity reaches the gradient.
     margin = torch.where(is_anchor, hardest_positive - hardest_negative, 0.0)
     return (nn.functional.softplus(margin) * is_anchor).sum() / is_anchor.sum().clamp(min=1)
 
