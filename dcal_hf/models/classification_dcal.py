@@ -1,4 +1,4 @@
-"""DCAL for fine-grained categories: a classifier on SA and one on GLCA."""
+"""DCAL for fine-grained image classification: a classifier on SA and one on GLCA."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from .heads_dcal import DCALForBranches
 class DCALImageClassifierOutput(ModelOutput):
     """
     Args:
-        loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
-        losses (`dict` of `Tensor`): The cross-entropy of each of these branches.
+        loss (`Tensor`): Uncertainty-weighted total loss over the branches that ran, if labels are given.
+        losses (`dict` of `Tensor`): Cross-entropy of each of these branches.
         logits (`Tensor` of shape `(B, classes)`): `softmax(logits)` is the mean of the branches' probabilities.
-        sa_logits, glca_logits (`Tensor` of shape `(B, classes)`): Per branch, None if it did not run.
+        sa_logits, glca_logits (`Tensor` of shape `(B, classes)`): Logits of the branch; None if it did not run.
         pwca_logits (`Tensor` of shape `(2P, classes)`): In the order of `pairs.flatten()`; None without pairs.
         embeddings, rollout, local_query_indices: As in `DCALModelOutput`.
     """
@@ -37,7 +37,7 @@ class DCALImageClassifierOutput(ModelOutput):
 
 
 class DCALForImageClassification(DCALForBranches):
-    """DCAL with a linear classifier on SA (shared by PWCA) and one on GLCA, for fine-grained categories."""
+    """DCAL with a linear classifier on SA (shared by PWCA) and one on GLCA, for fine-grained image classification."""
 
     def check_config(self, config: DCALConfig) -> None:
         if config.num_labels < 2:
@@ -62,12 +62,12 @@ class DCALForImageClassification(DCALForBranches):
         Args:
             pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
             labels (`Tensor` of shape `(B,)`, int64, or `(B, classes)`, probabilities, *optional*):
-                No loss counts an image of label -100, which can still distract another.
+                The losses ignore an image of label -100, which can still be a distractor.
             smoothing (`float`):
-                Share of each label's probability that is spread over all classes. Named without "label", because the
-                Trainer takes every argument that has it for a column of the data set.
+                Label smoothing. The name omits "label" because Trainer treats every argument whose name has it as a
+                column of the data set.
             criterion (`Callable`, *optional*):
-                Takes the place of the cross-entropy: the logits of a branch in float32 and its labels to their loss.
+                Replaces the cross-entropy: computes the loss of a branch from its logits in float32 and its labels.
         """
         criterion = criterion or partial(nn.functional.cross_entropy, label_smoothing=smoothing)
         fields = self.run_branches(pixel_values, labels, pairs, pair_noise, output_rollout, criterion)
@@ -75,7 +75,7 @@ class DCALForImageClassification(DCALForBranches):
         return DCALImageClassifierOutput(logits=mean_probability_logits(logits), **fields)
 
     def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """SA, which always runs, answers where it is read or trained."""
+        """Classifies each branch that ran; SA, which always runs, only if it is trained or used at inference."""
         classifiers = {"sa": self.sa_classifier, "glca": self.glca_classifier, "pwca": self.sa_classifier}
         reads_sa = "sa" in self.config.inference_branches or (self.training and "sa" in self.config.branches)
         answering = [name for name in features if name != "sa" or reads_sa]
@@ -83,7 +83,7 @@ class DCALForImageClassification(DCALForBranches):
 
 
 def mean_probability_logits(logits: list[Tensor]) -> Tensor:
-    """Logits whose softmax is the mean of the branches' probabilities: the paper's sum, normalised."""
+    """Logits whose softmax is the mean of the branches' probabilities: the sum of the paper, normalised."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack([x.float().log_softmax(dim=-1) for x in logits]).logsumexp(dim=0) - math.log(len(logits))

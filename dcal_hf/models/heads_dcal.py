@@ -1,4 +1,4 @@
-"""What the task models share: a classifier per branch, the losses of the branches that ran, their weighted total."""
+"""Base class of the task models: a classifier per branch, a loss per branch and the weighted total loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,17 @@ from .modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
 class DCALForBranches(DCALPreTrainedModel):
-    """The base of the task models: [`DCALModel`] and classifiers of its branches; PWCA shares SA's.
+    """Base class of the task models: a [`DCALModel`] with a classifier per branch; PWCA shares SA's.
 
-    A subclass makes the classifiers, and defines a branch's logits and, where it is not the criterion alone, its loss.
+    A subclass defines the classifiers, the logits and, if it is not just the criterion, the loss of a branch.
     """
 
     def __init__(self, config: DCALConfig):
         super().__init__(config)
         self.check_config(config)
         self.dcal = DCALModel(config)
-        # `post_init` draws the weights. What constructors draw before it must not depend on the branches: from one
-        # seed SA's classifier starts the same with and without GLCA's.
+        # `post_init` initialises the weights. Random numbers that constructors draw before must not depend on the
+        # branches: for a given seed, SA's classifier is initialised the same with and without GLCA's.
         with torch.random.fork_rng(devices=[]):
             self.add_classifiers(config.classified_branches, config.backbone_config.hidden_size)
         self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
@@ -31,26 +31,26 @@ class DCALForBranches(DCALPreTrainedModel):
     def check_config(self, config: DCALConfig) -> None:
         """
         Raises:
-            ValueError: If the task needs another configuration.
+            ValueError: If the configuration does not suit the task.
         """
         raise NotImplementedError
 
     def add_classifiers(self, branches: list[str], width: int) -> None:
-        """Makes a classifier for each of these branches, of features of a width."""
+        """Adds a classifier of `width` input features for each of the branches."""
         raise NotImplementedError
 
     def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """(B, D) -> (B, classes) for each branch that answers.
+        """Computes the logits of each classified branch, (B, D) -> (B, classes).
 
         Args:
-            features, targets (`dict`): Of the branches that ran; no targets without labels.
+            features, targets (`dict`): Features and labels of the branches that ran; no targets without labels.
         """
         raise NotImplementedError
 
     def branch_loss(
         self, feature: Tensor, logits: Tensor, target: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """The loss of one branch, a scalar."""
+        """Computes the loss of one branch, a scalar."""
         return criterion(logits.float(), target)
 
     def run_branches(
@@ -62,12 +62,12 @@ class DCALForBranches(DCALPreTrainedModel):
         output_rollout: bool,
         criterion: Callable[[Tensor, Tensor], Tensor],
     ) -> dict[str, Any]:
-        """The fields that the outputs of all task models have.
+        """Runs the branches and returns the output fields that all task models share.
 
         Args:
             pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
-            labels (`Tensor`, *optional*): Of the images.
-            criterion (`Callable`): The logits of a branch in float32 and its labels to their loss.
+            labels (`Tensor`, *optional*): Labels of the images.
+            criterion (`Callable`): Computes the loss of a branch from its logits in float32 and its labels.
         """
         outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
         features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}

@@ -1,4 +1,4 @@
-"""DCAL for re-identification: an embedding that tells individuals apart."""
+"""DCAL for re-identification: embeddings that distinguish individuals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .heads_dcal import DCALForBranches
 from .loss_dcal import IGNORED, batch_hard_triplet, counted_branches
 
 
-# Of the identity classifiers, as in TransReID's baseline.
+# Initial standard deviation of the identity classifiers' weights, as in TransReID's baseline.
 CLASSIFIER_STD = 0.001
 
 
@@ -21,11 +21,11 @@ CLASSIFIER_STD = 0.001
 class DCALReIDOutput(ModelOutput):
     """
     Args:
-        loss (`Tensor`): The uncertainty-weighted total over the branches that ran, when labels are given.
+        loss (`Tensor`): Uncertainty-weighted total loss over the branches that ran, if labels are given.
         losses (`dict` of `Tensor`): Cross-entropy plus triplet loss of each of these branches.
-        embeddings (`Tensor` of shape `(B, branches * D)`): What is searched with; `AutoModel` gives the same.
+        embeddings (`Tensor` of shape `(B, branches * D)`): Embeddings for retrieval; the same as `AutoModel`'s.
         sa_logits, glca_logits (`Tensor` of shape `(B, identities)`), pwca_logits (`Tensor` of shape
-            `(2P, identities)`): Of the training identities, per branch; None if it did not run.
+            `(2P, identities)`): Logits of the training identities; None if the branch did not run.
         rollout, local_query_indices: As in `DCALModelOutput`.
     """
 
@@ -77,14 +77,14 @@ class DCALForReID(DCALForBranches):
         Args:
             pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
             labels (`Tensor` of shape `(B,)`, int64, *optional*):
-                Training identities, from 0. No loss counts an image of label -100, nor do the necks' statistics.
+                Training identities, from 0. The losses and the necks' statistics ignore an image of label -100.
             criterion (`Callable`):
-                The identity loss beside the triplet loss: the logits of a branch in float32 and its labels to a loss.
+                Identity loss, added to the triplet loss: takes a branch's logits in float32 and its labels.
         """
         return DCALReIDOutput(**self.run_branches(pixel_values, labels, pairs, pair_noise, output_rollout, criterion))
 
     def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Logits of the training identities, for which only a loss has a use."""
+        """Logits of the training identities; only the loss uses them."""
         if targets is None:
             return {}
         counted = counted_branches(features, self.config.branches)
@@ -96,9 +96,9 @@ class DCALForReID(DCALForBranches):
         return super().branch_loss(feature, logits, target, criterion) + batch_hard_triplet(feature, target)
 
     def identity_logits(self, branch: str, feature: Tensor, labels: Tensor) -> Tensor:
-        """Classifier on the feature after the neck, (B, D) -> (B, identities)."""
+        """Classifies the feature after the neck, (B, D) -> (B, identities)."""
         shared = "sa" if branch == "pwca" else branch
-        # PWCA is gone at inference: the running statistics are those of the branch that answers there.
+        # PWCA does not run at inference, so it must not update the running statistics.
         feature = self.dcal.necks[shared](feature, counted=labels != IGNORED, remember=branch == shared)
         return self.classifiers[shared](feature)
 
