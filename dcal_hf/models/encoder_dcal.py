@@ -1,16 +1,16 @@
-"""One interface over encoders that name their parts differently: an adapter per family, bound to its backbone.
+"""A common interface to encoders whose modules have different names: one adapter class per family.
 
 A DCAL model never calls the backbone's own `forward`. It embeds the image, runs the blocks one by one (so that the
 PWCA branch can join at any of them) and applies the final norm, all with the backbone's own modules and weights.
 
-To add a family, write a file `<family>_dcal.py` with a subclass of [`EncoderAdapter`], and give it an entry in
+To add a family, write a file `<family>_dcal.py` with a subclass of [`EncoderAdapter`], and add it to
 `families_dcal.ADAPTERS`:
 
-1. Its blocks must hand keyword arguments on to the attention, and the attention to the function that
-   `attn_implementation` names, with `(query, key, value)` of all tokens. Where they do not, derive classes that do
-   (`timm_dcal`, `eva_dcal`); parameters must keep their names.
-2. Implement the abstract members. Override what the family does otherwise (positions by rotation: `rotary`, `rotate`).
-3. Add a tiny configuration to `tests/conftest.py`: the tests that every encoder must pass run with it. Add a row to
+1. Its blocks must pass keyword arguments to the attention, and the attention must pass them to the function that
+   `attn_implementation` names, with `(query, key, value)` of all tokens. If they do not, derive classes that do
+   (`timm_dcal`, `eva_dcal`). Parameters must keep their names.
+2. Implement the abstract members. Override the defaults that do not hold (`rotary` and `rotate` for rotary positions).
+3. Add a tiny configuration to `tests/conftest.py`, which runs the tests common to all encoders. Add a row to
    "Backbones" in the README.
 """
 
@@ -29,15 +29,15 @@ from .stochastic_depth_dcal import StochasticDepth
 
 
 class EncoderAdapter(ABC):
-    """Where one family of encoders keeps the parts that DCAL needs. The defaults hold for most families.
+    """Gives access to the modules of a family of encoders that DCAL needs. The defaults hold for most families.
 
     Attributes:
-        eager_attention (`Callable`): The family's own function behind `attn_implementation="eager"`.
-        positions (`str`, *optional*): Name in the state dict of the positions that are added to the tokens.
-        antialias (`bool`): Whether the family smooths position embeddings when it shrinks them.
-        has_cls (`bool`): Whether the first token is CLS; without one there is no GLCA.
-        has_pooler (`bool`): Whether the backbone has a pooler unless its constructor is told.
-        rollout_reads_weights (`bool`): Whether `flow` needs weights of a block.
+        eager_attention (`Callable`): The family's function for `attn_implementation="eager"`.
+        positions (`str`, *optional*): Name of the position embeddings in the state dict, if they are added to tokens.
+        antialias (`bool`): Whether the family applies antialiasing when it downsamples position embeddings.
+        has_cls (`bool`): Whether the first token is CLS, which GLCA requires.
+        has_pooler (`bool`): Whether the backbone has a pooler by default.
+        rollout_reads_weights (`bool`): Whether `flow` uses parameters of a block.
 
     Args:
         backbone (`PreTrainedModel`): The plain encoder.
@@ -57,12 +57,12 @@ class EncoderAdapter(ABC):
     def build(
         cls, config: PreTrainedConfig, image_size: tuple[int, int], drop_path_rate: float = 0.0
     ) -> "EncoderAdapter":
-        """Around a new encoder, without a pooler, attending through DCAL, with positions and stochastic depth."""
+        """Builds a new encoder without a pooler, with DCAL's attention function and stochastic depth."""
         pooler = {"add_pooling_layer": False} if cls.has_pooler else {}
-        # A copy: the attention implementation is a field of the configuration, and this one is the backbone's alone.
+        # A copy, because the configuration holds the attention implementation, which is set for the backbone only.
         config = copy.deepcopy(config)
         if hasattr(config, "drop_path_rate"):
-            # Its own would come on top of DCAL's, which every family has.
+            # The family's stochastic depth would be applied in addition to DCAL's.
             config.drop_path_rate = 0.0
         encoder = cls(AutoModel.from_config(config, attn_implementation=ATTENTION_NAME, **pooler))
         encoder.prepare(image_size)
@@ -72,12 +72,12 @@ class EncoderAdapter(ABC):
 
     @classmethod
     def read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """A configuration as a dictionary, with what transformers' reader of it takes for given."""
+        """Adds the fields that transformers requires to read a configuration from a dictionary."""
         return fields
 
     @classmethod
     def resized_config(cls, config: PreTrainedConfig, image_size: int | tuple[int, int] | None) -> PreTrainedConfig:
-        """A copy for another input size, if given."""
+        """Copies a configuration and sets its input size, if given."""
         config = copy.deepcopy(config)
         if image_size is not None:
             config.image_size = image_size if isinstance(image_size, int) else list(image_size)
@@ -90,12 +90,12 @@ class EncoderAdapter(ABC):
 
     @classmethod
     def stride(cls, config: PreTrainedConfig) -> tuple[int, int]:
-        """Height and width in pixels of a patch of the encoder's output."""
+        """Height and width in pixels of an output patch."""
         return as_pair(config.patch_size)
 
     @classmethod
     def count_prefix_tokens(cls, config: PreTrainedConfig) -> int:
-        """Tokens before the patches."""
+        """The number of tokens before the patches."""
         return 1
 
     @property
@@ -105,87 +105,87 @@ class EncoderAdapter(ABC):
     @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """All self-attention blocks, first block first."""
+        """All self-attention blocks, from first to last."""
 
     @property
     @abstractmethod
     def final_norm(self) -> nn.Module:
-        """The norm of the encoder's output."""
+        """The norm that is applied to the output of the last block."""
 
     @abstractmethod
     def attention(self, block: nn.Module) -> nn.Module:
-        """A block's attention."""
+        """The attention module of a block."""
 
     @abstractmethod
     def first_norm(self, block: nn.Module) -> nn.Module:
-        """The norm before a block's attention."""
+        """The norm before the attention of a block."""
 
     @abstractmethod
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """The first block's input: (B, channels, height, width) -> (B, prefix + N, D)."""
+        """Computes the input of the first block: (B, channels, height, width) -> (B, prefix + N, D)."""
 
     def rotary(self, pixel_values: Tensor) -> tuple[Tensor, ...] | None:
-        """What turns queries and keys of the patches, each tensor of shape (N, ...); None where nothing is turned."""
+        """Rotary position embeddings of the patches, each of shape (N, ...); None if the family has none."""
         return None
 
     def rotate(self, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
-        """Keys (B, H, prefix + N, d) of which the patches are turned."""
+        """Applies rotary positions to the patches' keys, (B, H, prefix + N, d)."""
         raise NotImplementedError(f"{type(self).__name__} has rotary positions, but no way to turn keys.")
 
     def run(self, block: nn.Module, tokens: Tensor, rotary: tuple[Tensor, ...] | None, **kwargs: Any) -> Tensor:
-        """One block: (B, N, D) -> (B, N, D); `kwargs` are those of `dcal_attention_forward`."""
+        """Runs a block, (B, N, D) -> (B, N, D); `kwargs` are those of `dcal_attention_forward`."""
         positions = {} if rotary is None else {"position_embeddings": rotary}
         return block(tokens, attention_mask=None, **positions, **kwargs)
 
     def keys_values(
         self, block: nn.Module, tokens: Tensor, rotary: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens for a block whose queries are only a few: (B, N, D) -> twice (B, H, N, d)."""
+        """Keys and values of all tokens, for a block run on only some queries: (B, N, D) -> twice (B, H, N, d)."""
         key, value = self.project(self.attention(block), self.first_norm(block)(tokens))
         return (key if rotary is None else self.rotate(key, rotary)), value
 
     def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values by a projection each: (B, N, D) -> twice (B, H, N, d)."""
+        """Projects normed tokens to keys and values: (B, N, D) -> twice (B, H, N, d)."""
         shape = (*normed.shape[:2], -1, attention.head_dim)
         key, value = (project_memory(layer, normed) for layer in (attention.k_proj, attention.v_proj))
         return key.view(shape).transpose(1, 2), value.view(shape).transpose(1, 2)
 
     def copy_last_block(self) -> nn.Module:
-        """A copy of the last block for queries whose keys and values are always those of other tokens."""
+        """Copies the last block for GLCA, whose keys and values are always passed as `memory`."""
         block = copy.deepcopy(self.blocks[-1])
         attention = self.attention(block)
         attention.k_proj, attention.v_proj = MemoryProjection(attention.k_proj), MemoryProjection(attention.v_proj)
         return block
 
     def readout(self, tokens: Tensor) -> Tensor:
-        """What stands for the image, (B, N, D) -> (B, D)."""
+        """The image feature, CLS or the mean of the tokens: (B, N, D) -> (B, D)."""
         return tokens[:, 0] if self.has_cls else tokens.mean(dim=1)
 
     def flow(self, block: nn.Module) -> Callable[..., Tensor]:
-        """How the rollout passes through a block, see `cls_rollout`."""
+        """The function that propagates the rollout through a block, see `cls_rollout`."""
         return attention_flow
 
     def attend(self, implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        """The function behind `attn_implementation`."""
+        """The attention function for a value of `attn_implementation`."""
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, self.eager_attention)
 
     def residual(self, block: nn.Module) -> nn.Module:
-        """What ends the branch of a block's attention."""
+        """The module that outputs a block's attention branch, to which stochastic depth applies."""
         return self.attention(block)
 
     def parts(self, block: nn.Module) -> tuple[nn.Module, ...]:
-        """A block and what else, outside of it, runs with it."""
+        """A block and the modules outside it that run with it."""
         return (block,)
 
     def prepare(self, image_size: tuple[int, int]) -> None:
-        """Whatever else the new backbone needs."""
+        """Makes further changes to a new backbone."""
 
     def init_weights(self, module: nn.Module) -> None:
-        """Initialises what of a module the backbone's own `_init_weights` leaves as it is."""
+        """Initialises parameters that the backbone's `_init_weights` does not."""
 
     def add_stochastic_depth(self, rate: float) -> None:
-        """Drops both residual branches, at a rate that rises linearly from 0 at the first block to `rate` at the
-        last."""
+        """Adds stochastic depth to both residual branches; the rate increases linearly from 0 at the first block to
+        `rate` at the last."""
         blocks = self.blocks
         for depth, block in enumerate(blocks):
             if rate > 0 and depth > 0:
@@ -194,31 +194,31 @@ class EncoderAdapter(ABC):
 
 
 class MemoryProjection(nn.Linear):
-    """The key or value projection of a GLCA block, under the same names: it is for the memory, not for the queries.
+    """The key or value projection of a GLCA block, with the same parameter names; it projects only the memory.
 
-    Transformers' attention projects keys and values of its input even where others take their place: of the paper's
-    3 % FLOPs on VeRi-776 that would make 4.
+    transformers' attention projects keys and values of its input even if `memory` replaces them. This would raise the
+    overhead on VeRi-776 from the paper's 3 % of the FLOPs to 4 %.
     """
 
     def __init__(self, projection: nn.Linear):
-        # Draws nothing: it takes over the parameters, and transformers' mark that they have been initialised.
+        # Reuses the parameters and transformers' flag that they are initialised, and draws no random numbers.
         nn.Module.__init__(self)
         vars(self).update(vars(projection))
 
     def forward(self, hidden_states: Tensor, of_memory: bool = False) -> Tensor:
-        # An argument, not a method: hooks that fetch offloaded weights run where a module is called.
+        # An argument, not a method: the hooks that load offloaded weights run only when a module is called.
         if of_memory:
             return super().forward(hidden_states)
         return hidden_states.new_zeros(()).expand(*hidden_states.shape[:-1], self.out_features)
 
 
 def project_memory(layer: nn.Module, normed: Tensor) -> Tensor:
-    """A linear layer, (B, N, D) -> (B, N, D)."""
+    """Applies a key or value projection, (B, N, D) -> (B, N, D)."""
     return layer(normed, of_memory=True) if isinstance(layer, MemoryProjection) else layer(normed)
 
 
 def freeze_mask_token(embeddings: nn.Module) -> None:
-    """No loss ever reaches it: as a parameter it would make DistributedDataParallel wait for its gradient."""
+    """Makes the mask token a buffer: it gets no gradient, for which DistributedDataParallel would wait."""
     mask_token = getattr(embeddings, "mask_token", None)
     if mask_token is not None:
         del embeddings.mask_token

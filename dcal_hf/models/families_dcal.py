@@ -1,4 +1,4 @@
-"""The families of encoders that DCAL knows, by model type. How to add one is told in `encoder_dcal`."""
+"""The families of encoders that DCAL supports, by model type. `encoder_dcal` explains how to add one."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from .timm_dcal import TIMM, TimmAdapter, complete_timm_config
 from .vit_dcal import DeiTAdapter, ViTAdapter
 
 
-# timm's architectures have one model type in transformers: the others of that prefix are `timm_family` of a
-# configuration.
+# All timm architectures share one model type in transformers. The other keys with that prefix are values of the
+# configuration's `timm_family`.
 ADAPTERS: dict[str, type[EncoderAdapter]] = {
     "vit": ViTAdapter,
     "deit": DeiTAdapter,
@@ -32,10 +32,10 @@ ADAPTERS: dict[str, type[EncoderAdapter]] = {
 
 
 def find_adapter(config: PreTrainedConfig) -> type[EncoderAdapter]:
-    """The family of an encoder, by its configuration, which is completed if timm knows more of it.
+    """Finds the adapter class for the configuration of an encoder; completes the configuration of a timm encoder.
 
     Raises:
-        ValueError: If DCAL does not know it, or must not build it.
+        ValueError: If the encoder is not supported, or its configuration is unsafe to build.
     """
     family = config.model_type
     if family == TIMM:
@@ -50,7 +50,7 @@ def find_adapter(config: PreTrainedConfig) -> type[EncoderAdapter]:
 
 
 def read_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """A backbone's configuration as a dictionary, with what transformers' reader of it takes for given."""
+    """Adds the fields that transformers requires to read a backbone's configuration from a dictionary."""
     return ADAPTERS.get(fields.get("model_type"), EncoderAdapter).read_fields(fields)
 
 

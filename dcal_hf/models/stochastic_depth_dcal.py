@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class StochasticDepth:
     """Forward hook that drops a residual branch for whole samples (https://huggingface.co/papers/1603.09382).
 
-    A hook on attention and FFN rather than a module: every encoder family gets it, whether or not it has a place for
-    one, and the weights keep their names. A block's layer scale, which follows, commutes with it.
+    A hook on attention and FFN rather than a module, so that it works for every encoder family and the weights keep
+    their names. The layer scale that follows commutes with it.
     """
 
     def __init__(self, rate: float):
