@@ -1,7 +1,7 @@
-"""What a configuration may ask of timm's constructor: a checkpoint's config.json is a stranger's.
+"""Restricts the arguments that a configuration can pass to timm, because a checkpoint's config.json is untrusted.
 
-The constructor also takes places to read weights from, and reads them while it builds: files, which it may unpickle,
-addresses, and folders by the architecture's name.
+timm's constructor also accepts sources of weights and reads them while it builds the model: files, which it may
+unpickle, URLs, and folders given as the architecture's name.
 """
 
 import re
@@ -9,7 +9,7 @@ import re
 from transformers import PreTrainedConfig
 
 
-# Of VisionTransformer, Cait and Eva: sizes and switches.
+# Sizes and switches of VisionTransformer, Cait and Eva.
 MODEL_ARGS = frozenset(
     """
     act_layer attn_drop_rate attn_only_layer_scale class_token depth depth_token_only drop_path_rate drop_rate
@@ -25,10 +25,10 @@ MODEL_ARGS = frozenset(
 
 
 def check_timm_args(config: PreTrainedConfig) -> None:
-    """
+    """Checks that a configuration asks timm only for a named architecture, with sizes and switches.
+
     Raises:
-        ValueError: If a configuration asks timm for anything but an architecture by its name, with other sizes and
-            switches.
+        ValueError: If the name is a path or URL, or if an argument is not in `MODEL_ARGS`.
     """
     if not re.fullmatch(r"[\w.-]+", config.architecture):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""timm's Vision Transformers, attending through DCAL.
+"""timm's Vision Transformers with DCAL's attention function.
 
-Supported is what timm builds from its standard `Block` and `Attention`: ViT, DeiT, DeiT-3, the R50 hybrid, DINOv2,
-CLIP, also with registers, layer scale and qk-norm. Other architectures of timm have files of their own (`cait_dcal`),
-whose adapters derive from [`TimmAdapter`]. The classes below have timm's parameters under timm's names.
+Supports the models that timm builds from its standard `Block` and `Attention`: ViT, DeiT, DeiT-3, the R50 hybrid,
+DINOv2 and CLIP, also with registers, layer scale and qk-norm. Other timm architectures have their own files
+(`cait_dcal`), whose adapters derive from [`TimmAdapter`]. The classes below keep timm's parameter names.
 """
 
 import copy
@@ -26,15 +26,15 @@ if is_timm_available():
     from timm import create_model
     from timm.models.vision_transformer import Attention, Block, LayerScale, VisionTransformer
 else:
-    # A checkpoint whose backbone is one of transformers is read without timm.
+    # Checkpoints with a transformers backbone load without timm.
     Attention = Block = LayerScale = VisionTransformer = nn.Module
 
-# The model type in transformers, of all architectures of timm.
+# The model type of all timm architectures in transformers.
 TIMM = "timm_wrapper"
 
 
 class TimmAttention(Attention):
-    """timm's self-attention with its middle handed over to `dcal_attention_forward`."""
+    """timm's self-attention, computed by `dcal_attention_forward`."""
 
     def forward(
         self,
@@ -67,19 +67,19 @@ class TimmAttention(Attention):
         return self.proj_drop(self.proj(output))
 
     def project(self, hidden_states: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
-        """Some of queries (0), keys (1) and values (2): (B, N, D) -> each (B, H, N, d)."""
+        """Projects to a range of queries (0), keys (1) and values (2): (B, N, D) -> each (B, H, N, d)."""
         if isinstance(self.qkv, nn.Linear):
             rows = slice(start * self.attn_dim, stop * self.attn_dim)
             bias = None if self.qkv.bias is None else self.qkv.bias[rows]
             projected = nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
         else:
-            # An adapter stands around all three.
+            # A PEFT adapter wraps the fused projection.
             projected = self.qkv(hidden_states)[..., start * self.attn_dim:stop * self.attn_dim]
         return projected.unflatten(2, (stop - start, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class TimmBlock(GradientCheckpointingLayer, Block):
-    """timm's pre-norm block, which takes the attention's arguments, and which transformers can recompute."""
+    """timm's pre-norm block, with arguments for the attention and support for gradient checkpointing."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
         attention = self.attn(self.norm1(hidden_states), attention_mask, **kwargs)
@@ -88,14 +88,14 @@ class TimmBlock(GradientCheckpointingLayer, Block):
 
 
 class TimmAdapter(EncoderAdapter):
-    """[CLS, (distillation, registers,) patches], and what all architectures of timm share.
+    """[CLS, (distillation, registers,) patches]. Base class for all timm architectures.
 
     Attributes:
-        architecture (`type`): timm's class of the model.
-        classes (`dict`): Arguments of its constructor that make it attend through DCAL.
+        architecture (`type`): timm's model class.
+        classes (`dict`): Arguments of its constructor that select DCAL's attention function.
     """
 
-    # timm has none: its own is fused or not by a flag.
+    # timm has no eager attention function: a flag selects its fused implementation.
     eager_attention = staticmethod(modeling_vit.eager_attention_forward)
     positions = "timm_model.pos_embed"
     antialias = True
@@ -106,27 +106,27 @@ class TimmAdapter(EncoderAdapter):
     def build(
         cls, config: PreTrainedConfig, image_size: tuple[int, int], drop_path_rate: float = 0.0
     ) -> "TimmAdapter":
-        """With timm's own stochastic depth."""
+        """Builds a new encoder with timm's own stochastic depth."""
         config = copy.deepcopy(config)
         model_args = config.model_args
         config.model_args = {**model_args, "img_size": image_size, "drop_path_rate": drop_path_rate, **cls.classes}
         encoder = cls(AutoModel.from_config(config, attn_implementation=ATTENTION_NAME))
-        # Classes cannot be written to JSON. With the size of its positions the encoder loads when saved by itself.
+        # Classes cannot be saved as JSON. With the image size, the encoder loads when saved on its own.
         encoder.backbone.config.model_args = {**model_args, "img_size": list(image_size)}
         encoder.prepare(image_size)
         return encoder
 
     @classmethod
     def read_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """The number of classes, which timm's own files have; an encoder has none."""
+        """Adds the number of classes, which timm's own files have but an encoder's do not."""
         return {"num_classes": 2, **fields}
 
     @classmethod
     def describe(cls, model: nn.Module, name: str) -> dict[str, Any]:
-        """The fields of its configuration that timm knows by the architecture's name alone.
+        """Returns the configuration fields that timm derives from the name of the architecture.
 
         Raises:
-            ValueError: If it is not built from timm's standard blocks, or has no CLS token to read.
+            ValueError: If the model is not built from timm's standard blocks or has no CLS token.
         """
         if not all(type(block) is Block and type(block.attn) is Attention for block in model.blocks):
             refuse(name)
@@ -153,46 +153,46 @@ class TimmAdapter(EncoderAdapter):
         return block.norm1
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """As in timm's `forward_features`."""
+        """Same as the first steps of timm's `forward_features`."""
         vit = self.backbone.timm_model
         patches = vit.patch_embed(pixel_values.to(vit.cls_token.dtype))
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(patches)))
 
     def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values without the queries."""
+        """Projects to keys and values, without queries."""
         key, value = attention.project(normed, 1, 3)
         return attention.k_norm(key), value
 
     def copy_last_block(self) -> nn.Module:
-        """Its attention projects no keys and values where others take their place."""
+        """A plain copy: with `memory`, its attention does not project keys and values."""
         return copy.deepcopy(self.blocks[-1])
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """What transformers' wrapper leaves as it is, and a GLCA block that a checkpoint lacks needs."""
+        """Initialises the layer scale of a newly added GLCA block, which transformers' wrapper does not."""
         if isinstance(module, LayerScale):
             init.constant_(module.gamma, module.init_values)
 
 
 def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[TimmAdapter]]) -> str:
-    """Adds the fields of a transformers ViT configuration, which timm knows by the architecture's name alone.
+    """Adds the fields of a transformers ViT configuration, which timm derives from the name of the architecture.
 
-    The architecture is built on the meta device, without memory, and measured. What it may be is checked before, and
-    also of a configuration that is complete.
+    Builds the architecture on the meta device, without memory, to read its sizes. The arguments for timm are checked
+    first, also if the configuration is already complete.
 
     Args:
-        adapters (`Mapping`): The families that it can be of, by name.
+        adapters (`Mapping`): The supported timm families, by name.
 
     Returns:
-        The name of its family.
+        The name of the family.
 
     Raises:
-        ValueError: If it is of none, or asks timm for more than an architecture.
+        ValueError: If the family is not supported, or if `check_timm_args` rejects the configuration.
     """
     check_timm_args(config)
     if not hasattr(config, "hidden_size"):
         requires_backends(config, ["timm"])
-        # timm exports its number of classes here, where the wrapper, which has its own, cannot take it.
+        # timm exports `num_classes` in `model_args`, but the wrapper passes its own.
         config.model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
         with torch.device("meta"):
             model = create_model(config.architecture, num_classes=0, **config.model_args)
@@ -209,7 +209,7 @@ def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[T
 
 
 def measure(model: nn.Module) -> dict[str, int | list[int]]:
-    """Sizes of an architecture of timm."""
+    """Reads the sizes of a timm architecture."""
     rows, columns = model.patch_embed.grid_size
     height, width = model.patch_embed.img_size
     return {
@@ -223,7 +223,7 @@ def measure(model: nn.Module) -> dict[str, int | list[int]]:
 def refuse(architecture: str) -> NoReturn:
     """
     Raises:
-        ValueError: That pairs of images cannot be passed through it.
+        ValueError: Always: pairs of images cannot be passed to the attention of this architecture.
     """
     raise ValueError(
         f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, through "
