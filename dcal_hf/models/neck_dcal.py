@@ -7,7 +7,7 @@ from .configuration_dcal import DCALConfig
 
 
 class Neck(nn.BatchNorm1d):
-    """BatchNorm without a trained bias: the triplet loss shapes the feature before, the classifier the one after."""
+    """BatchNorm without a trained bias: the triplet loss uses the feature before it, the classifier the one after."""
 
     def __init__(self, width: int):
         super().__init__(width)
@@ -20,8 +20,8 @@ class Neck(nn.BatchNorm1d):
 
         Args:
             counted (`Tensor` of shape `(B,)`, bool, *optional*):
-                The images that a training batch's statistics are of; all, if not given.
-            remember (`bool`): Whether the running statistics, those of inference, learn from `counted`.
+                The images that the statistics of a training batch include. Defaults to all.
+            remember (`bool`): Whether to update the running statistics when `counted` is given.
         """
         if not self.training or counted is None:
             return super().forward(features)
@@ -41,15 +41,15 @@ class Neck(nn.BatchNorm1d):
 
 
 def make_necks(config: DCALConfig) -> nn.ModuleDict:
-    """One neck per branch that has a classifier; PWCA goes through SA's."""
+    """Creates a neck for each branch that has a classifier; PWCA shares SA's."""
     width = config.backbone_config.hidden_size
     return nn.ModuleDict({name: Neck(width) for name in config.classified_branches})
 
 
 def join_embeddings(features: dict[str, Tensor], necks: nn.ModuleDict | None, config: DCALConfig) -> Tensor:
-    """`[SA ; GLCA]`, L2-normalised or not, as the configuration says: (B, branches * D).
+    """Concatenates the branches' features to `[SA ; GLCA]`, (B, branches * D), L2-normalised if configured.
 
-    With `neck_feature="after"` the features pass through `necks`, if given.
+    With `neck_feature="after"`, the features pass through `necks`, if given.
     """
     if config.neck_feature == "after" and necks is not None:
         features = {name: necks[name](feature) for name, feature in features.items()}

@@ -1,4 +1,4 @@
-"""Image sizes, patch grids, and the position embeddings of a grid."""
+"""Image sizes, patch grids and position embeddings."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
 
 
 def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
-    """Rows and columns of patches of a plain encoder."""
+    """The rows and columns of patches of a plain encoder."""
     (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
     return height // patch_height, width // patch_width
 
@@ -20,9 +20,9 @@ def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
 def resize_positions(
     positions: Tensor, source: tuple[int, int], target: tuple[int, int], antialias: bool = False
 ) -> Tensor:
-    """Bicubic resampling of position embeddings from one patch grid to another; prefix tokens keep theirs.
+    """Resizes position embeddings to another patch grid with bicubic interpolation; prefix tokens keep theirs.
 
-    The same arithmetic as `interpolate_pos_encoding=True` of transformers, done once instead of at every step.
+    Computes the same as transformers' `interpolate_pos_encoding=True`, but once instead of at every step.
 
     Args:
         positions (`Tensor` of shape `(..., prefix + source rows * columns, D)`)

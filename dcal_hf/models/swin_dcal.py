@@ -1,7 +1,7 @@
-"""transformers' Swin, whose windows meet the windows of another image.
+"""transformers' Swin, whose windows also attend to the same windows of another image.
 
-Paper: Swin Transformer, ICCV 2021 (https://huggingface.co/papers/2103.14030). It has no CLS token: there are SA and
-PWCA, both read from the mean of the tokens, but neither rollout nor GLCA.
+Paper: Swin Transformer, ICCV 2021 (https://huggingface.co/papers/2103.14030). Swin has no CLS token, so it supports SA
+and PWCA, both read out as the mean of the tokens, but not the rollout or GLCA.
 """
 
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from .positions_dcal import as_pair
 
 
 class SwinBlock(modeling_swin.SwinLayer):
-    """transformers' layer, which knows its grid, takes pairs of images, and ends its stage if it is the last in it.
+    """transformers' Swin layer with a fixed grid and support for pairs; the last one of a stage also merges patches.
 
     Attributes:
-        merging (`tuple` of `nn.Module`): What merges the patches behind the block, at the end of most stages. In a
-            tuple, because it is the stage's own: its parameters keep their names.
+        merging (`tuple` of `nn.Module`): The patch merging after the block, at the end of most stages. In a tuple, so
+            that the module stays registered in the stage only and its parameters keep their names.
     """
 
     merging: tuple[nn.Module, ...] = ()
@@ -29,10 +29,10 @@ class SwinBlock(modeling_swin.SwinLayer):
         num_paired: int = 0,
         **kwargs,
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D), at the end of most stages (B, N / 4, 2D); there is no `attention_mask` to pass."""
-        # Windows lie along the batch, image after image.
+        """(B, N, D) -> (B, N, D), or (B, N / 4, 2D) at the end of most stages; `attention_mask` is not used."""
+        # The batch dimension of the attention holds the windows, image by image.
         windows = {"windows": self.num_windows, "num_paired": num_paired * self.num_windows}
-        # `always_partition`: `SwinAdapter.prepare` has fixed the windows.
+        # `always_partition` keeps the windows that `SwinAdapter.prepare` has set.
         hidden_states, _ = super().forward(
             hidden_states, self.input_resolution, always_partition=True, **windows, **kwargs
         )
@@ -42,13 +42,13 @@ class SwinBlock(modeling_swin.SwinLayer):
 
     @property
     def num_windows(self) -> int:
-        """Windows of an image; those at the lower and right border are padded."""
+        """The number of windows per image; windows at the bottom and right border are padded."""
         rows, columns = (-(-size // self.window_size) for size in self.input_resolution)
         return rows * columns
 
 
 class SwinAdapter(EncoderAdapter):
-    """Patches alone, in stages: from one to the next four patches become one."""
+    """Patches only, in stages; between two stages, four patches are merged into one."""
 
     eager_attention = staticmethod(modeling_swin.eager_attention_forward)
     positions = "embeddings.position_embeddings"
@@ -57,12 +57,12 @@ class SwinAdapter(EncoderAdapter):
 
     @classmethod
     def num_layers(cls, config: PreTrainedConfig) -> int:
-        """The blocks of all stages."""
+        """The number of blocks in all stages."""
         return sum(config.depths)
 
     @classmethod
     def stride(cls, config: PreTrainedConfig) -> tuple[int, int]:
-        """That of the last stage."""
+        """The stride of the last stage."""
         height, width = as_pair(config.patch_size)
         merging = 2 ** (len(config.depths) - 1)
         return height * merging, width * merging
@@ -86,25 +86,24 @@ class SwinAdapter(EncoderAdapter):
         return block.layernorm_before
 
     def residual(self, block: nn.Module) -> nn.Module:
-        """Behind the attention windows become images again."""
+        """`drop_path`, because the attention outputs windows and `drop_path` receives whole images."""
         return block.drop_path
 
     def parts(self, block: nn.Module) -> tuple[nn.Module, ...]:
-        """A block and what merges the patches behind it."""
+        """A block and the patch merging after it."""
         return block, *block.merging
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """Positions are in the attention, unless the configuration has absolute ones as well."""
+        """Embeds the patches; adds absolute positions only if the configuration has them."""
         embeddings = self.backbone.embeddings
         tokens, _ = embeddings(pixel_values.to(embeddings.patch_embeddings.projection.weight.dtype))
         return tokens
 
     def prepare(self, image_size: tuple[int, int]) -> None:
-        """Makes SwinBlocks of the layers, whose windows fit their grid.
+        """Converts the layers to `SwinBlock`s whose windows fit their grid.
 
-        A grid as narrow as a window is not shifted, as ever. One that is narrower is padded to a window, which Swin
-        does with `always_partition` alone: else it narrows the window, for which its bias of relative positions has no
-        size.
+        A grid as narrow as a window is not shifted, as in Swin. A narrower grid is padded to a window, which Swin does
+        only with `always_partition`. Otherwise it shrinks the window, which no longer fits its relative position bias.
         """
         for stage in self.backbone.encoder.layers:
             for block in stage.blocks:
