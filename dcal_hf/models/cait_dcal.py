@@ -1,10 +1,10 @@
-"""timm's CaiT, attending through DCAL.
+"""timm's CaiT with DCAL's attention function.
 
-Paper: Going deeper with Image Transformers, ICCV 2021 (https://huggingface.co/papers/2103.17239). Blocks of
-talking-heads attention see the patches alone; then a few blocks of class attention see CLS as the only query, against
-the keys and values of all tokens. Here all of them take and give [CLS, patches], of which they leave their part as it
-is: so both kinds are the last, the first and the paired blocks of DCAL like any other. GLCA, a copy of the last block,
-is class attention with other queries. The classes below have timm's parameters under timm's names.
+Paper: Going deeper with Image Transformers, ICCV 2021 (https://huggingface.co/papers/2103.17239). Blocks with
+talking-heads attention process only the patches. A few blocks with class attention follow: CLS is the only query, and
+keys and values come from all tokens. Here every block maps [CLS, patches] to [CLS, patches] and passes the tokens that
+it does not process through, so that DCAL treats both kinds like any other block. GLCA copies the last block: it is
+class attention with other queries. The classes below keep timm's parameter names.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from .timm_dcal import TimmAdapter
 if is_timm_available():
     from timm.models.cait import Cait, ClassAttn, LayerScaleBlock, LayerScaleBlockClassAttn, TalkingHeadAttn
 else:
-    # A checkpoint whose backbone is one of transformers is read without timm.
+    # Checkpoints with a transformers backbone load without timm.
     Cait = ClassAttn = LayerScaleBlock = LayerScaleBlockClassAttn = TalkingHeadAttn = nn.Module
 
 
 def mix_heads(mixing: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer over the heads, (B, H, M, N) -> (B, H, M, N)."""
+    """Applies a linear layer over the heads, (B, H, M, N) -> (B, H, M, N)."""
     return mixing(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -44,16 +44,16 @@ def attend_talking(
     num_patches: int,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """`W softmax(L s Q K^T) V`, L and W mixing the heads (https://huggingface.co/papers/2003.02436), as timm does it.
+    """`W softmax(L s Q K^T) V`, where L and W mix the heads (https://huggingface.co/papers/2003.02436), as in timm.
 
-    The bias of W falls on every key: over the keys of two images at half its size, `W P + b / 2 = (W 2P + b) / 2`, or
-    an image paired with itself would not be self-attention.
+    W adds its bias to every key. With the keys of two images the bias is halved, `W P + b / 2 = (W 2P + b) / 2`, so
+    that pairing an image with itself equals self-attention.
 
     Args:
-        num_patches (`int`): Of one image.
+        num_patches (`int`): The number of patches of one image.
 
     Returns:
-        Output (B, M, H, d) and weights (B, H, M, N or 2N), as an attention function of transformers.
+        Output (B, M, H, d) and weights (B, H, M, N or 2N), as transformers' attention functions do.
     """
     images = key.size(2) // num_patches
     logits = mix_heads(module.proj_l, (query * scaling) @ key.transpose(2, 3))
@@ -62,17 +62,17 @@ def attend_talking(
 
 
 def to_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, N, D) -> (B, H, N, d)."""
+    """Splits the heads, (B, N, D) -> (B, H, N, d)."""
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 class TalkingHeadsAttention(TalkingHeadAttn):
-    """timm's talking-heads self-attention of the patches; no fused implementation can mix heads in its middle."""
+    """timm's talking-heads self-attention of the patches; fused implementations cannot mix heads."""
 
     def forward(
         self, patches: Tensor, attention_mask: None = None, attend: Callable | None = None, **kwargs
     ) -> Tensor:
-        """(B, N, D) -> (B, N, D); `attend` is the user's, of which only class attention can make use."""
+        """(B, N, D) -> (B, N, D); ignores `attend`, the user's implementation, which only class attention can use."""
         query, key, value = (to_heads(x, self.num_heads) for x in self.qkv(patches).chunk(3, dim=2))
         attend_patches = partial(attend_talking, num_patches=patches.size(1))
         output, _ = dcal_attention_forward(
@@ -82,7 +82,7 @@ class TalkingHeadsAttention(TalkingHeadAttn):
 
 
 class TalkingHeadsBlock(GradientCheckpointingLayer, LayerScaleBlock):
-    """timm's block of talking-heads attention, past which CLS is carried."""
+    """timm's block with talking-heads attention; CLS passes through unchanged."""
 
     def forward(self, hidden_states: Tensor, attention_mask: None = None, **kwargs) -> Tensor:
         """[CLS, patches] -> [CLS, patches], (B, 1 + N, D)."""
@@ -93,7 +93,7 @@ class TalkingHeadsBlock(GradientCheckpointingLayer, LayerScaleBlock):
 
 
 class ClassAttention(ClassAttn):
-    """timm's class attention with its middle handed over to `dcal_attention_forward`."""
+    """timm's class attention, computed by `dcal_attention_forward`."""
 
     def forward(
         self,
@@ -102,7 +102,7 @@ class ClassAttention(ClassAttn):
         memory: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> Tensor:
-        """CLS's row, (B, 1 + N, D) -> (B, 1, D); with keys and values given all rows, (B, R, D) -> (B, R, D)."""
+        """CLS is the query, (B, 1 + N, D) -> (B, 1, D); with `memory`, all tokens are, (B, R, D) -> (B, R, D)."""
         queries = hidden_states[:, :1] if memory is None else hidden_states
         key, value = class_keys_values(self, hidden_states) if memory is None else memory
         output, _ = dcal_attention_forward(
@@ -118,14 +118,14 @@ class ClassAttention(ClassAttn):
 
 
 class ClassBlock(GradientCheckpointingLayer, LayerScaleBlockClassAttn):
-    """timm's block of class attention, past which the patches are carried."""
+    """timm's block with class attention; the patches pass through unchanged."""
 
     def __init__(self, *args, init_values: float, **kwargs):
         super().__init__(*args, init_values=init_values, **kwargs)
         self.init_values = init_values
 
     def forward(self, hidden_states: Tensor, attention_mask: None = None, **kwargs) -> Tensor:
-        """[CLS, patches] -> [CLS, patches], (B, 1 + N, D); with keys and values given all tokens are transformed."""
+        """[CLS, patches] -> [CLS, patches], (B, 1 + N, D); with `memory`, all tokens are queries."""
         attention = self.attn(self.norm1(hidden_states), **kwargs)
         queries, others = hidden_states[:, :attention.size(1)], hidden_states[:, attention.size(1):]
         queries = queries + self.drop_path(self.gamma_1 * attention)
@@ -134,16 +134,16 @@ class ClassBlock(GradientCheckpointingLayer, LayerScaleBlockClassAttn):
 
 
 def class_keys_values(attention: ClassAttention, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of all tokens: (B, 1 + N, D) -> twice (B, H, 1 + N, d)."""
+    """Projects all tokens to keys and values: (B, 1 + N, D) -> twice (B, H, 1 + N, d)."""
     return to_heads(attention.k(normed), attention.num_heads), to_heads(attention.v(normed), attention.num_heads)
 
 
 def talking_flow(
     attention: TalkingHeadsAttention, flow: Tensor, query: Tensor, key: Tensor, scaling: float
 ) -> Tensor:
-    """`v S` where S leaves CLS to itself and is the head mean of the patches' softmax, (B, 1 + N) -> (B, 1 + N).
+    """`v S`, with S the identity for CLS and the head mean of the softmax for patches, (B, 1 + N) -> (B, 1 + N).
 
-    Of the softmax itself, before the second mixing: its rows sum to one and are not negative, as a rollout needs.
+    The softmax is taken before W mixes the heads: its rows are non-negative and sum to one, as the rollout requires.
     """
     with torch.autocast(flow.device.type, enabled=False):
         logits = (query.float() * scaling) @ key.float().transpose(2, 3)
@@ -153,13 +153,13 @@ def talking_flow(
 
 
 def class_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """`v S` where S has CLS's row and leaves the patches to themselves, (B, 1 + N) -> (B, 1 + N)."""
+    """`v S`, with S the class attention for CLS and the identity for patches, (B, 1 + N) -> (B, 1 + N)."""
     drawn = attention_flow(flow[:, :1], query, key, scaling)
     return drawn + torch.cat([torch.zeros_like(flow[:, :1]), flow[:, 1:]], dim=1)
 
 
 class CaiTAdapter(TimmAdapter):
-    """[CLS, patches]; positions are those of the patches alone."""
+    """[CLS, patches]; only the patches have position embeddings."""
 
     architecture = Cait
     classes = {
@@ -180,7 +180,7 @@ class CaiTAdapter(TimmAdapter):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those of talking-heads attention, then those of class attention."""
+        """The blocks with talking-heads attention, then those with class attention."""
         cait = self.backbone.timm_model
         return [*cait.blocks, *cait.blocks_token_only]
 
@@ -197,7 +197,7 @@ class CaiTAdapter(TimmAdapter):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """The layer scale of a GLCA block that a checkpoint lacks."""
+        """Initialises the layer scale of a newly added GLCA block."""
         if isinstance(module, ClassBlock):
             init.constant_(module.gamma_1, module.init_values)
             init.constant_(module.gamma_2, module.init_values)

@@ -1,8 +1,8 @@
-"""timm's EVA-02, attending through DCAL.
+"""timm's EVA-02 with DCAL's attention function.
 
-Paper: EVA-02: A Visual Representation for Neon Genesis (https://huggingface.co/papers/2303.11331). Positions are added
-to the tokens and, in each block, turn queries and keys of the patches. timm's constructor takes no classes of blocks,
-so theirs are changed after it; parameters keep their names.
+Paper: EVA-02: A Visual Representation for Neon Genesis (https://huggingface.co/papers/2303.11331). Tokens have
+absolute position embeddings; each block applies rotary ones to queries and keys of the patches. timm's constructor
+takes no block classes, so the class of each block is set afterwards. Parameters keep their names.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ if is_timm_available():
     from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
     from timm.models.eva import Eva, EvaAttention, EvaBlock
 else:
-    # A checkpoint whose backbone is one of transformers is read without timm.
+    # Checkpoints with a transformers backbone load without timm.
     Eva = EvaAttention = EvaBlock = nn.Module
 
 
 class PairedEvaAttention(EvaAttention):
-    """timm's self-attention with its middle handed over to `dcal_attention_forward`."""
+    """timm's self-attention, computed by `dcal_attention_forward`."""
 
     def forward(
         self,
@@ -56,7 +56,7 @@ class PairedEvaAttention(EvaAttention):
         return self.proj_drop(self.proj(self.norm(output.flatten(2))))
 
     def project(self, hidden_states: Tensor, start: int, stop: int) -> list[Tensor]:
-        """Some of queries (0), keys (1) and values (2): (B, N, D) -> each (B, H, N, d)."""
+        """Projects to a range of queries (0), keys (1) and values (2): (B, N, D) -> each (B, H, N, d)."""
         if self.qkv is None:
             layers = (self.q_proj, self.k_proj, self.v_proj)[start:stop]
             projected = [layer(hidden_states) for layer in layers]
@@ -65,19 +65,19 @@ class PairedEvaAttention(EvaAttention):
         return [x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected]
 
     def project_fused(self, hidden_states: Tensor, start: int, stop: int) -> Tensor:
-        """(B, N, D) -> (B, N, (stop - start) * D)"""
+        """Applies these rows of the fused projection, (B, N, D) -> (B, N, (stop - start) * D)."""
         rows = slice(start * self.proj.in_features, stop * self.proj.in_features)
         bias = None
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])[rows]
         if isinstance(self.qkv, nn.Linear):
             return nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
-        # LoRA's layer stands around all three.
+        # A LoRA layer wraps the fused projection.
         projected = self.qkv(hidden_states)[..., rows]
         return projected if bias is None else projected + bias
 
     def turn(self, x: Tensor, position_embeddings: tuple[Tensor, ...] | None) -> Tensor:
-        """Queries or keys, (B, H, prefix + N, d), of which the patches are turned."""
+        """Applies rotary positions to the patches' queries or keys, (B, H, prefix + N, d)."""
         if position_embeddings is None:
             return x
         (sine_cosine,) = position_embeddings
@@ -87,7 +87,7 @@ class PairedEvaAttention(EvaAttention):
 
 
 class PairedEvaBlock(GradientCheckpointingLayer, EvaBlock):
-    """timm's pre-norm block, which takes the attention's arguments, and which transformers can recompute."""
+    """timm's pre-norm block, with arguments for the attention and support for gradient checkpointing."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         attention = self.attn(self.norm1(hidden_states), attention_mask, **kwargs)
@@ -110,7 +110,7 @@ class EvaAdapter(TimmAdapter):
     def describe(cls, model: nn.Module, name: str) -> dict[str, Any]:
         """
         Raises:
-            ValueError: If it is another architecture that timm builds from the same class.
+            ValueError: If the model is another architecture that timm builds with the same class.
         """
         is_eva = all(type(block) is EvaBlock and type(block.attn) is EvaAttention for block in model.blocks)
         is_turned = type(model.rope) is RotaryEmbeddingCat
@@ -125,7 +125,7 @@ class EvaAdapter(TimmAdapter):
 
     @property
     def final_norm(self) -> nn.Module:
-        """An encoder that timm pools has its norm behind the pooling; DCAL puts it before CLS is read."""
+        """If timm pools the tokens, it applies `fc_norm` after pooling; DCAL applies it before reading CLS."""
         eva = self.backbone.timm_model
         return eva.fc_norm if isinstance(eva.norm, nn.Identity) else eva.norm
 
@@ -147,7 +147,7 @@ class EvaAdapter(TimmAdapter):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """The biases and the layer scale of a GLCA block that a checkpoint lacks."""
+        """Initialises the biases and the layer scale of a newly added GLCA block."""
         if isinstance(module, EvaAttention) and module.q_bias is not None:
             init.zeros_(module.q_bias)
             init.zeros_(module.v_bias)
