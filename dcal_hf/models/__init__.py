@@ -1,4 +1,4 @@
-"""DCAL's models and their configuration, in files that a checkpoint carries side by side as its code."""
+"""DCAL's models and their configuration, in flat files that are saved with a checkpoint as its code."""
 
 from .attention_dcal import top_patches
 from .classification_dcal import DCALForImageClassification, DCALImageClassifierOutput

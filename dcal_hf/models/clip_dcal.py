@@ -1,4 +1,4 @@
-"""transformers' CLIP, its image encoder."""
+"""The image encoder of transformers' CLIP."""
 
 import copy
 
@@ -19,7 +19,7 @@ class CLIPAdapter(EncoderAdapter):
 
     @classmethod
     def resized_config(cls, config: PreTrainedConfig, image_size: int | tuple[int, int] | None) -> PreTrainedConfig:
-        """CLIP's own field knows squares only; `DCALConfig.image_size` holds the truth."""
+        """Leaves the size as it is: CLIP's field supports only squares, so `DCALConfig.image_size` is used instead."""
         return copy.deepcopy(config)
 
     @property
@@ -37,7 +37,7 @@ class CLIPAdapter(EncoderAdapter):
         return block.layer_norm1
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """Normalised; CLIP's own embedding knows square images only."""
+        """Embeds and normalises the tokens; CLIP's own embedding supports only square images."""
         embeddings = self.backbone.embeddings
         patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)
@@ -45,7 +45,7 @@ class CLIPAdapter(EncoderAdapter):
         return self.backbone.pre_layrnorm(tokens + embeddings.position_embedding.weight)
 
     def prepare(self, image_size: tuple[int, int]) -> None:
-        """Fresh position embeddings for any rectangle: CLIP's configuration knows square images only."""
+        """Creates position embeddings for any image size; CLIP's configuration supports only square images."""
         embeddings = self.backbone.embeddings
         rows, columns = (size // patch for size, patch in zip(image_size, as_pair(embeddings.patch_size)))
         embeddings.num_positions = 1 + rows * columns

@@ -33,7 +33,7 @@ class DINOv2Adapter(EncoderAdapter):
         return self.backbone.embeddings.dropout(self.add_positions(pixel_values))
 
     def add_positions(self, pixel_values: Tensor) -> Tensor:
-        """As DINOv2's own embedding, which takes every rectangle for a resized square."""
+        """Same as DINOv2's own embedding, which would interpolate the positions of a non-square image."""
         embeddings = self.backbone.embeddings
         patches = embeddings.patch_embeddings(pixel_values)
         tokens = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
@@ -51,7 +51,7 @@ class DINOv2WithRegistersAdapter(DINOv2Adapter):
         return 1 + config.num_register_tokens
 
     def add_positions(self, pixel_values: Tensor) -> Tensor:
-        """Registers have none."""
+        """Inserts the registers, which have no position embeddings."""
         tokens = super().add_positions(pixel_values)
         registers = self.backbone.embeddings.register_tokens.expand(len(tokens), -1, -1)
         return torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)

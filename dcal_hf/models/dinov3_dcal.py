@@ -1,4 +1,4 @@
-"""transformers' DINOv3, whose positions turn queries and keys in each block."""
+"""transformers' DINOv3, which applies rotary positions to queries and keys in each block."""
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -34,7 +34,7 @@ class DINOv3Adapter(EncoderAdapter):
         return self.backbone.embeddings(pixel_values)
 
     def rotary(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each (N, d)."""
+        """Cosine and sine of the rotary positions, each (N, d)."""
         return self.backbone.rope_embeddings(pixel_values)
 
     def rotate(self, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
