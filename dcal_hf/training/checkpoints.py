@@ -1,7 +1,7 @@
-"""The checkpoints of a run: which are its own, and which of them are whole.
+"""The checkpoints of a run: which belong to it, and which are complete.
 
-A checkpoint has a manifest: the run that wrote it, and size and SHA-256 of each file. It is written before older
-checkpoints are deleted, and once again when the Trainer's own state, its last file, is there.
+Each checkpoint has a manifest with the ID of its run and the size and SHA-256 of each file. The manifest is written
+before older checkpoints are deleted, and updated after the Trainer's state, the last file, is saved.
 """
 
 import json
@@ -22,21 +22,21 @@ from ..integrity import checksums, find_damage
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.json"
-# The identity of the run that an output folder belongs to. What begins with an underscore is not pushed to the Hub.
+# The ID of the run that owns an output folder. Files that begin with an underscore are not pushed to the Hub.
 RUN_FILE = "_run.json"
 LOCK_FILE = "_run.lock"
 
 
 def begin_run(output_dir: str | Path, checkpoint: str | Path | None, writes: bool) -> str:
-    """Makes an output folder that of a run.
+    """Assigns an output folder to a run.
 
     Args:
         output_dir (`str` or `Path`): The folder.
-        checkpoint (`str` or `Path`, *optional*): What the run goes on from, one of [`check_resumable`].
+        checkpoint (`str` or `Path`, *optional*): The checkpoint to resume from, validated by [`check_resumable`].
         writes (`bool`): Whether this process is the one that writes.
 
     Returns:
-        `str`: The run's identity, the same in all processes: a new one, or that of the run that left the checkpoint.
+        `str`: The ID of the run, the same in all processes: a new one, or that of the run that wrote the checkpoint.
     """
     identity = [uuid4().hex if checkpoint is None else _read_json(Path(checkpoint, MANIFEST_FILE))["run"]]
     broadcast_object_list(identity)
@@ -46,13 +46,13 @@ def begin_run(output_dir: str | Path, checkpoint: str | Path | None, writes: boo
 
 
 def write_manifest(checkpoint: str | Path, run: str) -> None:
-    """Records all files of a checkpoint but the Trainer's state, which comes last."""
+    """Records all files of a checkpoint except the Trainer's state, which is saved last."""
     files = checksums(Path(checkpoint), exclude=(MANIFEST_FILE, TRAINER_STATE_NAME))
     _save_manifest(checkpoint, {"run": run, "files": files})
 
 
 def complete_manifest(checkpoint: str | Path) -> None:
-    """Records the Trainer's state, too, without the path of this machine in it: `best_global_step` tells the same."""
+    """Adds the Trainer's state, after removing the local path in it: `best_global_step` identifies the checkpoint."""
     state_file = Path(checkpoint, TRAINER_STATE_NAME)
     state = _read_json(state_file) | {"best_model_checkpoint": None}
     write_atomically(state_file, json.dumps(state, indent=2, sort_keys=True) + "\n")
@@ -63,15 +63,15 @@ def complete_manifest(checkpoint: str | Path) -> None:
 
 
 def best_checkpoint(checkpoint: str | Path, best_step: int | None) -> str | None:
-    """The best checkpoint beside the one that a run goes on from, if it is still there."""
+    """The path of the best checkpoint, next to the one that the run resumes from, if it still exists."""
     path = Path(checkpoint).with_name(f"{PREFIX_CHECKPOINT_DIR}-{best_step}")
     return str(path) if path.is_dir() else None
 
 
 def last_checkpoint(output_dir: str | Path) -> str:
-    """The newest checkpoint that a run can go on from: its own, and whole.
+    """The newest complete checkpoint of the run that owns the folder.
 
-    A warning tells which newer ones were passed over, and why.
+    Logs a warning that lists the newer checkpoints it skipped, and why.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -98,8 +98,8 @@ def last_checkpoint(output_dir: str | Path) -> str:
 def check_resumable(checkpoint: str | Path, process_index: int, world_size: int) -> None:
     """
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If the checkpoint is not whole, or has no random state for this process.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If the checkpoint is incomplete, or has no random state for this process.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
@@ -128,7 +128,7 @@ def _newest_first(output_dir: Path) -> list[Path]:
 
 
 def _find_flaw(checkpoint: Path) -> str | None:
-    """Why nothing can go on from a checkpoint, if so."""
+    """The reason why a checkpoint cannot be resumed, or None."""
     manifest = _read_json(checkpoint / MANIFEST_FILE)
     if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("run"), str):
         return (
@@ -142,7 +142,7 @@ def _find_flaw(checkpoint: Path) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An empty one for a file that is missing, or is not JSON to its end."""
+    """The object in a JSON file; empty if the file is missing or truncated."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

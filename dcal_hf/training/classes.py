@@ -1,4 +1,4 @@
-"""Classes of a model that goes on from a checkpoint: what it knows by name, it keeps."""
+"""Changes the classes of a fine-tuned model; classes with the same name keep their weights."""
 
 from collections.abc import Sequence
 
@@ -14,26 +14,26 @@ def class_names(model: DCALPreTrainedModel) -> list[str]:
 
 
 def has_class_names(model: DCALPreTrainedModel) -> bool:
-    """Whether its classes have names of their own, not those that transformers gives to numbers (`LABEL_0`, ...)."""
+    """Whether the classes have names other than the defaults of transformers (`LABEL_0`, ...)."""
     return class_names(model) != [f"LABEL_{number}" for number in range(model.config.num_labels)]
 
 
 def name_classes(model: DCALPreTrainedModel, names: Sequence[str]) -> None:
-    """Names the classes of a model in the order of its logits."""
+    """Sets the class names of a model, in the order of its logits."""
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: number for number, name in enumerate(names)}
 
 
 @torch.no_grad()
 def set_classes(model: DCALPreTrainedModel, names: Sequence[str]) -> None:
-    """Gives a model other classes, before an optimiser holds its weights.
+    """Changes the classes of a model. Call it before creating the optimiser, since the classifiers are replaced.
 
-    In every classifier, of `DCALForImageClassification` as of `DCALForReID`, the row of a class that the model knows
-    by its name stays what it is; that of any other starts as in a new model. Classes that `names` lacks are dropped.
+    In every classifier, the row of a class that the model already has by name is kept, and the row of a new class is
+    initialized as in a new model. Classes missing from `names` are dropped.
 
     Args:
         model (`DCALForImageClassification` or `DCALForReID`)
-        names (sequence of `str`): The classes, in the order that logits shall have.
+        names (sequence of `str`): The classes, in the order of the new logits.
     """
     known = {name: number for number, name in enumerate(class_names(model))}
     kept = [number for number, name in enumerate(names) if name in known]

@@ -1,4 +1,4 @@
-"""A Trainer whose runs own their output folder and resume from checkpoints that are whole and their own."""
+"""A Trainer that locks its output folder and resumes only from complete checkpoints."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,10 +21,10 @@ from .checkpoints import (
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` that writes a manifest into each checkpoint, and resumes from none without.
+    """`Trainer` that writes a manifest into each checkpoint, and resumes only from checkpoints that have one.
 
     Attributes:
-        run_id (`str`): The identity of the run, which its checkpoints carry; empty before `train`.
+        run_id (`str`): The ID of the run, recorded in its checkpoints; empty before `train`.
     """
 
     run_id = ""
@@ -32,15 +32,15 @@ class ResumableTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
-        """As in `transformers.Trainer`; a checkpoint to resume from must be whole, see [`last_checkpoint`].
+        """As in `transformers.Trainer`, but the checkpoint to resume from must be complete, see [`last_checkpoint`].
 
         Raises:
-            FileNotFoundError: If there is no such checkpoint.
-            RuntimeError: If another run trains into the output folder; the message names its process and host.
-            FloatingPointError: At the first step whose loss or gradients are not finite; on another device than the
-                CPU when the next line is logged or checkpoint written. The last checkpoint before stays.
-            ValueError: If it is not whole. With `lora_rank` under DeepSpeed or FSDP: adapters merge with whole weights
-                alone.
+            FileNotFoundError: If the checkpoint does not exist.
+            RuntimeError: If another run is training in the output folder; the message names its process and host.
+            FloatingPointError: At the first step whose loss or gradients are not finite; on devices other than the
+                CPU, at the next log or checkpoint. The previous checkpoint is kept.
+            ValueError: If the checkpoint is incomplete, or if `lora_rank` is set under DeepSpeed or FSDP, since
+                adapters only merge into unsharded weights.
         """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -53,7 +53,7 @@ class ResumableTrainer(Trainer):
             return self._train(checkpoint, *args, **kwargs)
 
     def _own_output_dir(self) -> AbstractContextManager:
-        """Keeps other runs out of the output folder; they would delete each other's checkpoints."""
+        """Locks the output folder: two runs in one folder would delete each other's checkpoints."""
         if not self.args.should_save:
             return nullcontext()
         folder = Path(self.args.output_dir)
@@ -64,12 +64,12 @@ class ResumableTrainer(Trainer):
         )
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """The training itself, inside the run's own output folder."""
+        """Trains while the output folder is locked."""
         return super().train(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # All that resuming needs is there, of all processes, and no older checkpoint is deleted yet.
+        # All processes have written what resuming needs, and no older checkpoint has been deleted yet.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(output_dir, self.run_id)
@@ -80,7 +80,7 @@ class ResumableTrainer(Trainer):
             complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
 
     def save_state(self) -> None:
-        """As in `transformers.Trainer`, without the path of the best checkpoint: a push carries the file."""
+        """As in `transformers.Trainer`, without the local path of the best checkpoint, since the file is pushed."""
         best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None
         super().save_state()
         self.state.best_model_checkpoint = best

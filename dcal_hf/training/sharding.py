@@ -1,4 +1,4 @@
-"""DCAL under FSDP2: what of a block runs outside its `forward` gathers the block's weights, too."""
+"""DCAL under FSDP2: gathers the weights of a block also for what runs outside its `forward`."""
 
 from functools import partial
 
@@ -11,14 +11,14 @@ from ..models.modeling_dcal import DCALModel, DCALPreTrainedModel
 
 
 def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Makes the encoder's blocks what is gathered at a time, and leaves precision to autocast.
+    """Shards the model by encoder blocks, and leaves mixed precision to autocast.
 
-    transformers would shard embeddings, too, whose parts DCAL calls one by one, and accelerate would round the losses
-    to the precision of the weights.
+    By default transformers would also shard the embeddings, whose parts DCAL calls one by one, and accelerate would
+    round the losses to the precision of the weights.
 
     Raises:
-        ValueError: For FSDP1, if anything else than the blocks was to be sharded, for FSDP's own recomputation, or for
-            an encoder whose rollout reads weights.
+        ValueError: For FSDP1, for sharding by anything other than blocks, for FSDP's own activation checkpointing, or
+            for an encoder whose rollout reads weights.
     """
     dcal = model.base_model
     blocks = {type(block).__name__ for block in dcal.encoder.blocks}
@@ -45,14 +45,14 @@ def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallel
 
 
 def connect_shards(model: DCALPreTrainedModel) -> None:
-    """Lets a sharded model project keys and values, and save itself under its own name."""
+    """Lets a sharded model project keys and values, and restores its class name for saving."""
     dcal: DCALModel = model.base_model
     for block in [dcal.encoder.blocks[-1], *(dcal.glca.blocks if dcal.glca is not None else ())]:
         block.keys_values = partial(dcal.encoder.keys_values, block)
-        # A second `forward`.
+        # FSDP gathers the weights before this method as before `forward`.
         register_fsdp_forward_method(block, "keys_values")
     dcal.encoder.keys_values = keys_values_by_block
-    # A checkpoint refers to the code it carries by class and module: those of the class that torch has derived from.
+    # A checkpoint refers to its code by class and module. FSDP derives a class from the model's own; use its names.
     sharded, own = type(model), type(model).__bases__[-1]
     sharded.__name__, sharded.__module__ = own.__name__, own.__module__
 
@@ -60,7 +60,7 @@ def connect_shards(model: DCALPreTrainedModel) -> None:
 def keys_values_by_block(
     block: nn.Module, tokens: Tensor, rotary: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Tensor]:
-    """[`EncoderAdapter.keys_values`] as a method of the block, before which FSDP gathers its weights."""
+    """[`EncoderAdapter.keys_values`] as a method of the block, so that FSDP gathers the weights first."""
     return block.keys_values(tokens, rotary)
 
 

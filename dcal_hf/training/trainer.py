@@ -1,4 +1,4 @@
-"""Trainer of DCAL: pairs for PWCA, per-branch losses in the log, checkpoints that come back bit for bit."""
+"""Trainer for DCAL: pairs for PWCA, per-branch losses in the log, checkpoints that resume bit for bit."""
 
 import logging
 from collections import defaultdict
@@ -30,12 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells which epoch begins, also when a run resumes in the middle of one.
+    """Reports the current epoch, also after resuming in the middle of one.
 
-    The Trainer tells its data loader, but does not reach through the wrappers that skip batches or shard them.
+    The Trainer calls `set_epoch` on its data loader only, which does not pass it on through the wrappers that skip or
+    shard batches.
 
     Args:
-        begin_epoch (`Callable`): Takes the number of the epoch.
+        begin_epoch (`Callable`): Called with the epoch number.
     """
 
     def __init__(self, begin_epoch: Callable[[int], None]):
@@ -50,26 +51,27 @@ class EpochCallback(TrainerCallback):
 class DCALTrainer(ResumableTrainer):
     """`Trainer` for DCAL models.
 
-    With `lora_rank`, the backbone has adapters while `train` runs, and is a plain one with them merged into its
-    weights when it returns; so it is in every checkpoint.
+    With `lora_rank`, the backbone has adapters only while `train` runs. They are merged into its weights when `train`
+    returns, and in every checkpoint.
 
-    Predictions, as `compute_metrics` and `predict` give them, are the logits alone; a `compute_metrics` with a field
-    `branches`, as [`~dcal_hf.metrics.ClassificationMetrics`] has, gets a tuple of them and of those branches' logits.
+    The predictions passed to `compute_metrics` and returned by `predict` are the logits. If `compute_metrics` has a
+    field `branches`, as [`~dcal_hf.metrics.ClassificationMetrics`] does, they are a tuple of the logits and the logits
+    of those branches.
 
     Args:
-        model (`DCALForImageClassification`, *optional*): Without, `model_init` must be given.
+        model (`DCALForImageClassification`, *optional*): Required unless `model_init` is given.
         args (`DCALTrainingArguments`)
-        train_dataset: Gives `pixel_values` and `labels`; its transforms are seeded per image and epoch.
+        train_dataset: Yields `pixel_values` and `labels`; its transforms are seeded per image and epoch.
         distractor_dataset (*optional*):
-            Gives `pixel_values`: images of another data set that take the place of each image's partner in PWCA (an
-            ablation of the paper, Table 4). No loss counts them, and they come on top of the batch.
-        kwargs: As in `transformers.Trainer`. A `compute_loss_func` takes the place of each branch's cross-entropy: it
-            gets outputs whose `logits` are those of the branch, and the labels of its images, and gives a mean.
+            Yields `pixel_values`: images of another data set that replace each image's partner in PWCA (an ablation of
+            the paper, Table 4). They are added to the batch and do not contribute to the loss themselves.
+        kwargs: As in `transformers.Trainer`. A `compute_loss_func` replaces the cross-entropy of each branch: it takes
+            outputs with the `logits` of the branch and the labels of its images, and returns the mean loss.
 
     Raises:
-        TypeError: For training arguments of another class.
-        ValueError: On several GPUs in one process: `DataParallel` would tear pairs apart. For what
-            [`~dcal_hf.training.sharding.shard_by_blocks`] refuses under FSDP. For distractors that nothing would meet.
+        TypeError: If the training arguments are of another class.
+        ValueError: If one process has several GPUs, since `DataParallel` would split pairs; if
+            [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; or if distractors cannot be used.
     """
 
     args: DCALTrainingArguments
@@ -100,7 +102,7 @@ class DCALTrainer(ResumableTrainer):
         self.pair_sampling = args.pair_sampling
         self.has_distractors = distractor_dataset is not None
         if self.has_distractors:
-            # Any image meets the distractor behind it.
+            # Each image is paired with its own distractor.
             self.pair_sampling = "any"
             train_dataset = DistractedDataset(train_dataset, distractor_dataset)
         if train_dataset is not None:
@@ -109,7 +111,7 @@ class DCALTrainer(ResumableTrainer):
             model.base_model.backbone.requires_grad_(False)
         self.has_adapters = False
         self.finite_watch = FiniteWatch(args.device)
-        # Elsewhere reading a number waits for the device.
+        # On other devices, reading a value synchronizes with the device.
         self.checks_every_step = args.device.type == "cpu"
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if self.has_distractors:
@@ -120,7 +122,7 @@ class DCALTrainer(ResumableTrainer):
         self.branch_losses: dict[str, list[Tensor]] = defaultdict(list)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """As in `transformers.Trainer`; what is made anew is trained in the same parts."""
+        """As in `transformers.Trainer`; the new model is frozen and gets adapters like the one it replaces."""
         model = super().call_model_init(trial)
         if self.args.freeze_backbone:
             model.base_model.backbone.requires_grad_(False)
@@ -129,7 +131,7 @@ class DCALTrainer(ResumableTrainer):
         return model
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tells what draws the training data, and logs how many images have no partner in PWCA."""
+        """Sets the epoch of the sampler and data set, and logs how many images have no partner in PWCA."""
         for listener in self.listeners.values():
             listener.set_epoch(epoch)
         if self.model.config.uses_pwca and not self.has_distractors and "sampler" in self.listeners:
@@ -142,10 +144,10 @@ class DCALTrainer(ResumableTrainer):
         return self.listeners["sampler"]
 
     def training_labels(self) -> np.ndarray:
-        """The class of each training image (N,), past the transform; zeros where the strategy does not ask.
+        """The class of each training image (N,), read without the transform; zeros if pair sampling ignores classes.
 
         Raises:
-            ValueError: If it asks, and the data set has no column of classes.
+            ValueError: If pair sampling uses classes and the data set has no label column.
         """
         if self.pair_sampling not in BY_CLASS:
             return np.zeros(len(self.labelled_dataset), dtype=np.int64)
@@ -159,7 +161,7 @@ class DCALTrainer(ResumableTrainer):
         return np.asarray(self.labelled_dataset.with_format(None)[names[0]][:])
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in `transformers.Trainer`; with PWCA, batches name their pairs."""
+        """As in `transformers.Trainer`; with PWCA, batches include `pairs`."""
         collate = self.data_collator
         if self.model.config.uses_pwca:
             self.data_collator = PairCollator(collate, self.pair_sampling, self.args.pwca_fraction)
@@ -169,7 +171,7 @@ class DCALTrainer(ResumableTrainer):
             self.data_collator = collate
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        """Drops the last batch in training alone: an evaluation scores all images."""
+        """Applies `dataloader_drop_last` to training only, so that an evaluation scores all images."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
@@ -178,7 +180,7 @@ class DCALTrainer(ResumableTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """With adapters, if there is a `lora_rank`."""
+        """Trains with adapters if `lora_rank` is set."""
         output = self._train_adapters(*args, **kwargs) if self.args.lora_rank > 0 else super()._train(*args, **kwargs)
         self.check_finite()
         return output
@@ -202,7 +204,7 @@ class DCALTrainer(ResumableTrainer):
         return prepared
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
-        """Mixed precision as everywhere else: under FSDP accelerate would leave it to casts at every block."""
+        """Uses autocast under FSDP, too, where accelerate would rely on casts at every block."""
         if self.is_fsdp_enabled:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
@@ -214,12 +216,12 @@ class DCALTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Adds noise and label smoothing to a training batch; the model computes its loss itself."""
+        """Passes pair noise and label smoothing to the model, which computes the loss."""
         if self.compute_loss_func is not None:
             inputs = {**inputs, "criterion": partial(own_loss, self.compute_loss_func)}
         if model.training:
             if self.args.freeze_backbone:
-                # Features that cannot adapt to stochastic depth and dropout have nothing to gain from them.
+                # Frozen features cannot adapt to stochastic depth and dropout, so these would only add noise.
                 self.model.base_model.backbone.eval()
             if "pairs" in inputs:
                 inputs = {**inputs, "pair_noise": self.pair_sampling == "noise"}
@@ -239,7 +241,7 @@ class DCALTrainer(ResumableTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """As in `transformers.Trainer`, with the logits of the branches that `compute_metrics` names."""
+        """As in `transformers.Trainer`, with the logits of the branches in `compute_metrics.branches`."""
         if ignore_keys is None:
             scored = {f"{name}_logits" for name in getattr(self.compute_metrics, "branches", ())}
             ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key not in scored]
@@ -247,7 +249,7 @@ class DCALTrainer(ResumableTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        # In half precision, scaled gradients overflow now and then, and their step is skipped.
+        # In half precision, scaled gradients overflow occasionally; the scaler skips those steps.
         if isinstance(grad_norm, Tensor) and self.accelerator.scaler is None:
             self.finite_watch.see(self.state.global_step, grad_norm)
         if self.checks_every_step:
@@ -259,7 +261,7 @@ class DCALTrainer(ResumableTrainer):
         Raises:
             FloatingPointError: If a loss or gradient was not finite; names the first step, the epoch and the images.
         """
-        # Averaged gradients tell every process of it, but scaled ones are not looked at.
+        # Every process sees averaged gradients, but scaled ones are not checked: gather the step from all processes.
         first = self.finite_watch.first()
         step = as_step(first if self.checks_every_step else self.accelerator.gather(first))
         if step is None:
@@ -277,11 +279,11 @@ class DCALTrainer(ResumableTrainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean loss of each branch since the last line, over all processes: `loss_sa`, ..."""
+        """Adds the mean loss of each branch since the last log, over all processes: `loss_sa`, ..."""
         if "loss" in logs and not self.checks_every_step:
             self.check_finite()
         if "loss" in logs and self.branch_losses:
-            # A process whose images met no other has no loss of PWCA.
+            # A process whose images have no partners has no PWCA loss.
             zero = torch.zeros((), device=self.args.device)
             losses = [self.branch_losses[name] for name in BRANCHES]
             sums = torch.stack([torch.stack([zero, *own]).sum() for own in losses])
@@ -293,11 +295,11 @@ class DCALTrainer(ResumableTrainer):
         super().log(logs, *args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """No decay on biases, norms, CLS and other tokens, positions, layer scales and log-variances."""
+        """Excludes biases, norms, CLS and other tokens, position embeddings, layer scales and log-variances."""
         return weight_matrix_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in `transformers.Trainer`, with learning rates by depth if there is a `layer_decay`."""
+        """As in `transformers.Trainer`, with layer-wise learning rate decay if `layer_decay` is below 1."""
         if self.optimizer is None and self.args.layer_decay < 1:
             model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(model))
@@ -332,7 +334,7 @@ class DCALTrainer(ResumableTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        # Checkpoints hold the original names of ViT weights; only from_pretrained maps them back (transformers#48805).
+        # Checkpoints use the original names of ViT weights; only from_pretrained maps them back (transformers#48805).
         model = self.model if model is None else model
         state = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
         if self.has_adapters:
@@ -347,15 +349,18 @@ class DCALTrainer(ResumableTrainer):
 
 
 def own_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-    """A `compute_loss_func` of `transformers.Trainer` on the logits of one branch. Without a number of items, which
-    would be that of all accumulated batches, and of one branch alone, it is expected to take the mean."""
+    """Applies a `compute_loss_func` of `transformers.Trainer` to the logits of one branch.
+
+    `num_items_in_batch` is None, so that the function returns the mean: the Trainer's number counts all accumulated
+    batches, but only one branch.
+    """
     return function(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=None)
 
 
 def check_distractors(model: nn.Module, pair_sampling: str) -> None:
     """
     Raises:
-        ValueError: If the model has no PWCA branch, or noise is asked for as well.
+        ValueError: If the model has no PWCA branch, or `pair_sampling` is `"noise"`.
     """
     if not model.config.uses_pwca:
         raise ValueError("distractor_dataset is for PWCA, and the model is trained without: leave it out.")
