@@ -1,4 +1,4 @@
-"""Folders that are written by one process at a time, and that tell whether they are still whole."""
+"""Checksums that detect damaged folders, and locks that let one process at a time write them."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-# Size and SHA-256 of each file, by its path inside the folder.
+# Size and SHA-256 of each file, keyed by its path relative to the folder.
 Checksums = Mapping[str, Mapping[str, int | str]]
 
 
 def checksums(folder: Path, exclude: Collection[str] = ()) -> dict[str, dict[str, int | str]]:
-    """Size and SHA-256 of each file in a folder and in those inside it, as `{"bytes": ..., "sha256": ...}`."""
+    """Size and SHA-256 of each file in a folder, recursively, as `{"bytes": ..., "sha256": ...}`."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
         name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -28,7 +28,7 @@ def find_damage(folder: Path, files: Checksums) -> str | None:
     """Compares files with their [`checksums`].
 
     Returns:
-        `str`, *optional*: What is wrong with the first that is missing, of another size or of other content.
+        `str`, *optional*: What is wrong with the first file that is missing or differs in size or content.
     """
     for name, expected in files.items():
         path = folder / name
@@ -49,11 +49,11 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path, occupied: str) -> Iterator[None]:
-    """Holds a lock while the block runs. The system releases it when the process ends, however it ends.
+    """Holds a lock while the block runs. The system releases it when the process ends, even if it is killed.
 
     Args:
-        path (`Path`): The lock file. It stays: if it were deleted, two processes could hold it.
-        occupied (`str`): What to tell who comes meanwhile, with a place for the `{holder}`.
+        path (`Path`): The lock file. It is not deleted, since two processes could then hold the lock.
+        occupied (`str`): Error message for a process that finds the lock held, with a placeholder `{holder}`.
 
     Raises:
         RuntimeError: If another process holds the lock; the message names the process and its host.

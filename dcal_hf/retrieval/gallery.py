@@ -1,4 +1,4 @@
-"""A gallery to search by image: embeddings in a faiss index, a table of what they belong to, and both on disk."""
+"""A gallery to search by image: embeddings in a faiss index and a table of their items, saved together."""
 
 import os
 import re
@@ -21,13 +21,13 @@ DESCRIPTION_FILE, INDEX_FILE, IDS_FILE, ITEMS_FOLDER = "gallery.json", "index.fa
 NORMALISATIONS = {"cosine": "l2", "euclidean": "none"}
 SAVED_FIELDS = ("model_id", "model_name", "metric", "factory", "search_parameters")
 IMAGE_RECORD = {"bytes": Value("binary"), "path": Value("string")}
-# What is normalised and handed to faiss at once.
+# How many rows are normalised and added to faiss at a time.
 ROWS_PER_CHUNK = 1 << 16
 
 
 @dataclass
 class GalleryIndex:
-    """Embeddings in a faiss index, and the table of items they belong to. [`GalleryIndex.from_embeddings`] makes it.
+    """Embeddings in a faiss index, and the table of their items. Built by [`GalleryIndex.from_embeddings`].
 
     ```python
     >>> gallery = GalleryIndex.from_embeddings(
@@ -39,15 +39,16 @@ class GalleryIndex:
     ```
 
     Args:
-        index (`faiss.Index`): The embeddings, under the numbers in `ids`.
-        items (`datasets.Dataset` of `N` rows): What was indexed.
-        ids (`np.ndarray` of shape `(N,)`, int64): Ascending; the number of each row of `items` in `index`.
+        index (`faiss.Index`): The embeddings, stored under `ids`.
+        items (`datasets.Dataset` of `N` rows): The indexed items.
+        ids (`np.ndarray` of shape `(N,)`, int64): The ID in `index` of each row of `items`, ascending.
         model_id (`str`):
-            What made the embeddings, such as [`~dcal_hf.retrieval.model_fingerprint`]; nothing else can be compared.
-        model_name (`str`, *optional*): What people call that model; it is shown, not compared.
-        metric (`"cosine"` or `"euclidean"`): Cosine normalises embeddings to length 1 as they come in.
+            Identifies the model that computed the embeddings, such as [`~dcal_hf.retrieval.model_fingerprint`].
+            Embeddings of other models cannot be compared.
+        model_name (`str`, *optional*): The display name of that model; it is not compared.
+        metric (`"cosine"` or `"euclidean"`): Cosine normalises embeddings to length 1 when they are added.
         factory (`str`): The faiss factory string of `index`.
-        search_parameters (`dict[str, float]`): What [`~GalleryIndex.set_search_parameters`] was given.
+        search_parameters (`dict[str, float]`): Parameters set by [`~GalleryIndex.set_search_parameters`].
     """
 
     index: faiss.Index
@@ -72,32 +73,32 @@ class GalleryIndex:
         search_parameters: Mapping[str, float] | None = None,
         training_size: int | None = None,
     ) -> "GalleryIndex":
-        """Builds a gallery; an index that learns from data (IVF, PQ) is trained on the embeddings.
+        """Builds a gallery. An index that needs training (IVF, PQ) is trained on the embeddings.
 
-        Where there are more embeddings than memory holds, begin with some that stand for all, and
-        [`~GalleryIndex.add`] the others in parts.
+        If the embeddings do not fit into memory, build the gallery from a representative sample and
+        [`~GalleryIndex.add`] the rest in parts.
 
         Args:
             embeddings (`np.ndarray` or `torch.Tensor` of shape `(N, D)`):
                 One row per item.
             items (`datasets.Dataset` or `Mapping` of columns):
-                `N` rows of anything. Columns of images become records of path and bytes, which
-                [`~dcal_hf.data.open_image`] reads: files stay where they are and are not copied.
+                `N` rows with any columns. Image columns become records of path and bytes, which
+                [`~dcal_hf.data.open_image`] reads; image files are not copied.
             model_id (`str`):
-                Names the model; [`~GalleryIndex.load`] compares it.
+                Identifies the model; [`~GalleryIndex.load`] compares it.
             model_name (`str`, *optional*):
-                What people call it.
+                The display name of the model.
             factory (`str`, *optional*, defaults to `"Flat"`):
-                A faiss factory string: `"Flat"` is exact, `"HNSW32"`, `"IVF4096,PQ64"`, ... are not.
+                A faiss factory string: `"Flat"` is exact; `"HNSW32"`, `"IVF4096,PQ64"`, ... are approximate.
             metric (`"cosine"` or `"euclidean"`, *optional*, defaults to `"cosine"`):
-                What "near" means.
+                The metric to search by.
             search_parameters (`Mapping[str, float]`, *optional*):
                 See [`~GalleryIndex.set_search_parameters`].
             training_size (`int`, *optional*):
-                Train on so many of the embeddings, drawn at random; on all by default.
+                Number of embeddings, drawn at random, to train the index on; all by default.
 
         Raises:
-            ValueError: If the embeddings, items or options are unusable, or too few to train the index.
+            ValueError: If the embeddings, items or options are invalid, or the embeddings too few to train the index.
         """
         if metric not in NORMALISATIONS:
             raise ValueError(f'The metric must be "cosine" or "euclidean", got {metric!r}.')
@@ -111,14 +112,14 @@ class GalleryIndex:
 
     @property
     def dimension(self) -> int:
-        """Length of an embedding."""
+        """The embedding dimension."""
         return self.index.d
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def set_search_parameters(self, **parameters: float) -> None:
-        """Sets faiss's search-time parameters by their names, such as `nprobe=16` (IVF) or `efSearch=64` (HNSW).
+        """Sets faiss search-time parameters by name, such as `nprobe=16` (IVF) or `efSearch=64` (HNSW).
 
         They are saved with the gallery.
 
@@ -140,7 +141,7 @@ class GalleryIndex:
             items (`datasets.Dataset` or `Mapping` of columns): `n` rows with the columns of the gallery's items.
 
         Raises:
-            ValueError: If they do not fit each other or the gallery, which then stays as it is.
+            ValueError: If they do not match each other or the gallery; the gallery is then unchanged.
         """
         vectors, items = _as_vectors(embeddings, self.dimension), _as_table(items)
         if len(items) != len(vectors):
@@ -156,14 +157,14 @@ class GalleryIndex:
         self.items, self.ids = items, np.concatenate([self.ids, ids])
 
     def remove(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Removes items; those behind them move up.
+        """Removes items; later rows move up.
 
         Args:
             rows (`Sequence[int]` or `np.ndarray`): Rows of `items`, or a mask over them.
 
         Raises:
-            IndexError: If there is no such row.
-            ValueError: If the index cannot remove anything (HNSW).
+            IndexError: If a row does not exist.
+            ValueError: If the index does not support removal (HNSW).
         """
         keep = np.delete(np.arange(len(self)), rows)
         try:
@@ -181,23 +182,23 @@ class GalleryIndex:
         """Finds the items nearest to each query.
 
         Args:
-            queries (`np.ndarray` or `torch.Tensor` of shape `(Q, D)`): Embeddings by the gallery's model.
+            queries (`np.ndarray` or `torch.Tensor` of shape `(Q, D)`): Embeddings computed by the gallery's model.
             k (`int`, *optional*, defaults to 10): How many items to find; all if the gallery has fewer.
 
         Returns:
-            `np.ndarray` of shape `(Q, k)`, float32: Scores, best first: the cosine similarity, the higher the nearer,
-            or the Euclidean distance, the lower the nearer.
+            `np.ndarray` of shape `(Q, k)`, float32: Scores, best first: cosine similarities (higher is nearer) or
+            Euclidean distances (lower is nearer).
             `list` of `Q` lists of `dict`: The rows of `items` with these scores. An approximate index may find fewer
-            than `k`; NaN then stands for the scores of the others.
+            than `k`; the remaining scores are NaN.
 
         Raises:
-            ValueError: If the queries' width is not the gallery's, `k` is below 1, or the gallery is empty.
+            ValueError: If the queries' dimension differs from the gallery's, `k` is below 1, or the gallery is empty.
         """
         scores, rows = self.search_rows(queries, k)
         return scores, [self.items.select(found[found >= 0]).to_list() for found in rows]
 
     def search_rows(self, queries: np.ndarray | torch.Tensor, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """As [`~GalleryIndex.search`], with row numbers of `items` (`(Q, k)`, int64, -1 for none) for the items."""
+        """Like [`~GalleryIndex.search`], but returns row numbers of `items` (`(Q, k)`, int64, -1 for none)."""
         vectors = _as_vectors(queries, self.dimension)
         if k < 1 or not len(self):
             raise ValueError(f"A search needs k of at least 1 and items to find, got {k=} and {len(self)} items.")
@@ -209,20 +210,20 @@ class GalleryIndex:
         return scores, rows
 
     def distances(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as Euclidean distances, of the embeddings, or of those at length 1 where the metric is cosine."""
+        """Converts scores to Euclidean distances; with the cosine metric, those of the normalised embeddings."""
         # |q - g|² = 2 (1 - q·g) where |q| = |g| = 1.
         return np.sqrt(np.maximum(2 - 2 * scores, 0)) if self.metric == "cosine" else scores
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Saves index, items and a description with checksums as a folder, which appears once it is complete.
+        """Saves the index, items and a description with checksums to a folder, which appears only once complete.
 
-        A gallery that lies there is replaced. `datasets.load_from_disk` reads the items, `faiss.read_index` the index.
+        An existing gallery is replaced. `datasets.load_from_disk` reads the items, `faiss.read_index` the index.
 
         Args:
-            folder (`str` or `os.PathLike`): The folder; a new one, an empty one, or a gallery.
+            folder (`str` or `os.PathLike`): The folder: new, empty, or an existing gallery.
 
         Raises:
-            FileExistsError: If something else lies there.
+            FileExistsError: If the folder contains anything else.
             RuntimeError: If another process is saving the gallery; the message names it.
         """
 
@@ -237,17 +238,17 @@ class GalleryIndex:
     def load(
         cls, folder: str | os.PathLike, model_id: str | None = None, dimension: int | None = None
     ) -> "GalleryIndex":
-        """Loads a saved gallery; its table of items is mapped into memory, not read.
+        """Loads a saved gallery. Its table of items is memory-mapped.
 
         Args:
             folder (`str` or `os.PathLike`): The folder.
-            model_id (`str`, *optional*): The model of the queries to come; checked if given.
-            dimension (`int`, *optional*): The length of their embeddings; checked if given.
+            model_id (`str`, *optional*): The model of the queries; checked if given.
+            dimension (`int`, *optional*): The dimension of their embeddings; checked if given.
 
         Raises:
-            FileNotFoundError: If the folder holds no gallery.
-            ValueError: If the gallery is of another model, dimension or format version, or damaged.
-            RuntimeError: If other processes replace it all the time.
+            FileNotFoundError: If the folder does not contain a gallery.
+            ValueError: If the gallery is damaged, or of another model, dimension or format version.
+            RuntimeError: If other processes keep replacing it.
         """
         return load_sealed(
             folder,
@@ -310,10 +311,10 @@ class GalleryIndex:
 
 
 def _empty_index(dimension: int, factory: str) -> faiss.Index:
-    """An index that stores vectors under given numbers: IVF does by itself, others through a map.
+    """An index that stores vectors under given IDs: IVF does so itself, others are wrapped in an `IndexIDMap`.
 
-    Its distance is Euclidean, which orders normalised vectors as the cosine does. PCA, as it centres the vectors,
-    would not keep inner products.
+    Its distance is Euclidean, which ranks normalised vectors as the cosine does. Inner products would not survive PCA,
+    which centres the vectors.
     """
     try:
         index = faiss.index_factory(dimension, factory)
@@ -326,12 +327,12 @@ def _empty_index(dimension: int, factory: str) -> faiss.Index:
 
 
 def _reason(error: RuntimeError) -> str:
-    """faiss's message without the place in its source."""
+    """The faiss error message without the source location."""
     return re.split(r" at \S+:\d+: (?:Error: )?(?:'.*' failed: )?", str(error))[-1]
 
 
 def _as_vectors(embeddings: np.ndarray | torch.Tensor, dimension: int | None = None) -> np.ndarray:
-    """Embeddings as a matrix of float32, checked; not copied if they are one."""
+    """Validates embeddings and converts them to a float32 matrix, without a copy if they already are one."""
     vectors = as_tensor(embeddings).to("cpu", torch.float32).contiguous().numpy()
     if vectors.ndim != 2 or 0 in vectors.shape or dimension not in (None, vectors.shape[-1]):
         width = "D" if dimension is None else dimension

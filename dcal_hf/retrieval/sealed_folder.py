@@ -1,4 +1,4 @@
-"""A folder of files that appears once it is complete, with a description that tells whether it is still whole."""
+"""A folder that appears only once it is complete, with a description whose checksums detect damage."""
 
 import glob
 import json
@@ -16,26 +16,26 @@ from ..integrity import checksums, find_damage, locked
 
 Loaded = TypeVar("Loaded")
 
-# How often a reader begins anew because a writer has replaced the folder meanwhile, and the pause between, in seconds.
+# How often a reader retries when a writer replaces the folder, and the pause between attempts in seconds.
 ATTEMPTS, PAUSE = 20, 0.05
 
 
 def save_sealed(
     folder: str | os.PathLike, description_file: str, description: dict[str, Any], write_files: Callable[[Path], None]
 ) -> None:
-    """Writes a folder under a temporary name beside its own, and renames it.
+    """Writes a folder under a temporary name next to the target, and renames it.
 
-    What lies under the name is moved aside before and deleted after. What a process that was killed meanwhile has left
-    beside it is removed by the next one, which puts back what that one had moved aside.
+    An existing folder is moved aside first and deleted afterwards. If a writer is killed, the next one restores the
+    folder that was moved aside and removes the leftovers.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder; a new one, an empty one, or one of the same kind.
+        folder (`str` or `os.PathLike`): The folder: new, empty, or of the same kind.
         description_file (`str`): Name of the JSON file that all folders of this kind have.
-        description (`dict`): What goes into it; size and SHA-256 of each file are added as `files`.
-        write_files (`Callable`): Writes the other files into the folder it is given.
+        description (`dict`): Content of that file; size and SHA-256 of each file are added as `files`.
+        write_files (`Callable`): Writes the other files into the folder passed to it.
 
     Raises:
-        FileExistsError: If something of another kind lies there.
+        FileExistsError: If the folder has files of another kind.
         RuntimeError: If another process is saving the folder; the message names it.
     """
     folder = Path(folder).resolve()
@@ -62,28 +62,29 @@ def load_sealed(
     format_version: int,
     load: Callable[[Path, dict[str, Any]], Loaded],
 ) -> Loaded:
-    """Loads a folder that [`save_sealed`] wrote; anew if a writer replaces it meanwhile, so never parts of two.
+    """Loads a folder that [`save_sealed`] wrote. If a writer replaces it meanwhile, loads it again, so that two
+    versions never mix.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
-        description_file (`str`): Name of its description.
-        format_version (`int`): What the description's `format_version` must be.
-        load (`Callable`): Given the folder and the description, checks the files and gives what is loaded from them.
+        description_file (`str`): Name of its description file.
+        format_version (`int`): The required `format_version` of the description.
+        load (`Callable`): Takes the folder and the description, checks the files and returns the loaded object.
 
     Raises:
-        FileNotFoundError: If it has no description.
-        ValueError: If it is damaged, or its `format_version` is another.
-        RuntimeError: If writers replace it all the time.
+        FileNotFoundError: If the folder has no description file.
+        ValueError: If it is damaged or has another `format_version`.
+        RuntimeError: If writers keep replacing it.
     """
     folder = Path(folder)
     path = folder / description_file
     for _ in range(ATTEMPTS):
         being_replaced = any(_temporary_folders(folder.resolve()))
         try:
-            # An open file keeps its number from being given to another: the folder is still the same if it has it.
+            # While the file is open its inode is not reused: the same inode later means the folder was not replaced.
             file = path.open("rb")
         except FileNotFoundError as error:
-            # Between its two renames a writer leaves nothing under the name.
+            # Between the two renames of a writer the folder does not exist.
             if not being_replaced:
                 raise FileNotFoundError(f"There is no {path}.") from error
             time.sleep(PAUSE)
@@ -105,7 +106,7 @@ def parse_description(file: BinaryIO, path: Path, format_version: int) -> dict[s
     """Reads an open description file.
 
     Raises:
-        ValueError: If it is no JSON, or its `format_version` is another.
+        ValueError: If it is not valid JSON, or has another `format_version`.
     """
     try:
         description = json.load(file)
@@ -121,7 +122,7 @@ def check_files(folder: Path, files: dict[str, dict[str, int | str]]) -> None:
     """Compares the files with the sizes and checksums in the description.
 
     Raises:
-        ValueError: If a file is missing, of another size, or of other content; the message names it.
+        ValueError: If a file is missing or differs in size or content; the message names it.
     """
     damage = find_damage(folder, files)
     if damage is not None:
@@ -133,12 +134,12 @@ def _temporary_prefix(folder: Path) -> str:
 
 
 def _temporary_folders(folder: Path) -> list[Path]:
-    """Those of writers at work, and of killed ones."""
+    """The temporary folders of running and killed writers."""
     return list(folder.parent.glob(f"{glob.escape(_temporary_prefix(folder))}*"))
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Removes what killed writers have left; only who holds the lock may call it."""
+    """Removes the leftovers of killed writers. Call it only while holding the lock."""
     for leftover in _temporary_folders(folder):
         moved_aside = leftover / "old"
         if moved_aside.is_dir() and not folder.exists():
@@ -147,7 +148,7 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _lies_at(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file is the one that lies under the name."""
+    """Whether an open file is the one that is now at `path`."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 

@@ -1,4 +1,4 @@
-"""The same individual or not: a threshold on the distance of two embeddings, calibrated on labelled images."""
+"""Verification of individuals: a threshold on the distance of two embeddings, calibrated on labelled images."""
 
 import json
 import math
@@ -23,18 +23,18 @@ VERIFICATION_FILE = "verification.json"
 
 @dataclass(frozen=True)
 class VerificationThreshold:
-    """A threshold on the Euclidean distance of two embeddings, and what it rests on. [`calibrate`] makes it.
+    """A threshold on the Euclidean distance of two embeddings, and how it was calibrated. Built by [`calibrate`].
 
     Args:
         threshold (`float`): Two images show the same individual if their embeddings are nearer than this.
         false_accept_rate (`float`): At most this share of the pairs of different individuals is nearer.
         true_accept_rate (`float`): This share of the pairs of the same individual is nearer.
-        num_images (`int`): How many images it was calibrated on.
-        num_identities (`int`): How many individuals they show, distractors aside.
-        num_same_pairs (`int`): How many pairs of the same individual there were.
-        num_different_pairs (`int`): How many pairs of different individuals there were.
-        dataset (`str`): What people call the images.
-        model_id (`str`): What made the embeddings; see [`model_fingerprint`].
+        num_images (`int`): Number of calibration images.
+        num_identities (`int`): Number of individuals in them, without distractors.
+        num_same_pairs (`int`): Number of pairs of the same individual.
+        num_different_pairs (`int`): Number of pairs of different individuals.
+        dataset (`str`): Display name of the data set.
+        model_id (`str`): Identifies the model that computed the embeddings; see [`model_fingerprint`].
         date (`str`): The day of the calibration (UTC).
         dcal_hf_version (`str`): The version of this library.
     """
@@ -52,7 +52,7 @@ class VerificationThreshold:
     dcal_hf_version: str
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Writes `verification.json` into a checkpoint's folder, and returns its path."""
+        """Writes `verification.json` into a checkpoint folder, and returns its path."""
         content = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2)
         return write_atomically(Path(folder, VERIFICATION_FILE), content + "\n")
 
@@ -61,11 +61,11 @@ class VerificationThreshold:
         """Reads the `verification.json` of a checkpoint.
 
         Args:
-            folder (`str` or `os.PathLike`): The checkpoint's folder.
+            folder (`str` or `os.PathLike`): The checkpoint folder.
             model_id (`str`): The [`model_fingerprint`] of the model in it.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If the file does not exist.
             ValueError: If it is damaged, of another format version, or calibrated for another model.
         """
         folder, path = Path(folder), Path(folder, VERIFICATION_FILE)
@@ -95,28 +95,28 @@ def calibrate(
     dataset: str,
     model_id: str,
 ) -> VerificationThreshold:
-    """Finds the largest distance that at most a share of the pairs of different individuals is nearer than.
+    """Finds the largest threshold at which the false-accept rate does not exceed a limit.
 
-    Every two images are a pair, once. As in [`~dcal_hf.metrics.retrieval_metrics`], two images of the same individual
-    by the same camera do not count, nor do two copies of the same image, and images of identity -1 are left out. No
-    matrix of distances is held.
+    Each pair of images counts once. As in [`~dcal_hf.metrics.retrieval_metrics`], two images of the same individual
+    by the same camera do not count, nor do two copies of the same image, and images of identity -1 are dropped. The
+    distance matrix is never held in memory.
 
     Args:
         embeddings (`np.ndarray` of shape `(N, D)`):
-            What the model makes of the images.
+            The embeddings of the images.
         identities (`np.ndarray` or `Sequence[int]` of shape `(N,)`):
             The individual on each image.
         cameras (`np.ndarray` or `Sequence` of shape `(N,)`, *optional*):
             The camera of each image.
         images (`np.ndarray` or `Sequence` of shape `(N,)`, *optional*):
-            What names each image, such as its path, if one may stand twice in the set.
+            Identifies each image, such as by its path, if the set may contain copies.
         distractor_ids (`Sequence[int]`, *optional*):
-            Identities that are not one individual's, such as Market-1501's 0: two such images are no pair of the same
-            individual, and none of different ones.
+            Identities that do not stand for one individual, such as Market-1501's 0: two images of such an identity
+            count neither as the same individual nor as different ones.
         false_accept_rate (`float`, *optional*, defaults to 0.01):
-            That share, above 0 and below 1.
+            The largest allowed share of pairs of different individuals below the threshold, between 0 and 1.
         dataset (`str`):
-            What people call the images.
+            Display name of the data set.
         model_id (`str`):
             The [`model_fingerprint`] of the model.
 
@@ -124,8 +124,8 @@ def calibrate(
         [`VerificationThreshold`]
 
     Raises:
-        ValueError: If there is no pair of the same individual, or too few pairs of different ones for the rate; if
-            the rate or the columns are unusable.
+        ValueError: If there is no pair of the same individual, or too few pairs of different ones for the rate, or if
+            the rate or the columns are invalid.
     """
     if not 0 < false_accept_rate < 1:
         raise ValueError(f"The false-accept rate must be above 0 and below 1, got {false_accept_rate:g}.")
@@ -166,12 +166,12 @@ def calibrate(
 
 
 def pair_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Euclidean distances (N,), float64, of the embeddings (N, D) of first images from those of second ones."""
+    """Euclidean distances (N,), float64, between paired embeddings (N, D) of first and second images."""
     return np.linalg.norm(np.asarray(first, np.float64) - np.asarray(second, np.float64), axis=1)
 
 
 def _numbered(column: Column, length: int) -> np.ndarray:
-    """A column of anything as integers that are equal where its entries are."""
+    """Encodes a column as integers; equal entries get the same integer."""
     column = np.asarray(column)
     if column.shape != (length,):
         raise ValueError(f"There must be one entry for each of {length} embeddings, got an array of {column.shape}.")
@@ -181,16 +181,16 @@ def _numbered(column: Column, length: int) -> np.ndarray:
 def _squared_distances(
     embeddings: np.ndarray, views: list[np.ndarray], is_distractor: np.ndarray, num_nearest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of all pairs of the same individual that count, and of the nearest pairs of different ones, ascending.
+    """Squared distances of all valid pairs of the same individual, and, ascending, of the nearest different pairs.
 
     Args:
         embeddings: (N, D).
-        views: Columns (N,): the individuals, and what two images of one individual must not have in common.
+        views: Columns (N,): the individuals, then those in which two images of one individual must differ.
         is_distractor: (N,), bool.
-        num_nearest: How many pairs of different individuals are wanted.
+        num_nearest: How many pairs of different individuals to return.
     """
     individuals, *others = views
-    # In double precision, for what is near is the small difference of large numbers.
+    # In double precision, since a small distance is the difference of large numbers.
     embeddings = embeddings.astype(np.float64)
     distances = FeatureDistances(embeddings, embeddings)
     same_pairs, different_pairs = [], Smallest(num_nearest)
