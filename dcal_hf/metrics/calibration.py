@@ -1,4 +1,4 @@
-"""How far a classifier's probabilities can be believed: expected calibration error, temperature scaling."""
+"""Calibration of a classifier's probabilities: expected calibration error, temperature scaling."""
 
 import numpy as np
 from scipy.optimize import brentq
@@ -8,25 +8,25 @@ from .classification import check_scores
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
-    """Mean distance between the confidence in the predicted class and the accuracy (Guo et al., ICML 2017).
+    """Mean gap between the confidence in the predicted class and the accuracy (Guo et al., ICML 2017).
 
-    Examples are sorted by confidence into bins `((i - 1) / num_bins, i / num_bins]`. The distance between the mean
-    confidence and the accuracy of each bin counts by its share of the examples. Of two equal probabilities the one
-    with the lower class index is the prediction.
+    Examples are grouped by confidence into bins `((i - 1) / num_bins, i / num_bins]`. The gap between the mean
+    confidence and the accuracy of each bin is weighted by its share of the examples. Ties between probabilities go to
+    the lower class index.
 
     Args:
         probabilities (`np.ndarray` of shape `(n, classes)`):
-            One probability per class, such as the softmax of logits over the temperature of [`fit_temperature`].
+            One probability per class, such as the softmax of logits divided by the temperature of [`fit_temperature`].
         labels (`np.ndarray` of shape `(n,)`):
             The true classes.
         num_bins (`int`, *optional*, defaults to 15):
-            How many bins there are.
+            Number of bins.
 
     Returns:
         `float`: the error, from 0 to 1.
 
     Raises:
-        ValueError: If the rows are no distributions, `num_bins` is below 1, or probabilities or labels are unusable.
+        ValueError: If the rows do not sum to 1, `num_bins` is below 1, or probabilities or labels are invalid.
     """
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
@@ -48,11 +48,11 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, nu
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood of `softmax(logits / temperature)`.
 
-    Temperature scaling (Guo et al., ICML 2017, section 4.2) changes confidences and no prediction. Fit it on examples
-    that the model was not trained on, and judge it on others.
+    Temperature scaling (Guo et al., ICML 2017, section 4.2) changes confidences but not predictions. Fit it on
+    examples that the model was not trained on, and evaluate it on others.
 
-    The likelihood is convex in the inverse temperature, whose optimum is where the mean logit under the model is that
-    of the true classes.
+    The negative log-likelihood is convex in the inverse temperature. At the optimum, the mean expected logit under the
+    model equals the mean logit of the true classes.
 
     Args:
         logits (`np.ndarray` of shape `(n, classes)`):
@@ -61,11 +61,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             The true classes.
 
     Returns:
-        `float`: the temperature; above 1 for a classifier that is too sure of itself.
+        `float`: the temperature; above 1 for an overconfident classifier.
 
     Raises:
-        ValueError: If no temperature is the best (every example is classified right, or the true classes have no
-            higher logits than the others), or logits or labels are unusable.
+        ValueError: If there is no optimal temperature (every example is classified correctly, or the true classes do
+            not have higher logits than the others on average), or logits or labels are invalid.
 
     Example:
 
@@ -78,7 +78,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     if not np.isfinite(logits).all():
         raise ValueError(f"Logits must be finite, got {logits[~np.isfinite(logits)][0]}.")
     logits = logits.astype(np.float64)
-    # Of no effect on the softmax; the true class then has logit 0.
+    # This does not change the softmax; the true class then has logit 0.
     logits -= np.take_along_axis(logits, labels[:, None], axis=1)
     if (logits <= 0).all():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Open-set identification: which of the known individuals an image shows, or that it shows a new one."""
+"""Open-set identification: assigns an image to a known individual, or to a new one."""
 
 import math
 
@@ -21,31 +21,31 @@ def open_set_metrics(
     *,
     chunk_size: int = QUERIES_PER_CHUNK,
 ) -> dict[str, float | int]:
-    """Scores the nearest gallery image as the answer to each query, and "new" where it is too far away.
+    """Predicts for each query the identity of the nearest gallery image, or "new" if it is too far away.
 
-    An individual is known if the gallery shows it. The queries' own images must not lie in the gallery.
+    An individual is known if the gallery contains it. The query images themselves must not be in the gallery.
 
     Args:
         query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
             The features of the queries.
         gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
-            The features of the gallery. Distances are made on the device of the features.
+            The features of the gallery. Distances are computed on the device of the features.
         query_ids, gallery_ids (`np.ndarray` or `Sequence[int]`):
             The identity of each image; the same individual has the same number in both. Gallery items of identity -1
             are junk and dropped.
         threshold (`float`):
-            Euclidean distance; a query is answered "new" unless an item is nearer.
+            Euclidean distance; a query is predicted "new" unless an item is nearer.
         chunk_size (`int`, *optional*, defaults to 512):
-            How many rows of distances are held. It does not change a digit of the result.
+            How many rows of distances are held in memory. It does not affect the result.
 
     Returns:
         `dict[str, float | int]`: the metrics of [`open_set_accuracy`], and
 
-        - `auroc_new`: [`auroc`] of the distance to the nearest item as a score of being new, whatever the threshold.
+        - `auroc_new`: [`auroc`] of the distance to the nearest item as a novelty score; independent of the threshold.
         - `num_known`, `num_new`: how many queries show a known and a new individual.
 
     Raises:
-        ValueError: If the features or columns are unusable, or the queries show no known or no new individual.
+        ValueError: If the features or columns are invalid, or the queries show no known or no new individual.
     """
     query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
     distances = FeatureDistances(query, gallery)
@@ -65,7 +65,7 @@ def open_set_metrics(
         rows[:, junk] = np.inf
         nearest_ids.append(gallery_ids[rows.argmin(axis=1)])
         nearest.append(rows.min(axis=1))
-    # In double precision the root keeps different distances apart.
+    # In double precision, the square root does not make different distances equal.
     nearest = np.sqrt(np.maximum(np.concatenate(nearest, dtype=np.float64), 0.0))
     predicted = np.where(nearest < threshold, np.concatenate(nearest_ids), NEW_INDIVIDUAL)
     is_new = ~np.isin(query_ids, gallery_ids[~junk])
@@ -77,29 +77,29 @@ def open_set_metrics(
 
 
 def open_set_accuracy(predicted: Column, identities: Column, known: Column) -> dict[str, float]:
-    """Accuracy on known and on new individuals, each individual counting once however many images it has.
+    """Accuracy on known and on new individuals, averaged over individuals.
 
     These are the measures of AnimalCLEF 2025 (Adam et al., CEUR-WS 4038).
 
     Args:
         predicted (`np.ndarray` or `Sequence[int]` of shape `(n,)`):
-            The identity that each image was given; -1 for a new individual.
+            The predicted identity of each image; -1 for a new individual.
         identities (`np.ndarray` or `Sequence[int]` of shape `(n,)`):
-            The true identity of each image, new individuals by numbers of their own.
+            The true identity of each image; new individuals have distinct identities, too.
         known (`np.ndarray` or `Sequence[int]`):
-            The identities that could have been named, in any order and number. All others are new.
+            The known identities, in any order, with or without repetitions. All others are new.
 
     Returns:
         `dict[str, float]`: each from 0 to 1,
 
-        - `baks`: balanced accuracy on known samples, the mean over the known individuals of the share of an
-          individual's images that were given its identity.
-        - `baus`: balanced accuracy on unknown samples, the mean over the new individuals of the share of an
-          individual's images that were called new.
+        - `baks`: balanced accuracy on known samples, the mean over the known individuals of the share of their images
+          that are predicted as that individual.
+        - `baus`: balanced accuracy on unknown samples, the mean over the new individuals of the share of their images
+          that are predicted as new.
         - `baks_baus`: their geometric mean.
 
     Raises:
-        ValueError: If no image shows a known or none a new individual, the shapes differ, or identities are no
+        ValueError: If no image shows a known individual or none a new one, the shapes differ, or identities are not
             integers.
     """
     predicted, identities = np.asarray(predicted), np.asarray(identities)
@@ -130,14 +130,14 @@ def open_set_accuracy(predicted: Column, identities: Column, known: Column) -> d
 def auroc(scores: Column, positive: Column) -> float:
     """Area under the ROC curve: the probability that a positive scores higher than a negative, ties counting half.
 
-    This is the rank statistic of Mann and Whitney, exact.
+    It is computed exactly, as the Mann-Whitney U statistic.
 
     Args:
-        scores (`np.ndarray` or `Sequence[float]` of shape `(n,)`): The higher, the likelier positive.
+        scores (`np.ndarray` or `Sequence[float]` of shape `(n,)`): Higher scores mean more likely positive.
         positive (`np.ndarray` or `Sequence[bool]` of shape `(n,)`): Which examples are positive.
 
     Returns:
-        `float`: the area, from 0 to 1; 0.5 for scores that tell nothing.
+        `float`: the area, from 0 to 1; 0.5 for uninformative scores.
 
     Raises:
         ValueError: If there is no positive or no negative, a score is NaN, or the shapes differ.

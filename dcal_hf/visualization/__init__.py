@@ -1,4 +1,4 @@
-"""Pictures: where the model looks, what a query has found, and photographs with what was said of them."""
+"""Figures: attention overlays, ranked lists of retrieval results, and contact sheets of predictions."""
 
 try:
     import matplotlib  # noqa: F401

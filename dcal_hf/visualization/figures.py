@@ -1,4 +1,4 @@
-"""Figures of single answers: where the model looks on some photographs, and what a query has found."""
+"""Figures of single results: attention on some photographs, and the ranked list of a query."""
 
 import os
 from collections.abc import Sequence
@@ -32,24 +32,24 @@ def attention_figure(
 
     Args:
         images (`Sequence[PIL.Image.Image]` of length `B`):
-            The pictures, of any sizes: what the model got or, with a `processor`, the photographs.
+            The images, of any sizes: the model's inputs or, with a `processor`, the original photographs.
         rollouts (`np.ndarray` or `torch.Tensor` of shape `(B, N)`):
-            How much the class token has drawn from each patch.
+            Attention rollout from the class token to each patch.
         grid (`tuple[int, int]`):
             Rows and columns of patches, `rows * columns == N`.
         selected (`np.ndarray` or `torch.Tensor` of shape `(B, R)`):
-            Indices into the patches.
+            Indices of the selected patches.
         titles (`Sequence[str]` of length `B`, *optional*):
-            A line above each row, such as `"true: wren  predicted: robin (0.93)"`.
+            The title of each row, such as `"true: wren  predicted: robin (0.93)"`.
         processor (`BaseImageProcessor`, *optional*):
-            What has made the model's inputs of the photographs; without, the patch grid covers each whole picture.
+            The image processor of the model; if not given, the patch grid covers each image entirely.
 
     Returns:
         `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it.
 
     Raises:
-        ValueError: If there is no image, the arguments differ in length, or an image's rollout or selection does not
-            fit the grid.
+        ValueError: If there is no image, the arguments differ in length, or a rollout or selection does not match the
+            grid.
     """
     titles = [""] * len(images) if titles is None else titles
     lengths = {len(images), len(rollouts), len(selected), len(titles)}
@@ -82,11 +82,11 @@ def ranked_list(
     correct: Sequence[bool | None] | Sequence[Sequence[bool | None]] | None = None,
     titles: Sequence[str] | Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Draws the best matches of a query beside it, or one row per query.
+    """Draws a query and its best matches in a row, or one row per query.
 
     Args:
         query_image (`PIL.Image.Image`, or a sequence of `Q`):
-            The query, or several; the other arguments are then sequences of `Q` of what is said here.
+            One query or several; with several, each of the other arguments is a sequence with one entry per query.
         gallery_images (`Sequence[PIL.Image.Image]` of length `k`):
             Its matches, best first; their number may differ between queries.
         scores (`Sequence[float]` of length `k`):
@@ -100,7 +100,7 @@ def ranked_list(
         `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it.
 
     Raises:
-        ValueError: If the numbers of queries, matches, scores, marks and titles do not fit each other.
+        ValueError: If the numbers of queries, matches, scores, marks and titles do not agree.
     """
     rows = [gallery_images, scores, correct, titles]
     if isinstance(query_image, Image.Image):
@@ -138,7 +138,7 @@ def _draw_match(cell: Axes, image: Image.Image, heading: str, mark: bool | None,
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure in the format that the suffix of `path` names; the file appears only once it is complete.
+    """Writes a figure in the format given by the suffix of `path`. The file appears only once it is complete.
 
     Args:
         figure (`matplotlib.figure.Figure`):

@@ -1,4 +1,4 @@
-"""Where the model looks, laid over the picture: attention rollouts and selected patches."""
+"""Overlays of attention rollouts and selected patches on an image."""
 
 import numpy as np
 import torch
@@ -21,26 +21,26 @@ def rollout_overlay(
     grid: tuple[int, int],
     selected: np.ndarray | torch.Tensor | None = None,
 ) -> Image.Image:
-    """Lays the attention rollout over its image as a heat map, and frames the selected patches.
+    """Overlays the attention rollout on its image as a heat map, and frames the selected patches.
 
-    The rollout is stretched to the range from 0 to 1, so brightness compares the patches of one image, not of two.
+    The rollout is scaled to [0, 1] per image, so brightness is comparable within an image, not across images.
     Attention rollout: Abnar and Zuidema, https://arxiv.org/abs/2005.00928.
 
     Args:
         image (`PIL.Image.Image`):
-            The picture, of any size; the patch grid covers the whole of it.
+            The image, of any size; the patch grid covers it entirely.
         rollout (`np.ndarray` or `torch.Tensor` of shape `(N,)`):
-            How much the class token has drawn from each patch, row by row.
+            Attention rollout from the class token to each patch, row by row.
         grid (`tuple[int, int]`):
             Rows and columns of patches, `rows * columns == N`.
         selected (`np.ndarray` or `torch.Tensor` of shape `(R,)`, *optional*):
-            Indices into the patches.
+            Indices of the selected patches.
 
     Returns:
-        `PIL.Image.Image`: an RGB picture of the size of `image`.
+        `PIL.Image.Image`: an RGB image of the size of `image`.
 
     Raises:
-        ValueError: If the rollout does not have one number per patch of the grid, or `selected` names a patch outside
+        ValueError: If the rollout does not have one value per patch of the grid, or `selected` has an index outside
             it.
     """
     heat = Image.fromarray(_heat(rollout, grid)).resize(image.size, Image.Resampling.BILINEAR)
@@ -57,17 +57,17 @@ def selection_overlay(image: Image.Image, grid: tuple[int, int], selected: np.nd
 
     Args:
         image (`PIL.Image.Image`):
-            The picture, of any size; the patch grid covers the whole of it.
+            The image, of any size; the patch grid covers it entirely.
         grid (`tuple[int, int]`):
             Rows and columns of patches.
         selected (`np.ndarray` or `torch.Tensor` of shape `(R,)`):
-            Indices into the patches.
+            Indices of the selected patches.
 
     Returns:
-        `PIL.Image.Image`: an RGB picture of the size of `image`.
+        `PIL.Image.Image`: an RGB image of the size of `image`.
 
     Raises:
-        ValueError: If `selected` names a patch outside the grid.
+        ValueError: If `selected` has an index outside the grid.
     """
     image = image.convert("RGB")
     bright = _selected_pixels(selected, grid, image.size)[..., None]
@@ -85,21 +85,21 @@ def photograph_overlay(
     grid: tuple[int, int],
     selected: np.ndarray | torch.Tensor | None = None,
 ) -> Image.Image:
-    """[`rollout_overlay`] on a photograph as it was taken, over the part of it that the model got.
+    """[`rollout_overlay`] on the original photograph, over the region that the model sees.
 
     Args:
         photograph (`PIL.Image.Image`):
-            The photograph, of any size; it is turned as its EXIF orientation says.
+            The photograph, of any size; its EXIF orientation is applied.
         processor (`BaseImageProcessor`):
-            The image processor that has made the model's input of it.
+            The image processor of the model.
         rollout, grid, selected:
             As in [`rollout_overlay`].
 
     Returns:
-        `PIL.Image.Image`: an RGB picture of the photograph's size; what the model did not get is as it was.
+        `PIL.Image.Image`: an RGB image of the photograph's size; pixels that the model does not see are unchanged.
 
     Raises:
-        ValueError: As [`rollout_overlay`], and if the photograph cannot be read.
+        ValueError: As in [`rollout_overlay`], and if the photograph cannot be read.
     """
     picture = open_image(photograph)
     view = model_view(picture.size, processor)
@@ -107,19 +107,19 @@ def photograph_overlay(
 
 
 def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[int, int, int, int]:
-    """The part of a photograph that an image processor makes the model's input of.
+    """The region of a photograph that an image processor turns into the model's input.
 
-    It is asked of the processor itself, whatever its steps: where does it put the columns and rows of a picture whose
-    colours number them?
+    It is measured, so that it holds for any processing steps: the processor is applied to an image whose colours
+    encode row and column.
 
     Args:
         size (`(width, height)`):
-            Of the photograph, in pixels.
+            Size of the photograph in pixels.
         processor (`BaseImageProcessor`):
-            Scales, crops and pads along the axes.
+            Resizes, crops and pads along the axes.
 
     Returns:
-        `(left, top, right, bottom)` in pixels of the photograph; beyond its edges where the processor pads.
+        `(left, top, right, bottom)` in pixels of the photograph; outside of it where the processor pads.
     """
     width, height = size
     columns = np.round(255 * (np.arange(width) + 0.5) / width).astype(np.uint8)
@@ -127,7 +127,7 @@ def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[in
     numbers = np.stack([*np.broadcast_arrays(columns, rows[:, None]), np.full((height, width), 255, np.uint8)], axis=2)
     pictures = [Image.fromarray(numbers), Image.new("RGB", size, "black"), Image.new("RGB", size, "white")]
     processed = np.asarray(processor(pictures, return_tensors="pt")["pixel_values"], dtype=np.float64)
-    # Whatever the mean and the standard deviation: 0 is black, 1 is white. What is padded is not white.
+    # Undo the normalisation, whatever its mean and standard deviation: 0 is black, 1 is white. Padding is not white.
     dark, bright = (picture.max(axis=(1, 2), keepdims=True) for picture in processed[1:])
     across, down, there = (processed[0] - dark) / (bright - dark)
     inside = there > 0.99
@@ -137,9 +137,9 @@ def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[in
 
 
 def _line(numbers: np.ndarray, inside: np.ndarray, axis: int) -> tuple[float, float]:
-    """The straight line through pixels' numbers along the other axis: its values at both edges of the input."""
+    """Fits a line to the encoded coordinates along the other axis; returns its values at both edges of the input."""
     places = np.flatnonzero(inside.any(axis=axis))
-    # Towards the edges interpolation bends the line.
+    # Interpolation distorts the values near the edges.
     places = places[len(places) // 4:len(places) - len(places) // 4]
     means = np.where(inside, numbers, 0).sum(axis=axis)[places] / inside.sum(axis=axis)[places]
     slope, start = np.polyfit(places + 0.5, means, 1)
@@ -153,7 +153,7 @@ def pasted(picture: Image.Image, part: Image.Image, view: tuple[int, int, int, i
 
 
 def _heat(rollout: np.ndarray | torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """Stretches a rollout of shape `(N,)` to the range from 0 to 1, in the grid's shape; an even one becomes 0."""
+    """Scales a rollout of shape `(N,)` to [0, 1] and reshapes it to the grid; a constant one becomes 0."""
     heat = torch.as_tensor(rollout).detach().float().cpu().numpy()
     count = grid[0] * grid[1]
     if heat.shape != (count,):
@@ -163,7 +163,7 @@ def _heat(rollout: np.ndarray | torch.Tensor, grid: tuple[int, int]) -> np.ndarr
 
 
 def _cells(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divides `length` pixels into `count` cells: each pixel's cell, and its distance to the cell's nearer end."""
+    """Divides `length` pixels into `count` cells; returns each pixel's cell and its distance to the nearer end."""
     cells = np.arange(length) * count // length
     edges = -(-np.arange(count + 1) * length // count)
     positions = np.arange(length)
@@ -171,7 +171,7 @@ def _cells(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _selected_pixels(selected: np.ndarray | torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Marks the pixels, `(height, width)`, of the selected patches of a picture of `size` (width, height)."""
+    """Mask `(height, width)` of the pixels of the selected patches in an image of `size` (width, height)."""
     patches = torch.as_tensor(selected).cpu().numpy()
     outside = patches[(patches < 0) | (patches >= grid[0] * grid[1])]
     if outside.size:
@@ -181,7 +181,7 @@ def _selected_pixels(selected: np.ndarray | torch.Tensor, grid: tuple[int, int],
 
 
 def _frame_pixels(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Marks the pixels, `(height, width)`, on the rim of their patch; the rim is a sixteenth of a patch wide."""
+    """Mask `(height, width)` of the pixels on the border of their patch, which is a sixteenth of a patch wide."""
     width = max(1, min(size[1] // grid[0], size[0] // grid[1]) // 16)
     from_rows, from_columns = _cells(grid[0], size[1])[1], _cells(grid[1], size[0])[1]
     return np.minimum(from_rows[:, None], from_columns) < width

@@ -1,4 +1,4 @@
-"""Pictures of many photographs: contact sheets, confusion matrices, the attention of several models side by side."""
+"""Figures of many photographs: contact sheets, confusion matrices, attention of several models side by side."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from .overlays import photograph_overlay
 
 
 SHEET_COLUMNS = 6
-# Above so many classes their names and counts cannot be read.
+# With more classes, their names and counts are too small to read.
 READABLE_CLASSES = 30
 
 
@@ -54,9 +54,9 @@ def contact_sheet(
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draws a confusion matrix: each row, a true class, in shares of its images.
+    """Draws a confusion matrix whose rows, one per true class, are normalised by their number of images.
 
-    Names and counts are written where there are few enough classes to read them.
+    Names and counts are written only if there are at most `READABLE_CLASSES` classes.
 
     Args:
         matrix (`np.ndarray` of shape `(classes, classes)`):
@@ -89,17 +89,17 @@ def attention_comparison(
     processors: Mapping[str, BaseImageProcessor],
     titles: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Draws where several models look on the same photographs: a row per photograph, a column per model.
+    """Draws the attention of several models on the same photographs: a row per photograph, a column per model.
 
     Args:
         photographs (`Sequence[PIL.Image.Image]` of length `B`):
             The photographs, of any sizes.
         rollouts (`Mapping`):
-            By the models' names, the attention rollouts over patches, each of shape `(B, N)`.
+            Attention rollouts over patches, each of shape `(B, N)`, keyed by model name.
         grids, processors (`Mapping`):
-            By the models' names, rows and columns of patches, and the image processors.
+            Rows and columns of patches, and image processors, keyed by model name.
         titles (`Mapping`, *optional*):
-            By the models' names, a line above each picture.
+            The title of each image, keyed by model name.
     """
     heights = [image.height / image.width for image in photographs]
     columns = 1 + len(rollouts)
