@@ -1,4 +1,4 @@
-"""Data sets that still are archives: unpacked once, into the cache of `datasets`."""
+"""Unpacks data sets that are archives, once, into the cache of `datasets`."""
 
 import gzip
 import hashlib
@@ -19,40 +19,41 @@ from .splits import SPLITS
 logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
-# What an archive may hold, where nothing is said: photographs are hardly smaller in it, lists and padding are.
+# Default limit of the unpacked size: photographs hardly compress, but lists and padding do.
 FREE_BYTES, FREE_RATIO = 100 << 20, 100
 _PARTS = {alias for aliases in SPLITS.values() for alias in aliases} | {"query", "gallery"}
-# What tarfile and zipfile have been seen to raise on damaged, encrypted and exotic archives: they share no base class.
+# Errors that tarfile and zipfile raise on damaged, encrypted and unusual archives; they have no common base class.
 _UNREADABLE = (
     tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError
 )
 
 
 class _TooLarge(Exception):
-    """More bytes than an archive may hold."""
+    """The archive exceeds the limit of unpacked bytes."""
 
 
 def data_folder(
     path: Path, cache_dir: str | Path | None = None, max_unpacked_bytes: int | None = None
 ) -> Path:
-    """A folder as it is, or what an archive holds.
+    """Returns a folder unchanged, or the folder that an archive is unpacked to.
 
-    An archive is unpacked the first time that it is met, into the folder `extracted` of the cache, and again when its
-    size or its time of change is another. It appears there once it is complete. If all of it lies in a single folder,
-    that folder is given, unless it is named like a split.
+    An archive is unpacked on first use, into the folder `extracted` of the cache, and again if its size or
+    modification time changes. The unpacked folder appears only once complete. If the archive contains a single folder,
+    that folder is returned, unless it is named like a split.
 
     Args:
         path (`Path`): An existing folder, or a file that ends in .tar, .tar.gz, .tgz or .zip.
         cache_dir (`str` or `Path`, *optional*): The cache, by default that of `datasets` (`HF_DATASETS_CACHE`).
-        max_unpacked_bytes (`int`, *optional*): What an archive may hold, by default 100 times its size, or 100 MiB.
+        max_unpacked_bytes (`int`, *optional*): Limit of the unpacked size; by default 100 times the archive's size,
+            and at least 100 MiB.
 
     Returns:
         `Path`: a folder.
 
     Raises:
-        FileNotFoundError: if there is nothing of that name.
-        ValueError: if a file is no such archive, is damaged, holds more than it may, or something that would come to
-            lie, or would point, outside of its folder; nothing is kept of it then.
+        FileNotFoundError: if the path does not exist.
+        ValueError: if the file is not such an archive, is damaged, exceeds the limit, or has members that would be
+            extracted to or point outside the folder; nothing is kept of it then.
     """
     if path.is_dir():
         return path
@@ -70,10 +71,10 @@ def data_folder(
 
 
 def _unpacked(archive: Path, cache_dir: str | Path | None, max_bytes: int | None) -> Path:
-    """The folder of an archive in the cache, made if it is not there.
+    """The folder of an archive in the cache; unpacks it if needed.
 
-    The extraction of `datasets` itself is not used: it knows archives by their path alone, takes what a killed process
-    left for complete, and skips unsafe members instead of refusing the archive.
+    The extraction of `datasets` is not used: it identifies archives by path only, treats the leftovers of a killed
+    process as complete, and skips unsafe members instead of rejecting the archive.
     """
     cache = datasets.config.EXTRACTED_DATASETS_PATH
     if cache_dir is not None:
@@ -119,7 +120,7 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
 
 
 def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> str | None:
-    """Unpacks it; stops at a member that does not stay inside, and gives its name."""
+    """Unpacks a tar archive; stops at a member outside the folder and returns its name."""
     unpacked = 0
 
     def check(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
@@ -134,7 +135,7 @@ def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> str | None:
             file.extractall(folder, filter=check)
         except tarfile.FilterError as error:
             return error.tarinfo.name
-        # tarfile stops before the checksum at the end of a .gz, which is verified only by reading on.
+        # tarfile stops before the checksum at the end of a .gz; reading to the end verifies it.
         while rest := file.fileobj.read(1 << 20):
             unpacked += len(rest)
             if unpacked > max_bytes:
@@ -149,15 +150,15 @@ def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
 
 
 def _unpack_zip(archive: Path, folder: Path, max_bytes: int) -> str | None:
-    """Unpacks it if all members stay inside, or gives the name of one that does not. Links become plain files."""
+    """Unpacks a zip archive, or returns the name of a member outside the folder. Links become regular files."""
     with zipfile.ZipFile(archive) as file:
-        # The Finder adds a tree of that name with the files' attributes.
+        # macOS adds this folder with file attributes.
         names = [name for name in file.namelist() if not name.startswith("__MACOSX/")]
         for name in names:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
                 return name
-        # Of no member is more unpacked than its header says.
+        # zipfile never unpacks more of a member than its header declares.
         if sum(file.getinfo(name).file_size for name in names) > max_bytes:
             raise _TooLarge
         file.extractall(folder, names)

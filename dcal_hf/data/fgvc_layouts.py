@@ -1,4 +1,4 @@
-"""Fine-grained classification sets in the layouts in which they were published."""
+"""Fine-grained classification data sets in their published layouts."""
 
 import re
 import struct
@@ -35,9 +35,9 @@ class Annotations:
     """Images and their classes.
 
     Args:
-        source (`Path`): The list that names them, for the messages.
+        source (`Path`): The list they are read from, for error messages.
         paths (list of `str`): (N,) files.
-        labels (list of `int`): (N,) place of the class of each among the names of all classes, from 0.
+        labels (list of `int`): (N,) class indices, from 0.
     """
 
     source: Path
@@ -46,8 +46,8 @@ class Annotations:
 
 
 def official_counts(name: str, level: str) -> dict[str, tuple[int, int]]:
-    """Classes and images of each split, of CUB-200-2011 (Wah et al. 2011), Stanford Cars (Krause et al. 2013) and
-    FGVC-Aircraft (Maji et al. 2013)."""
+    """Number of classes and images per split of CUB-200-2011 (Wah et al. 2011), Stanford Cars (Krause et al. 2013)
+    and FGVC-Aircraft (Maji et al. 2013)."""
     if name == "cub200":
         return {"train": (200, 5_994), "test": (200, 5_794)}
     if name == "stanford_cars":
@@ -57,22 +57,22 @@ def official_counts(name: str, level: str) -> dict[str, tuple[int, int]]:
 
 
 def read_official(name: str, folder: Path, splits: Sequence[str], level: str) -> DatasetDict:
-    """Reads a published set. Images are not opened; classes keep the official order and names.
+    """Reads a published data set. Images are not opened; classes keep the official order and names.
 
     Args:
         name (`str`): One of `OFFICIAL_FGVC`.
-        folder (`Path`): The folder that the archive unpacks to, or the one above it. Stanford Cars, which comes in
-            several archives, is either `devkit`, `cars_train` and `cars_test`, with `cars_test_annos_withlabels.mat`
-            beside them or in `devkit`, or `car_ims` and `cars_annos.mat`.
-        splits (sequence of `str`): Those to read, of train, validation (FGVC-Aircraft alone) and test.
-        level (`str`): What FGVC-Aircraft's classes are, one of `AIRCRAFT_LEVELS`.
+        folder (`Path`): The folder that the archive unpacks to, or its parent. Stanford Cars, which comes in several
+            archives, needs either `devkit`, `cars_train` and `cars_test`, with `cars_test_annos_withlabels.mat` next
+            to them or in `devkit`, or `car_ims` and `cars_annos.mat`.
+        splits (sequence of `str`): The splits to read, of train, validation (FGVC-Aircraft only) and test.
+        level (`str`): The label level of FGVC-Aircraft, one of `AIRCRAFT_LEVELS`.
 
     Returns:
-        `datasets.DatasetDict`: these splits, with the columns image and label.
+        `datasets.DatasetDict`: the splits, with the columns image and label.
 
     Raises:
-        FileNotFoundError: if a list, or an image of a list, is missing; the message names it.
-        ValueError: if a list is damaged or has no images of a split, or a row does not parse or contradicts another
+        FileNotFoundError: if a list, or an image in a list, is missing; the message names it.
+        ValueError: if a list is damaged or has no images of a split, or a row cannot be parsed or contradicts another
             list.
     """
     if name == "cub200":
@@ -92,7 +92,7 @@ def read_official(name: str, folder: Path, splits: Sequence[str], level: str) ->
 
 
 def _read_cub(root: Path) -> tuple[list[str], dict[str, Annotations]]:
-    """Joins the lists on the image's number."""
+    """Joins the lists on the image ID."""
     names = _read_numbered(root / "classes.txt", r"\S.*", "1 001.Black_footed_Albatross")
     images = _read_numbered(root / "images.txt", r"\S.*", "1 001.Black_footed_Albatross/image.jpg")
     classes = _read_numbered(root / "image_class_labels.txt", r"\d+", "1 1")
@@ -118,7 +118,7 @@ def _read_cub(root: Path) -> tuple[list[str], dict[str, Annotations]]:
 
 
 def _read_numbered(path: Path, value: str, example: str) -> dict[str, str]:
-    """Rows of a number and a value, in their order."""
+    """Reads rows of an ID and a value, in file order."""
     rows = _read_rows(require(path, _CUB_TOPS), rf"(\d+)\s+({value})", example)
     return {row[1]: row[2] for row in rows}
 
@@ -139,7 +139,7 @@ def _read_cars(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, 
 
 
 def _read_cars_at_once(root: Path) -> tuple[list[str], dict[str, Annotations]]:
-    """The layout with the images of both splits in one folder and one list."""
+    """Reads the layout with the images of both splits in one folder and one list."""
     source = root / "cars_annos.mat"
     names = np.atleast_1d(_read_mat(source, "class_names")).tolist()
     rows = _read_structs(source, "relative_im_path", "class", "test")
@@ -153,7 +153,7 @@ def _read_cars_at_once(root: Path) -> tuple[list[str], dict[str, Annotations]]:
 
 
 def _read_structs(path: Path, *fields: str) -> np.ndarray:
-    """(N,) records of the variable `annotations`."""
+    """The (N,) records of the variable `annotations`."""
     records = np.atleast_1d(_read_mat(path, "annotations"))
     missing = [field for field in fields if field not in (records.dtype.names or ())]
     if missing:
@@ -182,7 +182,7 @@ def _read_mat(path: Path, variable: str) -> np.ndarray:
 
 
 def _unpacked_mat_size(path: Path) -> int:
-    """Bytes that the compressed variables of a MATLAB file of version 5 take, as far as `MAX_MAT_BYTES`."""
+    """Decompressed size in bytes of the variables of a MATLAB v5 file; stops counting above `MAX_MAT_BYTES`."""
     content, size = path.read_bytes(), 0
     order = ">" if content[126:128] == b"MI" else "<"
     place = _MAT_HEADER
@@ -196,7 +196,7 @@ def _unpacked_mat_size(path: Path) -> int:
 
 
 def _car_labels(classes: np.ndarray, count: int, source: Path) -> list[int]:
-    """Classes, officially from 1, from 0."""
+    """Converts the official classes, which start at 1, to labels from 0."""
     labels = classes.astype(int) - 1
     unknown = np.flatnonzero((labels < 0) | (labels >= count))
     if len(unknown):
@@ -229,7 +229,7 @@ def _read_aircraft(root: Path, splits: Sequence[str], level: str) -> tuple[list[
 
 
 def _read_rows(path: Path, pattern: str, example: str) -> list[re.Match]:
-    """The rows of a list that are not blank, parsed."""
+    """Parses the rows of a list; blank rows are skipped."""
     rows = []
     for number, row in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         match = re.fullmatch(pattern, row.strip())

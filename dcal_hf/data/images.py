@@ -1,4 +1,4 @@
-"""Reading one image so that a broken file is named."""
+"""Reads an image; errors name the broken file."""
 
 import logging
 import os
@@ -12,14 +12,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 logger = logging.getLogger(__name__)
-# What data sets are made of. Of Pillow's other formats some start programs (EPS), and none is looked after as well.
+# The formats of data sets. Some of Pillow's other formats run programs (EPS), and none is maintained as well.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# Pillow's own limit, at which it warns.
+# The limit at which Pillow warns.
 MAX_PIXELS = 89_478_485
 
-# What Pillow's decoders have been seen to raise on damaged files: they share no base class.
+# Errors that Pillow's decoders raise on damaged files; they have no common base class.
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-# A folder is seldom of one such image: the first is named.
+# Such images rarely come alone: only the first one is reported.
 _NEWS = {
     "16 bits": "%s is of 16 bits and is read as 8 bits, like all that follow; pipelines of transformers would clip "
     "them to white: give them open_image(path) instead of the path",
@@ -30,25 +30,25 @@ _told: set[str] = set()
 
 
 def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads an image, upright and in RGB.
+    """Reads an image as upright RGB.
 
-    The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped: these
-    are the pixels that pipelines of transformers see. They differ in 16-bit grey, which is scaled down to 8 bits here
-    by dropping the low byte, and which they clip to white: give them what this function returns. A warning tells of
-    the first image of either kind.
+    The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped, as in
+    transformers pipelines. The exception is 16-bit grey: it is scaled to 8 bits here by dropping the low byte, whereas
+    pipelines clip it to white; pass them the output of this function instead. The first transparent and the first
+    16-bit image are logged as warnings.
 
     Args:
         image (`PIL.Image.Image`, `dict`, `str` or `Path`):
-            An image, a path, or the record `{"path": ..., "bytes": ...}` that `datasets.Image(decode=False)` gives.
+            An image, a path, or a record `{"path": ..., "bytes": ...}` as from `datasets.Image(decode=False)`.
         max_pixels (`int`, *optional*, defaults to 89,478,485):
-            How many pixels, width times height, are decoded; a small file can hold what exceeds memory. Above twice
-            the default raise `PIL.Image.MAX_IMAGE_PIXELS`, too.
+            Largest number of pixels (width times height) to decode; a small file can decode to more than fits in
+            memory. Above twice the default, raise `PIL.Image.MAX_IMAGE_PIXELS`, too.
 
     Returns:
         `PIL.Image.Image`: the decoded image in mode "RGB".
 
     Raises:
-        ValueError: if the image is missing, truncated, no image of `FORMATS`, no regular file or too large; the
+        ValueError: if the image is missing, truncated, too large, not in one of `FORMATS` or not a regular file; the
             message names its path.
     """
     try:
@@ -67,7 +67,7 @@ def _source(image: dict | str | Path) -> str | Path | BytesIO:
         if image["path"] is None:
             raise ValueError("the record has neither path nor bytes")
         image = image["path"]
-    # Opening a pipe would wait for who writes it.
+    # Opening a pipe would block until another process writes to it.
     if not stat.S_ISREG(os.stat(image).st_mode):
         raise ValueError("not a regular file")
     return image
@@ -111,7 +111,7 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 
 def _tell(news: str, name: str) -> None:
-    """Warns once, in each process that reads images."""
+    """Warns once per process."""
     if news not in _told:
         _told.add(news)
         logger.warning(_NEWS[news], name)

@@ -1,4 +1,4 @@
-"""Re-identification sets in the layouts in which they were published."""
+"""Re-identification data sets in their published layouts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ REID_SPLITS = ("train", "query", "gallery")
 
 
 class Photo(NamedTuple):
-    """One image of a published set."""
+    """One image of a published data set."""
 
     path: str
     identity: int
@@ -24,15 +24,15 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a set was published.
+    """The published layout of a data set.
 
     Args:
-        tops (tuple of `str`): Names of the folder that the archive unpacks to.
+        tops (tuple of `str`): Possible names of the folder that the archive unpacks to.
         folders (mapping from `str` to `str`): The folder of each split.
-        pattern (`str`): How a file name begins: a regular expression with the groups identity, unless lists give it,
-            and camera.
-        example (`str`): A file name, for the messages.
-        counts (mapping from `str` to `tuple[int, int]`): Identities and images of each split.
+        pattern (`str`): Regular expression for the beginning of a file name, with the groups camera and, unless lists
+            contain it, identity.
+        example (`str`): A file name, for error messages.
+        counts (mapping from `str` to `tuple[int, int]`): Number of identities and images of each split.
     """
 
     tops: tuple[str, ...]
@@ -90,25 +90,26 @@ def read_official(
     include_val: bool = True,
     max_unpacked_bytes: int | None = None,
 ) -> dict[str, list[Photo]]:
-    """Lists the images of a published set, in the order of their file names.
+    """Lists the images of a published data set, sorted by file name.
 
-    Identity and camera are read from the file's own name, MSMT17's identity from its lists; images are not opened.
-    Junk, Market-1501's identity -1, is left out. One warning says where the numbers differ from the published ones.
+    Identity and camera are parsed from the file name, except for MSMT17, whose lists contain the identity; images are
+    not opened. Junk, Market-1501's identity -1, is dropped. A warning is logged if the numbers of identities or images
+    differ from the published ones.
 
     Args:
         name (`str`): One of `OFFICIAL_REID`.
-        data_dir (`str` or `Path`): The folder that the archive unpacks to, or the one above it, or the archive.
-        splits (sequence of `str`, *optional*): Those to read, of train, query and gallery.
+        data_dir (`str` or `Path`): The folder that the archive unpacks to, its parent, or the archive.
+        splits (sequence of `str`, *optional*): The splits to read, of train, query and gallery.
         include_val (`bool`, *optional*, defaults to `True`): Whether train of MSMT17 is list_train and list_val, as in
-            papers, or list_train alone.
+            papers, or only list_train.
         max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
 
     Returns:
         `dict[str, list[Photo]]`: the images of each split.
 
     Raises:
-        FileNotFoundError: if a folder, a list, or an image of a list is missing; the message names it.
-        ValueError: if a folder holds no images, a file name or a row of a list does not parse, or an archive cannot be
+        FileNotFoundError: if a folder, a list, or an image in a list is missing; the message names it.
+        ValueError: if a folder has no images, a file name or a row of a list cannot be parsed, or an archive cannot be
             unpacked.
     """
     layout = FOLDER_LAYOUTS.get(name, _MSMT17)
@@ -132,7 +133,7 @@ def read_official(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Visible files of a folder that are images by their names, in order."""
+    """The files of a folder with an image suffix, sorted, without hidden files."""
     names = (path for path in folder.iterdir() if not path.name.startswith("."))
     return sorted(path for path in names if path.suffix.lower() in IMAGE_SUFFIXES)
 
@@ -159,14 +160,14 @@ def _parse(name: str, layout: Layout, source: Path) -> re.Match:
 
 
 def _msmt17_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split, with the names of the first version or of the second."""
+    """The folder of each split, for the first or the second version of MSMT17."""
     masked = (root / _MSMT17_MASKED["train"]).is_dir()
     names = {split: _MSMT17_MASKED[name] if masked else name for split, name in _MSMT17.folders.items()}
     return {split: root / name for split, name in names.items()}
 
 
 def _read_lists(lists: Sequence[Path], folder: Path) -> list[Photo]:
-    """Rows `0000/0000_000_01_0303morning_0015_0.jpg 0` of MSMT17's lists, whose paths lie in `folder`."""
+    """Reads MSMT17's lists: rows `0000/0000_000_01_0303morning_0015_0.jpg 0` with paths relative to `folder`."""
     photos = []
     for path in lists:
         for entry in (path, folder):

@@ -1,4 +1,4 @@
-"""Re-identification sets of one's own: folders of identities, and tables."""
+"""Custom re-identification data sets: folders of identities, and tables."""
 
 import csv
 import logging
@@ -22,14 +22,14 @@ _IMAGE = Image(mode="RGB")
 
 @dataclass
 class Rows:
-    """Images, and what is written about each.
+    """Images and their annotations.
 
     Args:
-        images (`datasets.Dataset`): The one column image.
-        keys (list of `str`): Equal for rows of the same image: the paths, or the number of a row that holds its image.
+        images (`datasets.Dataset`): A data set with the single column image.
+        keys (list of `str`): Equal for rows of the same image: paths, or row numbers if rows contain encoded images.
         identities (list of `str`): Identity of each image.
         cameras (list of `str`, *optional*): Camera of each image.
-        parts (list of `str`, *optional*): Where each image belongs: one of `PART_NAMES`.
+        parts (list of `str`, *optional*): Split of each image, one of `PART_NAMES`.
         keys_are_paths (`bool`): Whether the keys are paths.
     """
 
@@ -44,11 +44,10 @@ class Rows:
 def read_identity_folder(root: Path) -> Rows:
     """Reads `root/{train,query,gallery}/<identity>/<image>`, or `root/<identity>/<image>`.
 
-    Files are listed, not opened. What is no image by its name is skipped with one warning; hidden files are skipped
-    without.
+    Files are listed, not opened. Files without an image suffix are skipped with one warning, hidden files silently.
 
     Raises:
-        ValueError: if there are no identity folders, or one of them holds no images.
+        ValueError: if there are no identity folders, or one of them has no images.
     """
     present = [part for part in PART_NAMES if (root / part).is_dir()]
     files = {part: _identity_files(root / part) for part in present} if present else {"": _identity_files(root)}
@@ -87,9 +86,9 @@ def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
     """Reads a table with the columns image, identity and, optionally, camera (or camera_id) and split.
 
     Args:
-        path (`Path`): A CSV file with a header, or a Parquet file; there, image may also hold the encoded images as
-            `datasets` writes them.
-        image_dir (`str` or `Path`, *optional*): What paths of images are relative to; by default the table's folder.
+        path (`Path`): A CSV file with a header, or a Parquet file, whose column image may also contain encoded images
+            as written by `datasets`.
+        image_dir (`str` or `Path`, *optional*): The folder that image paths are relative to; by default the table's.
 
     Raises:
         FileNotFoundError: if an image is missing; the message names it and its row.
@@ -134,7 +133,7 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
 
 
 def _read_parquet(path: Path) -> dict[str, Sequence[object] | Dataset]:
-    """Columns as lists, but a column image that holds more than paths as a data set, which stays on disk."""
+    """Columns as lists; a column of encoded images stays on disk as a data set."""
     table = Dataset.from_parquet(str(path))
     columns = {column: _named(table, column) for column in table.column_names if column != "image"}
     if "image" in table.column_names:
@@ -145,13 +144,13 @@ def _read_parquet(path: Path) -> dict[str, Sequence[object] | Dataset]:
 
 
 def _named(table: Dataset, column: str) -> list[object]:
-    """A column as a list, classes by their names."""
+    """A column as a list, with class names instead of class indices."""
     feature, values = table.features[column], table[column][:]
     return feature.int2str(values) if isinstance(feature, ClassLabel) else values
 
 
 def _values(column: Sequence[object], name: str, path: Path) -> list[str]:
-    # A missing number is NaN, and each NaN differs from itself.
+    # A missing number is NaN, which is not equal to itself.
     empty = [number for number, value in enumerate(column) if value in (None, "") or value != value]
     if empty:
         raise ValueError(f"{path} has no {name} in row {empty[0] + 1} ({len(empty)} such rows in all)")
@@ -171,7 +170,7 @@ def _resolved(names: Sequence[str], path: Path, image_dir: str | Path | None) ->
 
 
 def image_dataset(paths: Sequence[str]) -> Dataset:
-    """The one column image, of files."""
+    """A data set with the single column image, from file paths."""
     return Dataset.from_dict({"image": list(paths)}, features=Features({"image": _IMAGE}))
 
 

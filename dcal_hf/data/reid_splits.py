@@ -1,4 +1,4 @@
-"""Train, query and gallery: who is held out, and whether there is anything to find."""
+"""Splits identities into train, query and gallery, and checks that queries have matches."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -16,11 +16,11 @@ def matched(
     gallery_ids: Sequence[int],
     gallery_views: Sequence[Hashable],
 ) -> np.ndarray:
-    """Which queries have something to find: a gallery image of their identity in another view.
+    """Which queries have a match: a gallery image of their identity in another view.
 
     Args:
         query_ids (sequence of `int`): (Q,) identities.
-        query_views (sequence): (Q,) cameras; without cameras, something that is each image's own.
+        query_views (sequence): (Q,) cameras; without cameras, a key unique to each image.
         gallery_ids (sequence of `int`): (G,) identities.
         gallery_views (sequence): (G,) as `query_views`.
 
@@ -36,17 +36,17 @@ def matched(
 def split_by_identity(
     identities: Sequence[int], views: Sequence[Hashable], fraction: float, seed: int, where: str | Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses a part of the identities at random, of those with two views and of the others alike.
+    """Holds out a random fraction of the identities, stratified by whether they have two views.
 
     Args:
         identities (sequence of `int`): (N,) identities.
         views (sequence): (N,) as in [`matched`].
-        fraction (`float`): Part of the identities to hold out, in (0, 1).
+        fraction (`float`): Fraction of the identities to hold out, in (0, 1).
         seed (`int`): The same seed and identities give the same split.
-        where (`str` or `Path`): The set, for the message.
+        where (`str` or `Path`): The data set, for the error message.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the images to train on and of those held out.
+        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the training images and of the held-out images.
 
     Raises:
         ValueError: if fewer than two identities have two views.
@@ -68,17 +68,17 @@ def split_by_identity(
 def choose_queries(
     identities: Sequence[int], views: Sequence[Hashable], fraction: float, seed: int, where: str | Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses a part of the images of every identity as queries, those alone that have something left to find.
+    """Chooses a fraction of the images of every identity as queries, and keeps those that have a match.
 
     Args:
         identities (sequence of `int`): (N,) identities.
         views (sequence): (N,) as in [`matched`].
-        fraction (`float`): Part of the images of an identity, in (0, 1); at least one, and not all.
+        fraction (`float`): Fraction of the images of an identity, in (0, 1); at least one image, and not all.
         seed (`int`): The same seed and arguments give the same choice.
-        where (`str` or `Path`): The set, for the message.
+        where (`str` or `Path`): The data set, for the error message.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the queries and of the gallery, N in all.
+        `tuple[np.ndarray, np.ndarray]`: ascending int64 indices of the queries and of the gallery, N in total.
 
     Raises:
         ValueError: if no identity has two views.
@@ -102,7 +102,7 @@ def check_matches(
     has_cameras: bool,
     where: str | Path,
 ) -> None:
-    """Checks that at least one query has something to find.
+    """Checks that at least one query has a match.
 
     Raises:
         ValueError: if none has; the message says why, and what to do.
