@@ -1,34 +1,34 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Runs an ablation: the same recipe with other options, over paired seeds, and reports what each option buys.
+"""Runs an ablation: one recipe with different options over paired seeds, and reports the effect of each option.
 
     python recipes/ablate.py recipes/ablations/grocery_components.yaml --data_dir grocery \
         --encoder_data_dir clothing-small --output_dir out/components --jobs 2
 
-Options that are not listed below go to every run (`--data_dir`, `--model_name_or_path`, ...). When the command is
-given again, finished runs are skipped, and a run that was killed is resumed from its last checkpoint, or starts again.
-One row:
+Options that are not listed below are passed to every run (`--data_dir`, `--model_name_or_path`, ...). If the command
+is run again, finished runs are skipped, and a killed run resumes from its last checkpoint, or starts over without one.
+To run a single arm and seed:
 
     python recipes/ablate.py ... --arms sa_glca --seeds 0
 
-The report alone, from the runs that are finished:
+To write only the report, from the finished runs:
 
     python recipes/ablate.py recipes/ablations/grocery_components.yaml --output_dir out/components --report
 
 The ablation is a YAML file with the keys
 
     recipe: run_fgvc.py          # or run_reid.py, in this folder
-    config: grocery.yaml         # its configuration, as a path from the ablation's own folder
+    config: grocery.yaml         # its configuration, relative to the ablation file
     encoder: small_encoder.yaml  # optional: a plain encoder that is trained first, and that all runs start from
-    metrics: [accuracy]          # of the recipe's results; the first one is plotted
+    metrics: [accuracy]          # from the recipe's results; the first one is plotted
     reference: sa                # the arm that the others are compared with
     seeds: [0, 1, 2, 3, 4]
-    arms: {sa: {branches: [sa]}, dcal: {}, ...}  # options of each arm, over the configuration; $NAME is a variable of
-                                                 # the environment
+    arms: {sa: {branches: [sa]}, dcal: {}, ...}  # options of each arm, which override the configuration; $NAME is an
+                                                 # environment variable
 
-Seeds are paired: from one seed, what arms share starts with the same weights, and images come in the same order with
-the same augmentation. Nothing is chosen by the images that are scored: the weights of the last epoch count.
+Seeds are paired: with the same seed, the modules that arms share start from the same weights, and images come in the
+same order with the same augmentation. No model is selected on the test images: the last epoch is evaluated.
 """
 
 import argparse
@@ -55,16 +55,16 @@ from dcal_hf.training import last_checkpoint
 
 
 RECIPES = Path(__file__).parent
-# The weights of the last epoch, and no evaluation before: it would only cost time.
+# Keep the weights of the last epoch. Evaluating earlier would only cost time.
 LAST_EPOCH = {"eval_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """An ablation as its file describes it; see the docstring of this script.
+    """The content of an ablation file; see the docstring of this script.
 
     Raises:
-        ValueError: If a key is missing or unknown, or the reference is no arm.
+        ValueError: If a key is missing or unknown, or the reference is not an arm.
     """
 
     recipe: str
@@ -98,8 +98,8 @@ class Run:
     """One arm with one seed.
 
     Args:
-        options (`dict`): All options of the recipe, the seed and the output folder among them.
-        digest (`str`): Of the arm's options, without paths: tells whether a finished run is the one that is asked for.
+        options (`dict`): All options of the recipe, including the seed and the output folder.
+        digest (`str`): Hash of the arm's options, without paths, to check that a finished run has the same options.
     """
 
     arm: str
@@ -113,7 +113,7 @@ class Run:
 
 
 def plan(ablation: Ablation, path: Path, output_dir: Path, extra: Mapping[str, object]) -> list[Run]:
-    """All runs, seed by seed, so that an ablation that is cut short has compared all arms with some seeds."""
+    """All runs, seed by seed, so that an interrupted ablation can compare all arms on some seeds."""
     base = {**read_configuration(path.parent / ablation.config), **LAST_EPOCH}
     runs = []
     for seed in ablation.seeds:
@@ -127,15 +127,15 @@ def plan(ablation: Ablation, path: Path, output_dir: Path, extra: Mapping[str, o
 
 
 def expanded(value: object) -> object:
-    """A text with the environment variables that it names, as `$OTHER_IMAGES`, in their place."""
+    """Expands environment variables in a string, such as `$OTHER_IMAGES`."""
     return os.path.expandvars(value) if isinstance(value, str) else value
 
 
 def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
-    """The runs that no row is of.
+    """The runs that have no row yet.
 
     Raises:
-        ValueError: If a row is of a run with other options, or an environment variable is not set.
+        ValueError: If a row has other options than its run, or an environment variable is not set.
     """
     done = {(row.arm, row.seed): row.digest for row in rows}
     for run in runs:
@@ -155,7 +155,7 @@ def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
 
 
 def call(recipe: str, options: Mapping[str, object], threads: int, device: int = 0) -> bool:
-    """Runs a recipe in a process of its own; what it prints goes to `log.txt` in its output folder.
+    """Runs a recipe in a subprocess; its output goes to `log.txt` in its output folder.
 
     Returns:
         Whether it was resumed from a checkpoint.
@@ -170,7 +170,7 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
         command += ["--resume_from_checkpoint", last_checkpoint(folder)]
         resumes = True
     except FileNotFoundError:
-        # A run that was killed before its first checkpoint was complete starts again.
+        # A run that was killed before its first complete checkpoint starts over.
         command.append("--overwrite_output_dir")
         resumes = False
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -184,10 +184,10 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
 
 
 def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: int) -> None:
-    """Trains a plain encoder, unless that is done: a checkpoint that any run can start from.
+    """Trains the plain encoder that all runs start from, unless it exists.
 
     Raises:
-        ValueError: If there are no images to train it on.
+        ValueError: If no images to train it on are given.
     """
     folder = encoder.with_name("encoder_run")
     if (encoder / "preprocessor_config.json").is_file():
@@ -204,13 +204,13 @@ def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: in
 
 
 def save_encoder(checkpoint: Path, folder: Path) -> None:
-    """Writes the plain encoder of a DCAL checkpoint, with its image processor, whose file comes last."""
+    """Saves the plain encoder of a DCAL checkpoint, then its image processor, which marks it as complete."""
     AutoModel.from_pretrained(checkpoint).backbone.save_pretrained(folder)
     AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(folder)
 
 
 def result(run: Run, metrics: Sequence[str], resumed: bool) -> Row:
-    """What a finished run has measured."""
+    """The row of a finished run."""
     results = json.loads((run.folder / "all_results.json").read_text(encoding="utf-8"))
     scores = {
         f"{branch}{metric}": results[f"eval_{branch}{metric}"]
@@ -218,20 +218,20 @@ def result(run: Run, metrics: Sequence[str], resumed: bool) -> Row:
         for branch in ("", "sa_", "glca_")
         if f"eval_{branch}{metric}" in results
     }
-    # A resumed run has timed a part of its steps alone.
+    # A resumed run has timed only part of its steps.
     seconds = None if resumed else 1 / results["train_steps_per_second"]
     return Row(run.arm, run.seed, run.digest, seconds, last_loss(run.folder), scores)
 
 
 def last_loss(folder: Path) -> float:
-    """The last training loss that a run has logged of SA, which arms can compare, or of GLCA where SA has none."""
+    """The last logged training loss of SA, which is comparable between arms, or of GLCA if SA is not trained."""
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     losses = [line.get("loss_sa", line.get("loss_glca")) for line in history if "loss" in line]
     return losses[-1] if losses else float("nan")
 
 
 def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int, threads: int) -> list[str]:
-    """Runs what remains, `jobs` at a time, and saves each result as it comes; returns what went wrong."""
+    """Executes runs, `jobs` at a time, saves each result as it arrives, and returns the errors."""
     results, errors = output_dir / "results.csv", []
     slots: Queue[int] = Queue()
     for slot in range(jobs):
@@ -257,23 +257,23 @@ def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int
                 progress.set_postfix_str(f"{run.arm}, seed {run.seed}")
                 progress.update()
         except KeyboardInterrupt:
-            # The runs in progress have been interrupted as well.
+            # The signal has interrupted the running subprocesses as well.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return errors
 
 
 def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
-    """This script's options, and those that go to every run."""
+    """The options of this script, and those passed to every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ablation", type=Path, help="the YAML file")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs and of the report")
-    parser.add_argument("--encoder_data_dir", help="folder of the images that the encoder is trained on")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with several GPUs, each has one")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
-    parser.add_argument("--arms", nargs="+", help="these arms alone")
-    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds instead of the ablation's")
-    parser.add_argument("--report", action="store_true", help="write the report and run nothing")
+    parser.add_argument("ablation", type=Path, help="YAML file of the ablation")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs and the report")
+    parser.add_argument("--encoder_data_dir", help="folder of images to train the encoder on")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs; each uses one GPU")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads per run")
+    parser.add_argument("--arms", nargs="+", help="run only these arms")
+    parser.add_argument("--seeds", nargs="+", type=int, help="use these seeds instead of the ablation's")
+    parser.add_argument("--report", action="store_true", help="only write the report")
     args, rest = parser.parse_known_args()
     if len(rest) % 2 == 1 or any(not name.startswith("--") for name in rest[::2]):
         parser.error(f"options of the recipe come as pairs, '--name value', got: {' '.join(rest)}")

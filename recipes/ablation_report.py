@@ -1,4 +1,4 @@
-"""The results of an ablation: a table of runs, and the report that is made of it (Markdown, and a picture)."""
+"""The results of an ablation: a table of runs, and the report made from it (Markdown and a figure)."""
 
 import csv
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Row:
-    """What one run has measured.
+    """The results of one run.
 
     Args:
-        digest (`str`): Of the run's options.
-        seconds (`float`, *optional*): Per training step; None if the run was resumed, which has timed a part alone.
-        loss (`float`): The last training loss of SA that was logged, unweighted.
-        scores (`dict`): Metrics in [0, 1], those of a branch with its name in front (`"sa_accuracy"`).
+        digest (`str`): Hash of the run's options.
+        seconds (`float`, *optional*): Per training step; None for a resumed run, which timed only some steps.
+        loss (`float`): The last logged training loss of SA, unweighted.
+        scores (`dict`): Metrics in [0, 1]; those of a branch are prefixed with its name (`"sa_accuracy"`).
     """
 
     arm: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def save_rows(rows: Sequence[Row], path: Path) -> None:
-    """Writes a CSV table, a line per run; a metric that a run has not, as that of a branch it lacks, stays empty."""
+    """Writes a CSV table, one line per run; metrics that a run lacks, as those of a missing branch, are empty."""
     metrics = sorted({name for row in rows for name in row.scores})
     lines = [
         (
@@ -52,7 +52,7 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows that `save_rows` wrote; none if there is no such file yet."""
+    """Reads the rows that `save_rows` wrote; none if the file does not exist yet."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -75,7 +75,7 @@ class Difference:
 
     Args:
         mean (`float`), margin (`float`): The interval is `mean - margin` to `mean + margin`; NaN if there are too few.
-        n (`int`): Seeds that both arms were run with.
+        n (`int`): Number of seeds that both arms have.
     """
 
     mean: float
@@ -84,7 +84,7 @@ class Difference:
 
 
 def paired_difference(values: dict[int, float], reference: dict[int, float]) -> Difference:
-    """`mean_s(x_s - y_s)` over the seeds s of both, each a mapping from seeds to values."""
+    """`mean_s(x_s - y_s)` over the seeds s that both mappings from seed to value have."""
     seeds = sorted(set(values) & set(reference))
     differences = np.array([values[seed] - reference[seed] for seed in seeds])
     n = len(seeds)
@@ -95,12 +95,12 @@ def paired_difference(values: dict[int, float], reference: dict[int, float]) -> 
 
 
 def by_seed(rows: Sequence[Row], arm: str, metric: str) -> dict[int, float]:
-    """In per cent, of the runs of an arm that have the metric."""
+    """A metric in per cent by seed, for the runs of an arm that have it."""
     return {row.seed: 100 * row.scores[metric] for row in rows if row.arm == arm and metric in row.scores}
 
 
 def spread(values: dict[int, float]) -> str:
-    """Mean and standard deviation."""
+    """Formats mean and standard deviation."""
     if not values:
         return ""
     numbers = np.array(list(values.values()))
@@ -108,7 +108,7 @@ def spread(values: dict[int, float]) -> str:
 
 
 def interval(difference: Difference) -> str:
-    """`+1.2 [+0.3, +2.1]`."""
+    """Formats a difference as `+1.2 [+0.3, +2.1]`."""
     if difference.n == 0:
         return ""
     if difference.n == 1:
@@ -118,7 +118,7 @@ def interval(difference: Difference) -> str:
 
 
 def time_ratio(rows: Sequence[Row], arm: str, reference: str) -> str:
-    """Median over the seeds of an arm's seconds per step over the reference's."""
+    """Median over the seeds of the ratio of an arm's seconds per step to the reference's."""
     seconds = {(row.arm, row.seed): row.seconds for row in rows}
     ratios = [
         seconds[arm, seed] / seconds[reference, seed]
@@ -130,7 +130,7 @@ def time_ratio(rows: Sequence[Row], arm: str, reference: str) -> str:
 
 
 def table(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str) -> str:
-    """A line per arm, in Markdown."""
+    """A Markdown table with one line per arm."""
     header = ["arm", "n", *BRANCHES.values(), f"both - {reference}", f"SA - {reference}", "loss", "step"]
     baseline = by_seed(rows, reference, metric)
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
@@ -166,10 +166,10 @@ NOTES = """\
 def write_report(
     rows: Sequence[Row], arms: Sequence[str], reference: str, metrics: Sequence[str], folder: Path
 ) -> None:
-    """Writes `report.md` and `report.png`, the differences of the first metric.
+    """Writes `report.md`, and `report.png` with the differences of the first metric.
 
     Raises:
-        ValueError: If there is no run of the reference.
+        ValueError: If the reference has no run.
     """
     if not any(row.arm == reference for row in rows):
         raise ValueError(f"{folder}/results.csv has no run of the reference '{reference}' to compare with yet.")
@@ -181,7 +181,7 @@ def write_report(
 
 
 def plot(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str, path: Path) -> None:
-    """A picture of the paired differences and their intervals, an arm a line."""
+    """Plots the paired differences and their confidence intervals, one line per arm."""
     from matplotlib.figure import Figure
 
     from dcal_hf.visualization import save_figure

@@ -1,4 +1,4 @@
-"""Command lines of the recipes: dataclasses, and a configuration file with overrides behind it."""
+"""Command lines of the recipes: dataclasses of arguments, and a configuration file that options override."""
 
 import json
 import sys
@@ -16,56 +16,56 @@ CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 
 @dataclass
 class ModelArguments:
-    """Which encoder, and how DCAL is put on it. What is not given is left to `DCALConfig` or to the checkpoint.
+    """The encoder and the DCAL options. Options that are not given default to `DCALConfig` or the checkpoint.
 
-    Also the licence of what comes of it, and what becomes of an earlier run's checkpoints.
+    Includes the licence of the weights, and `overwrite_output_dir`, which transformers' training arguments no longer have.
     """
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of a plain ViT, or of a DCAL checkpoint to go on from."}
+        default=None, metadata={"help": "Hub ID or folder of a plain ViT, or of a DCAL checkpoint to fine-tune."}
     )
     backbone_config: str | None = field(
         default=None,
-        metadata={"help": "An encoder from scratch, as JSON: '{\"model_type\": \"vit\", \"hidden_size\": 128, ...}'."},
+        metadata={"help": "New encoder to train, as JSON: '{\"model_type\": \"vit\", \"hidden_size\": 128, ...}'."},
     )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Input size in pixels: one number, or height and width."}
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "Hub id or folder of the image processor, if not the model's."}
+        default=None, metadata={"help": "Hub ID or folder of the image processor; defaults to the model's."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for downloads."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; defaults to that of `hf auth login`."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow running code from a checkpoint."})
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "The data set's classes take the place of a DCAL checkpoint's; those it knows go on."},
+        metadata={"help": "Replace the classes of a DCAL checkpoint; classes with the same name keep their weights."},
     )
     license: str | None = field(
         default=None,
         metadata={"help": "Licence of the weights for the model card, e.g. apache-2.0; none is claimed if not given."},
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete the checkpoints that an earlier run left in --output_dir, and train."}
+        default=False, metadata={"help": "Delete the checkpoints of an earlier run in --output_dir before training."}
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa or flash_attention_2; the best there is if not given."}
+        default=None, metadata={"help": "eager, sdpa or flash_attention_2; defaults to the best available."}
     )
     branches: list[str] | None = field(default=None, metadata={"help": "Branches to train: any of sa glca pwca."})
     inference_branches: list[str] | None = field(
         default=None, metadata={"help": "Branches to predict with: any of sa glca."}
     )
-    num_glca_blocks: int | None = field(default=None, metadata={"help": "M, the number of GLCA blocks."})
-    num_pwca_blocks: int | None = field(default=None, metadata={"help": "T, the number of blocks with a PWCA twin."})
-    local_query_ratio: float | None = field(default=None, metadata={"help": "R, the share of patches GLCA keeps."})
+    num_glca_blocks: int | None = field(default=None, metadata={"help": "Number of GLCA blocks (M)."})
+    num_pwca_blocks: int | None = field(default=None, metadata={"help": "Number of blocks that PWCA applies to (T)."})
+    local_query_ratio: float | None = field(default=None, metadata={"help": "Fraction of patches GLCA selects (R)."})
     local_query_selection: str | None = field(
         default=None, metadata={"help": "rollout, last_layer, similarity or random."}
     )
     glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
     glca_readout: str | None = field(default=None, metadata={"help": "local or cls readout of GLCA."})
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth at the last block."})
-    initial_log_var: float | None = field(default=None, metadata={"help": "Start of the losses' log-variances."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth rate of the last block."})
+    initial_log_var: float | None = field(default=None, metadata={"help": "Initial log-variances of the losses."})
 
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.backbone_config is None):
@@ -93,7 +93,7 @@ class ModelArguments:
 
     @property
     def dcal_kwargs(self) -> dict[str, Any]:
-        """The given ones among the fields behind `attn_implementation`, that one included."""
+        """The fields from `attn_implementation` on that were given."""
         names = [f.name for f in fields(self)]
         names = names[names.index("attn_implementation"):]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -102,16 +102,16 @@ class ModelArguments:
 def parse_arguments(
     dataclass_types: tuple[type, ...], argv: list[str] | None = None, files: str | None = None
 ) -> tuple[Any, ...]:
-    """Parses `[config.yaml | config.json] [--option value ...]`; options win over the file, and it over its base.
+    """Parses `[config.yaml | config.json] [--option value ...]`. Options override the file, and the file its base.
 
     Args:
-        dataclass_types: What is returned, each an object of its class.
-        argv: The command line, without the name of the script; that of this process if not given.
-        files: What the files are that may stand without an option, for `--help`; a list of their names comes last.
+        dataclass_types: The dataclasses to parse into; one instance of each is returned.
+        argv: The command line without the script's name; defaults to that of this process.
+        files: Help text of positional file arguments, if allowed; a list of them is then returned last.
 
     Raises:
         FileNotFoundError: If the configuration file does not exist.
-        ValueError: If it is no mapping, or an option is unknown.
+        ValueError: If it is not a mapping, or an option is unknown.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = HfArgumentParser(dataclass_types)
@@ -126,10 +126,10 @@ def parse_arguments(
 
 
 def find_configuration(name: str) -> Path:
-    """A path as it is; a bare name is that of a configuration that comes along, `quickstart` say.
+    """Returns a path unchanged, and the path of a bundled configuration for a bare name, such as `quickstart`.
 
     Raises:
-        FileNotFoundError: If there is none of that name.
+        FileNotFoundError: If there is no configuration of that name.
     """
     path = Path(name)
     if path.suffix or len(path.parts) > 1:
@@ -144,7 +144,7 @@ def find_configuration(name: str) -> Path:
 
 
 def options_of(path: Path) -> list[str]:
-    """A configuration file as command-line options: lists spelled out, mappings as JSON, nulls left out."""
+    """Converts a configuration file to command-line options: lists as several values, mappings as JSON, no nulls."""
     argv = []
     for name, value in read_configuration(path).items():
         if value is None:
@@ -155,22 +155,22 @@ def options_of(path: Path) -> list[str]:
 
 
 def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Reads a configuration file, over the one that its key `base` names, if any, as a path from its own folder.
+    """Reads a configuration file. Its optional key `base` is the relative path of another one, which it overrides.
 
     Args:
         path (`Path`): The file.
-        over (tuple of `Path`): The files that it is the base of.
+        over (tuple of `Path`): The files that have it as their base.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no mapping, cannot be read, repeats a key, or is its own base.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a mapping, cannot be read, repeats a key, or is its own base.
     """
     if path.suffix not in CONFIGURATION_SUFFIXES:
         raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
     if not path.is_file():
         raise FileNotFoundError(f"The configuration file {path} does not exist.")
     try:
-        # A number such as 1e-3, without a dot, is text to YAML; argparse reads it all the same.
+        # YAML reads a number without a dot, such as 1e-3, as a string; argparse parses it anyway.
         text = path.read_text(encoding="utf-8")
         options = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -190,7 +190,7 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, by which a small file grows beyond memory, and with each key once."""
+    """Rejects aliases, with which a small file can exhaust memory, and repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):

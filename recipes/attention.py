@@ -1,12 +1,12 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Draws where several DCAL checkpoints look, side by side on the same photographs: a baseline beside DCAL, say.
+"""Draws the attention of several DCAL checkpoints side by side on the same photographs, such as a baseline and DCAL.
 
     python recipes/attention.py --models out/sa out/dcal --names baseline DCAL --images photographs \
         --output attention.png
 
-Of the photographs `--count` are sampled by `--seed`, so that nobody has chosen them.
+`--count` photographs are sampled at random with `--seed`, so that they are not hand-picked.
 """
 
 import logging
@@ -22,14 +22,14 @@ from predict import find_images, load_classifier, predict, thumbnail
 
 @dataclass
 class AttentionArguments:
-    """Which checkpoints, and which photographs."""
+    """The checkpoints to compare, and the photographs."""
 
-    models: list[str] = field(metadata={"help": "Hub ids or folders of DCAL classifiers."})
-    images: list[str] = field(metadata={"help": "Photographs, and folders of photographs."})
-    output: str = field(metadata={"help": "The picture to write."})
-    names: list[str] | None = field(default=None, metadata={"help": "What to call the checkpoints in the picture."})
-    count: int = field(default=6, metadata={"help": "Photographs in the picture."})
-    seed: int = field(default=0, metadata={"help": "Seed of their sampling."})
+    models: list[str] = field(metadata={"help": "Hub IDs or folders of DCAL classifiers."})
+    images: list[str] = field(metadata={"help": "Photographs or folders of photographs."})
+    output: str = field(metadata={"help": "The figure to write."})
+    names: list[str] | None = field(default=None, metadata={"help": "Names of the checkpoints in the figure."})
+    count: int = field(default=6, metadata={"help": "Number of photographs in the figure."})
+    seed: int = field(default=0, metadata={"help": "Seed for sampling the photographs."})
 
     def __post_init__(self):
         if self.names is None:

@@ -1,11 +1,11 @@
-"""`dcal`: the recipes as one command of the shell.
+"""`dcal`: the recipes as a single command.
 
-    dcal fgvc quickstart                      # a configuration that comes along, by its name
-    dcal reid my_turtles.yaml --seed 1        # or a file of your own
+    dcal fgvc quickstart                      # a bundled configuration, by name
+    dcal reid my_turtles.yaml --seed 1        # or your own file
     dcal embed --help
 
-It needs nothing of the package: what a recipe imports is imported when that recipe runs. A wrong call ends with a
-sentence; `DCAL_DEBUG=1` shows where it comes from.
+It imports nothing of the package itself; each recipe imports what it needs when it runs. A user error ends with one
+sentence; `DCAL_DEBUG=1` shows the traceback.
 """
 
 import difflib
@@ -27,7 +27,7 @@ COMMANDS = {
     "verify": ("verify", "tell whether two images show the same individual"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),
 }
-# What the library raises for a mistake of the caller's, each with one sentence.
+# Errors that the library raises for a mistake of the user, each with a one-sentence message.
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
 
 
@@ -47,7 +47,7 @@ def usage() -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -57,7 +57,7 @@ def main() -> None:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}."
         raise SystemExit(f"dcal: there is no command '{command}': {hint}")
-    # As if the script had been started by itself: its neighbours are found, and its parser names the command.
+    # Make sibling modules importable, as when the script is run directly, and show the command in its usage.
     sys.path.insert(0, str(RECIPES))
     sys.argv = [f"dcal {command}", *rest]
     try:

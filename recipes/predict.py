@@ -1,15 +1,15 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Classifies photographs with a DCAL checkpoint: a table, a contact sheet, and, if asked, where the model looked.
+"""Classifies photographs with a DCAL checkpoint; writes a table, a contact sheet and, optionally, attention overlays.
 
     python recipes/predict.py --model_name_or_path out/birds --images photographs one_more.jpg --output_dir answer
 
-It writes `predictions.csv`, a line per photograph and class with the probabilities of both branches together and of
-each, and `contact_sheet.png`. `--attention` adds the attention rollout over each photograph, at its own resolution.
+It writes `contact_sheet.png` and `predictions.csv`, with one line per photograph and class and the probabilities of
+both branches together and of each. `--attention` adds the attention rollout over each photograph, in full resolution.
 
-Photographs whose folders are named after their classes show the mistakes as well, most confident first, in
-`mistakes.csv` and `mistakes.png`, and the `confusion_matrix.png`:
+If each photograph is in a folder named after its class, `--labelled` also writes the mistakes, most confident first,
+to `mistakes.csv` and `mistakes.png`, and `confusion_matrix.png`:
 
     python recipes/predict.py --model_name_or_path out/birds --images birds/test --labelled --output_dir answer
 """
@@ -40,29 +40,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PredictionArguments:
-    """Which photographs, and what is made of them."""
+    """The photographs to classify, and the outputs to write."""
 
-    images: list[str] = field(metadata={"help": "Photographs, and folders of photographs."})
-    output_dir: str = field(metadata={"help": "Folder of the tables and pictures."})
-    top_k: int = field(default=5, metadata={"help": "Classes per photograph in predictions.csv."})
+    images: list[str] = field(metadata={"help": "Photographs or folders of photographs."})
+    output_dir: str = field(metadata={"help": "Folder for the tables and figures."})
+    top_k: int = field(default=5, metadata={"help": "Number of classes per photograph in predictions.csv."})
     labelled: bool = field(
-        default=False, metadata={"help": "The name of each photograph's folder is its class: show the mistakes."}
+        default=False, metadata={"help": "Folder names are the true classes: write the mistakes, too."}
     )
-    attention: bool = field(default=False, metadata={"help": "Write the attention over each photograph, too."})
+    attention: bool = field(default=False, metadata={"help": "Write an attention overlay of each photograph."})
     sheet_images: int = field(
-        default=60, metadata={"help": "Photographs in contact_sheet.png; 0 for no picture, and no need of matplotlib."}
+        default=60, metadata={"help": "Photographs in contact_sheet.png; 0 for no figures and without matplotlib."}
     )
-    mistake_images: int = field(default=12, metadata={"help": "Photographs in mistakes.png."})
+    mistake_images: int = field(default=12, metadata={"help": "Number of photographs in mistakes.png."})
 
 
 @dataclass
 class Prediction:
-    """What a model says of one photograph.
+    """The prediction for one photograph.
 
     Args:
         probabilities (`dict` of `Tensor` of shape `(classes,)`): Of `"both"` branches together, and of each.
         rollout (`Tensor` of shape `(N,)`, *optional*), selected (`Tensor` of shape `(R,)`, *optional*):
-            The attention rollout over patches, and the patches that GLCA has read.
+            The attention rollout over patches, and the indices of the patches that GLCA selected.
         label (`int`, *optional*): The true class.
     """
 
@@ -102,10 +102,10 @@ def main() -> None:
 
 
 def find_images(given: Sequence[str]) -> list[str]:
-    """The photographs that are named, and those in the folders that are named, in this order.
+    """The paths of the given photographs, and of those in the given folders, in this order.
 
     Raises:
-        FileNotFoundError: If there is neither a file nor a folder of that name.
+        FileNotFoundError: If a path does not exist.
     """
     paths = []
     for name in map(Path, given):
@@ -116,10 +116,10 @@ def find_images(given: Sequence[str]) -> list[str]:
 
 
 def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
-    """The class of each photograph, by its folder's name.
+    """The class index of each photograph, from the name of its folder.
 
     Raises:
-        ValueError: If a folder is named after none of the model's classes.
+        ValueError: If a folder is not named after a class of the model.
     """
     numbers = {name: label for label, name in enumerate(names)}
     for path in paths:
@@ -134,7 +134,7 @@ def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
 def load_classifier(args: CheckpointArguments) -> tuple[DCALForImageClassification, BaseImageProcessor]:
     """
     Raises:
-        ValueError: If the checkpoint is no DCAL classifier.
+        ValueError: If the checkpoint is not a DCAL classifier.
     """
     model = AutoModelForImageClassification.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
     if not isinstance(model, DCALForImageClassification):
@@ -152,7 +152,7 @@ def predict(
     args: CheckpointArguments,
     with_rollout: bool,
 ) -> Iterator[Prediction]:
-    """What the model says of each photograph, in their order, with a progress bar."""
+    """Yields the prediction for each photograph, in order, with a progress bar."""
     with_rollout = with_rollout and model.config.has_cls
     transform = EvalTransform(processor, args.max_pixels)
     for start in tqdm(range(0, len(paths), args.batch_size), desc="Predicting", unit="batch"):
@@ -173,7 +173,7 @@ def predict(
 
 
 def save_predictions(predictions: Sequence[Prediction], names: Sequence[str], top_k: int, path: Path) -> None:
-    """A line per photograph and class, best class first."""
+    """Writes a table with one line per photograph and class, best class first."""
     branches = list(predictions[0].probabilities)
     rows = []
     for prediction in predictions:
@@ -184,13 +184,13 @@ def save_predictions(predictions: Sequence[Prediction], names: Sequence[str], to
 
 
 def mistakes(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Those that are wrong, most confident first."""
+    """The wrong predictions, most confident first."""
     wrong = [prediction for prediction in predictions if prediction.best != prediction.label]
     return sorted(wrong, key=lambda prediction: -prediction.confidence)
 
 
 def save_mistakes(predictions: Sequence[Prediction], names: Sequence[str], path: Path) -> None:
-    """The mistakes as a table, and how many there are in the log."""
+    """Writes the mistakes as a table, and logs the accuracy."""
     wrong = mistakes(predictions)
     rows = [[p.path, names[p.label], names[p.best], f"{p.confidence:.4f}"] for p in wrong]
     save_table(["image", "label", "prediction", "probability"], rows, path)
@@ -206,7 +206,7 @@ def caption(prediction: Prediction, names: Sequence[str]) -> str:
 def save_pictures(
     predictions: Sequence[Prediction], names: Sequence[str], args: PredictionArguments, output_dir: Path
 ) -> None:
-    """`contact_sheet.png`; of labelled photographs `mistakes.png` and `confusion_matrix.png` as well."""
+    """Writes `contact_sheet.png` and, for labelled photographs, `mistakes.png` and `confusion_matrix.png`."""
     from dcal_hf.visualization import confusion_figure, contact_sheet, save_figure
 
     def save_sheet(chosen: Sequence[Prediction], name: str) -> None:
@@ -224,7 +224,7 @@ def save_pictures(
     if wrong:
         save_sheet(wrong, "mistakes.png")
     best, labels = ([getattr(p, name) for p in predictions] for name in ("best", "label"))
-    # Classes that neither occur nor are predicted would only make the rest too small to read.
+    # Classes that neither occur nor are predicted would only make the others too small to read.
     seen = sorted({*best, *labels})
     matrix = confusion_matrix(best, labels, len(names))[seen][:, seen]
     save_figure(confusion_figure(matrix, [names[label] for label in seen]), output_dir / "confusion_matrix.png")
@@ -239,7 +239,7 @@ def thumbnail(path: str, size: int = 256) -> Image.Image:
 def save_attention(
     predictions: Sequence[Prediction], processor: BaseImageProcessor, grid: tuple[int, int], folder: Path
 ) -> None:
-    """A PNG per photograph: the rollout over it, the patches that GLCA has read framed.
+    """Writes a PNG per photograph with its rollout, and frames around the patches that GLCA selected.
 
     Raises:
         ValueError: If the encoder has no rollout.
@@ -252,7 +252,7 @@ def save_attention(
     for number, prediction in enumerate(predictions):
         picture = open_image(prediction.path)
         overlay = photograph_overlay(picture, processor, prediction.rollout, grid, prediction.selected)
-        # Photographs in several folders may have one name.
+        # Photographs in different folders may have the same name.
         overlay.save(folder / f"{number:05d}_{Path(prediction.path).stem}.png")
 
 

@@ -1,17 +1,17 @@
 # /// script
 # dependencies = ["dcal_hf"]
 # ///
-"""Says whether two images show the same individual. First, once, the threshold, calibrated on labelled images:
+"""Decides whether two images show the same individual. First, calibrate the threshold once, on labelled images:
 
     python recipes/verify.py --model_name_or_path out --calibrate --data_dir turtles --false_accept_rate 0.01
 
-It is kept beside the checkpoint, as verification.json. Then any number of pairs, of the 1st and 2nd image, the 3rd
-and 4th, ...:
+It is saved in the checkpoint folder, as verification.json. Then verify any number of pairs (1st and 2nd image, 3rd and
+4th, ...):
 
     python recipes/verify.py --model_name_or_path out a.jpg b.jpg
 
-Calibrate on individuals that the model was not trained on. In folders without query, gallery and test the same part is
-held out as by recipes/run_reid.py; put individuals into a folder `test` to use them all.
+Calibrate on individuals that the model was not trained on. Folders without query, gallery and test are split as by
+recipes/run_reid.py; put individuals into a folder `test` to use them all.
 """
 
 import logging
@@ -41,25 +41,25 @@ COLUMNS = ("first", "second", "same", "distance", "threshold", "false_accept_rat
 
 @dataclass
 class VerifyArguments:
-    """The answer's table, or what to calibrate on."""
+    """Where to write the results, or what to calibrate on."""
 
-    output: str | None = field(default=None, metadata={"help": "CSV file for the answers."})
-    calibrate: bool = field(default=False, metadata={"help": "Calibrate the threshold, on labelled images."})
+    output: str | None = field(default=None, metadata={"help": "CSV file for the results."})
+    calibrate: bool = field(default=False, metadata={"help": "Calibrate the threshold on labelled images."})
     false_accept_rate: float = field(
-        default=0.01, metadata={"help": "Share of the pairs of different individuals that may pass for the same."}
+        default=0.01, metadata={"help": "Largest share of pairs of different individuals accepted as the same."}
     )
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "market1501, dukemtmc, msmt17 or veri776 in data_dir, drawn for the built-in set, or a table "
-            "(.csv, .parquet) of your own; a folder of identities in data_dir if not given."
+            "help": "market1501, dukemtmc, msmt17 or veri776 in data_dir, drawn for the built-in data set, or your "
+            "own table (.csv, .parquet); defaults to a folder of identities in data_dir."
         },
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the images, or its archive."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the images."})
     test_fraction: float = field(
-        default=0.3, metadata={"help": "Share of the identities to use where there is no query and gallery."}
+        default=0.3, metadata={"help": "Fraction of the identities to use if there is no query and gallery."}
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of their choice."})
+    split_seed: int = field(default=42, metadata={"help": "Seed for choosing these identities."})
 
     def __post_init__(self):
         if self.calibrate == (self.dataset_name is None and self.data_dir is None):
@@ -76,7 +76,7 @@ class VerifyArguments:
 
 def main() -> None:
     checkpoint_args, verify_args, images = parse_arguments(
-        (CheckpointArguments, VerifyArguments), files="Images, two and two a pair."
+        (CheckpointArguments, VerifyArguments), files="Images; every two are a pair."
     )
     check_images(images, verify_args.calibrate)
     set_up_logging(logging.WARNING)
@@ -95,7 +95,7 @@ def check_images(images: list[str], calibrates: bool) -> None:
 
 
 def calibrate_checkpoint(checkpoint_args: CheckpointArguments, verify_args: VerifyArguments) -> None:
-    """Writes `verification.json` into the checkpoint's folder."""
+    """Writes `verification.json` into the checkpoint folder."""
     folder = Path(checkpoint_args.model_name_or_path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder to keep the threshold in: download the checkpoint, `hf download`.")
@@ -120,7 +120,7 @@ def calibrate_checkpoint(checkpoint_args: CheckpointArguments, verify_args: Veri
 
 
 def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
-    """The images of query and gallery, and the identities of distractors: several images, and no query."""
+    """The images of query and gallery, and the distractor identities, which have several images but no query."""
     splits = load_reid(
         args.dataset_name or "imagefolder",
         args.data_dir,
@@ -139,7 +139,7 @@ def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
 
 
 def verify(checkpoint_args: CheckpointArguments, images: list[str], output: str | None) -> None:
-    """Prints the answer to each pair, and writes them all as a table."""
+    """Prints the result for each pair, and writes all results as a table."""
     model, processor = load_checkpoint(checkpoint_args)
     kept = load_threshold(checkpoint_args, model)
     rows = []
@@ -158,14 +158,14 @@ def verify(checkpoint_args: CheckpointArguments, images: list[str], output: str 
 def measure(
     model: PreTrainedModel, processor: BaseImageProcessor, images: list[str], checkpoint_args: CheckpointArguments
 ) -> np.ndarray:
-    """The distance (N,) of each pair of 2 N images."""
+    """The distances (N,) of the N pairs of 2 N images."""
     paths = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in images]})
     embeddings = embed_images(model, processor, paths, **checkpoint_args.reader_kwargs)
     return pair_distances(embeddings[::2], embeddings[1::2])
 
 
 def load_threshold(checkpoint_args: CheckpointArguments, model: PreTrainedModel) -> VerificationThreshold:
-    """What [`calibrate_checkpoint`] has kept beside a checkpoint, in a folder or on the Hub."""
+    """Loads the threshold that [`calibrate_checkpoint`] saved, from a checkpoint folder or the Hub."""
     name = checkpoint_args.model_name_or_path
     try:
         path = cached_file(name, VERIFICATION_FILE, **checkpoint_args.hub_kwargs)
