@@ -18,7 +18,7 @@ CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 class ModelArguments:
     """The encoder and the DCAL options. Options that are not given default to `DCALConfig` or the checkpoint.
 
-    Includes the licence of the weights, and `overwrite_output_dir`, which transformers' training arguments no longer have.
+    Includes the licence of the weights, and `overwrite_output_dir`, which transformers removed from its arguments.
     """
 
     model_name_or_path: str | None = field(
