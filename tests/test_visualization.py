@@ -347,6 +347,7 @@ def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
     figure = contact_sheet([gray(20, 10 + number) for number in range(8)], captions, marks)
     cells = [cell for cell in figure.axes if cell.images]
     assert [cell.get_xlabel() for cell in cells] == captions and len(figure.axes) == 12
+    assert [cell.axison for cell in figure.axes] == [True] * 8 + [False] * 4
     frames = [cell.spines["top"].get_edgecolor() for cell in cells[:3]]
     assert frames == [to_rgba("tab:green"), to_rgba("tab:red"), to_rgba("none")]
     with pytest.raises(ValueError, match="got 2 images, 1 captions and 2 marks"):

@@ -122,13 +122,14 @@ def ranked_list(
     for cell in axes.flat:
         cell.axis("off")
     for cells, query, *matches in zip(axes, query_image, *rows, strict=True):
-        _draw_match(cells[0], query, "query", None, "")
+        draw_picture(cells[0], query, "query", None, "")
         for cell, image, score, mark, title in zip(cells[1:], *matches):
-            _draw_match(cell, image, f"{score:.3f}", mark, title)
+            draw_picture(cell, image, f"{score:.3f}", mark, title)
     return figure
 
 
-def _draw_match(cell: Axes, image: Image.Image, heading: str, mark: bool | None, title: str) -> None:
+def draw_picture(cell: Axes, image: Image.Image, heading: str, mark: bool | None, title: str) -> None:
+    """Draws an image with a heading, a line below it, and a green (True), a red (False) or no frame (None)."""
     cell.axis("on")
     cell.imshow(image.convert("RGB"))
     cell.set(xticks=[], yticks=[])
@@ -154,4 +155,4 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     write_atomically(path, content.getvalue())
 
 
-__all__ = ["FRAME_COLORS", "attention_figure", "ranked_list", "save_figure"]
+__all__ = ["attention_figure", "draw_picture", "ranked_list", "save_figure"]

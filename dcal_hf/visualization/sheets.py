@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .figures import FRAME_COLORS
+from .figures import draw_picture
 from .overlays import photograph_overlay
 
 
@@ -42,14 +42,11 @@ def contact_sheet(
     columns = min(SHEET_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for cell, image, caption, mark in zip(axes, images, captions, correct):
-        cell.imshow(image.convert("RGB"))
-        cell.set(xticks=[], yticks=[])
-        cell.set_xlabel(caption, fontsize="x-small", parse_math=False)
-        cell.spines[:].set(edgecolor=FRAME_COLORS[mark], linewidth=4)
-    for cell in list(axes)[len(images):]:
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for cell in axes[len(images):]:
         cell.axis("off")
+    for cell, image, caption, mark in zip(axes, images, captions, correct):
+        draw_picture(cell, image, "", mark, caption)
     return figure
 
 
