@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,7 +17,14 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViT
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import unlabelled_images
 from dcal_hf.models import DCALPreTrainedModel
-from dcal_hf.training import class_names, has_class_names, last_checkpoint, name_classes, set_classes
+from dcal_hf.training import (
+    checkpoint_folders,
+    class_names,
+    has_class_names,
+    last_checkpoint,
+    name_classes,
+    set_classes,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -61,7 +67,7 @@ def claim_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> N
         return
     folder = Path(training_args.output_dir)
     with training_args.main_process_first(desc="looking for checkpoints of an earlier run"):
-        checkpoints = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        checkpoints = checkpoint_folders(folder)
         if checkpoints and not overwrite:
             raise ValueError(
                 f"{folder} holds the checkpoints of an earlier run: go on with it by --resume_from_checkpoint last, "

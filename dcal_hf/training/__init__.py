@@ -1,6 +1,6 @@
 """Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
-from .checkpoints import last_checkpoint
+from .checkpoints import checkpoint_folders, last_checkpoint
 from .classes import class_names, has_class_names, name_classes, set_classes
 from .pairs import DistractedDataset, PairCollator, PairSampler
 from .reid_trainer import DCALReIDTrainer, column, protocol_columns
@@ -19,6 +19,7 @@ __all__ = [
     "IdentityBalancedSampler",
     "PairCollator",
     "PairSampler",
+    "checkpoint_folders",
     "class_names",
     "column",
     "has_class_names",

@@ -79,7 +79,7 @@ def last_checkpoint(output_dir: str | Path) -> str:
     output_dir = Path(output_dir)
     own = _read_json(output_dir / RUN_FILE).get("run")
     passed_over = []
-    for checkpoint in _newest_first(output_dir):
+    for checkpoint in checkpoint_folders(output_dir):
         flaw = _find_flaw(checkpoint)
         if flaw is None and _read_json(checkpoint / MANIFEST_FILE)["run"] != own:
             flaw = "it is of another run"
@@ -118,7 +118,8 @@ def check_resumable(checkpoint: str | Path, process_index: int, world_size: int)
         )
 
 
-def _newest_first(output_dir: Path) -> list[Path]:
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-<step>`, newest first; `checkpoint-best`, say, is none of the Trainer's."""
     steps = {}
     for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
@@ -154,4 +155,12 @@ def _save_manifest(checkpoint: str | Path, manifest: dict[str, Any]) -> None:
     write_atomically(Path(checkpoint, MANIFEST_FILE), json.dumps(manifest, indent=2) + "\n")
 
 
-__all__ = ["begin_run", "best_checkpoint", "check_resumable", "complete_manifest", "last_checkpoint", "write_manifest"]
+__all__ = [
+    "begin_run",
+    "best_checkpoint",
+    "check_resumable",
+    "checkpoint_folders",
+    "complete_manifest",
+    "last_checkpoint",
+    "write_manifest",
+]
