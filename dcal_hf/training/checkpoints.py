@@ -1,12 +1,14 @@
 """The checkpoints of a run: which belong to it, and which are complete.
 
 Each checkpoint has a manifest with the ID of its run and the size and SHA-256 of each file. The manifest is written
-before older checkpoints are deleted, and updated after the Trainer's state, the last file, is saved.
+after the random state, and updated after the Trainer's state, the last file, is saved. Then older checkpoints are
+deleted.
 """
 
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -128,6 +130,27 @@ def checkpoint_folders(output_dir: Path) -> list[Path]:
     return sorted(steps, key=steps.get, reverse=True)
 
 
+def delete_checkpoints(output_dir: str | Path, limit: int | None, best: str | None, ended: bool = False) -> None:
+    """Deletes the oldest checkpoints beyond `save_total_limit`, as transformers does, but no other folder.
+
+    Args:
+        output_dir (`str` or `Path`): The folder of the run.
+        limit (`int`, *optional*): How many to keep; no limit if None or below 1.
+        best (`str`, *optional*): The best checkpoint, which is kept.
+        ended (`bool`): Whether the run has ended; otherwise the newest checkpoint is kept, too.
+    """
+    if limit is None or limit < 1:
+        return
+    # Of an earlier run in the same folder, there may be checkpoints of more steps.
+    oldest_first = sorted(reversed(checkpoint_folders(Path(output_dir))), key=lambda path: path.stat().st_mtime)
+    kept = {Path(best)} if best is not None else set()
+    if not (ended and kept):
+        kept |= set(oldest_first[-1:])
+    others = [path for path in oldest_first if path not in kept]
+    for path in others[:max(len(oldest_first) - max(limit, len(kept)), 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _find_flaw(checkpoint: Path) -> str | None:
     """The reason why a checkpoint cannot be resumed, or None."""
     manifest = _read_json(checkpoint / MANIFEST_FILE)
@@ -161,6 +184,7 @@ __all__ = [
     "check_resumable",
     "checkpoint_folders",
     "complete_manifest",
+    "delete_checkpoints",
     "last_checkpoint",
     "write_manifest",
 ]

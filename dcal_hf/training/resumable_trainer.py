@@ -1,6 +1,7 @@
 """A Trainer that locks its output folder and resumes only from complete checkpoints."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .checkpoints import (
     best_checkpoint,
     check_resumable,
     complete_manifest,
+    delete_checkpoints,
     last_checkpoint,
     write_manifest,
 )
@@ -75,9 +77,31 @@ class ResumableTrainer(Trainer):
             write_manifest(output_dir, self.run_id)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save and not self.args.save_only_model:
-            complete_manifest(Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+        with self._without_rotation():
+            super()._save_checkpoint(model, trial)
+        if not self.args.should_save:
+            return
+        folder = Path(self._get_output_dir(trial))
+        if not self.args.save_only_model:
+            complete_manifest(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        delete_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
+        with self._without_rotation():
+            output = super()._finalize_training(trial, *args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            delete_checkpoints(self._get_output_dir(trial), 1, best, ended=True)
+        return output
+
+    @contextmanager
+    def _without_rotation(self) -> Iterator[None]:
+        """Keeps transformers from deleting checkpoints: it takes every folder `checkpoint-*` for one."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
 
     def save_state(self) -> None:
         """As in `transformers.Trainer`, without the local path of the best checkpoint, since the file is pushed."""

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from dcal_hf.training import last_checkpoint
 from dcal_hf.training.checkpoints import check_resumable
@@ -133,15 +132,32 @@ def test_a_checkpoint_that_is_not_there_gets_a_sentence(tmp_path):
 
 
 def test_no_checkpoint_is_deleted_before_a_newer_one_is_whole(tmp_path, monkeypatch):
-    found = []
+    found, original = [], shutil.rmtree
 
-    def rotate(output_dir, **kwargs):
-        found.append(last_checkpoint(output_dir))
-        rotate_checkpoints(output_dir, **kwargs)
+    def delete(folder, *args, **kwargs):
+        if Path(folder).name.startswith("checkpoint-"):
+            found.append(last_checkpoint(tmp_path))
+        original(folder, *args, **kwargs)
 
-    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", rotate)
+    monkeypatch.setattr(shutil, "rmtree", delete)
     saving_trainer(tmp_path, save_total_limit=1).train()
-    assert [Path(path).name for path in found] == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
+    assert [Path(path).name for path in found] == [f"checkpoint-{step}" for step in (4, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "with_best", "kept"), [(2, False, [6, 8]), (1, False, [8]), (2, True, [4, 8]), (1, True, [4])]
+)
+def test_folders_that_are_no_checkpoints_outlive_the_rotation(tmp_path, limit, with_best, kept):
+    """transformers rotates whatever begins with `checkpoint-`, and below a folder `checkpoint-3` all of them."""
+    run = tmp_path / "checkpoint-3" / "out"
+    own = ("checkpoint-best", "checkpoint-4-backup", "checkpoint-")
+    for name in own:
+        (run / name).mkdir(parents=True)
+        os.utime(run / name, (1, 1))
+    trainer = (best_trainer if with_best else saving_trainer)(run, save_total_limit=limit)
+    trainer.train()
+    assert {path.name for path in run.glob("checkpoint-*")} == {*own, *(f"checkpoint-{step}" for step in kept)}
+    assert trainer.args.save_total_limit == limit
 
 
 def best_trainer(output_dir, **options):
