@@ -7,7 +7,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPVisionConfig,
     DeiTConfig,
@@ -18,6 +17,7 @@ from transformers import (  # noqa: E402
     SwinConfig,
     TimmWrapperConfig,
     ViTConfig,
+    set_seed,
 )
 
 import dcal_hf  # noqa: E402, F401
@@ -74,4 +74,5 @@ def vit_config() -> ViTConfig:
 
 @pytest.fixture(autouse=True)
 def seed():
-    torch.manual_seed(0)
+    """Of `random` and NumPy, too: timm's augmentations draw from them."""
+    set_seed(0)
