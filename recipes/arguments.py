@@ -65,6 +65,9 @@ class ModelArguments:
     glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
     glca_readout: str | None = field(default=None, metadata={"help": "local or cls readout of GLCA."})
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth rate of the last block."})
+    loss_weighting: str | None = field(
+        default=None, metadata={"help": "uncertainty (learned) or equal weights of the branch losses."}
+    )
     initial_log_var: float | None = field(default=None, metadata={"help": "Initial log-variances of the losses."})
 
     def __post_init__(self):

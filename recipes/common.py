@@ -223,7 +223,7 @@ def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
     """What somebody needs to train the same model again, except for what a recipe adds."""
     args, config = trainer.args, trainer.model.config
     switches = ("branches", "num_glca_blocks", "num_pwca_blocks", "local_query_ratio", "local_query_selection")
-    switches += ("glca_scope", "glca_readout", "drop_path_rate", "initial_log_var")
+    switches += ("glca_scope", "glca_readout", "drop_path_rate", "loss_weighting", "initial_log_var")
     return {
         "image size": " x ".join(map(str, config.image_size)),
         **{name: getattr(config, name) for name in switches},

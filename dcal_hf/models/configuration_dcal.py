@@ -54,6 +54,9 @@ class DCALConfig(PreTrainedConfig):
             Whether embeddings are taken `"before"` (TransReID) or `"after"` the neck.
         normalize_embeddings (`bool`):
             Whether to L2-normalise embeddings.
+        loss_weighting (`str`):
+            How the branch losses are weighted: `"uncertainty"` (learned log-variances) or `"equal"` (fixed 1 : 1 : 1,
+            without log-variances; an ablation that is not in the paper).
         initial_log_var (`float`):
             Initial value of the log-variances that weight the branch losses (not in the paper).
     """
@@ -82,6 +85,7 @@ class DCALConfig(PreTrainedConfig):
     glca_scope: str = "global"
     glca_readout: str = "local"
     drop_path_rate: float | int = 0.0
+    loss_weighting: str = "uncertainty"
     initial_log_var: float | int = 0.0
     neck: bool = False
     neck_feature: str = "before"
@@ -200,11 +204,17 @@ class DCALConfig(PreTrainedConfig):
             "local_query_selection": ("rollout", "last_layer", "similarity", "random"),
             "glca_scope": ("global", "local"),
             "glca_readout": ("local", "cls"),
+            "loss_weighting": ("uncertainty", "equal"),
             "neck_feature": ("before", "after") if self.neck else ("before",),
         }
         for name, choices in switches.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}='{getattr(self, name)}' is unknown; choose one of {', '.join(choices)}.")
+        if self.loss_weighting == "equal" and self.initial_log_var != 0:
+            raise ValueError(
+                f"initial_log_var={self.initial_log_var} has no effect with loss_weighting='equal', which has no "
+                "log-variances: leave it out."
+            )
 
 
 __all__ = ["DCALConfig"]

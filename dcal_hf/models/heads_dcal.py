@@ -25,7 +25,7 @@ class DCALForBranches(DCALPreTrainedModel):
         # branches: for a given seed, SA's classifier is initialised the same with and without GLCA's.
         with torch.random.fork_rng(devices=[]):
             self.add_classifiers(config.classified_branches, config.backbone_config.hidden_size)
-        self.loss_weights = make_loss_weights(config.branches, config.initial_log_var)
+        self.loss_weights = make_loss_weights(config.branches, config.initial_log_var, config.loss_weighting)
         self.post_init()
 
     def check_config(self, config: DCALConfig) -> None:

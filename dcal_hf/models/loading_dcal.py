@@ -7,7 +7,7 @@ from torch import nn
 
 
 # Configuration fields that add modules which the checkpoint may not have.
-NEW_PARTS = frozenset({"branches", "neck", "num_glca_blocks"})
+NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
 # The number of tensors that an error message lists.
 SHOWN = 3
 

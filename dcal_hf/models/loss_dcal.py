@@ -35,6 +35,25 @@ class UncertaintyWeights(nn.Module):
         return 0.5 * (torch.exp(-log_vars) * values + log_vars).sum()
 
 
+class EqualWeights(nn.Module):
+    """Weights the branch losses equally and learns nothing: `L = 1/2 sum_b L_b`.
+
+    This is [`UncertaintyWeights`] with log-variances that stay 0, so that with the same learning rate and gradient
+    clipping the two only differ in what is learned.
+
+    Args:
+        branches (`tuple` of `str`): Names of the losses.
+    """
+
+    def __init__(self, branches: tuple[str, ...]):
+        super().__init__()
+        self.branches = branches
+
+    def forward(self, losses: dict[str, Tensor]) -> Tensor:
+        """Half the sum of the losses, in float32."""
+        return 0.5 * torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
 def counted_branches(ran: Iterable[str], trained: tuple[str, ...]) -> list[str]:
     """The branches whose losses count: the trained branches that ran, or all that ran if none of them is trained (SA
     at inference after training PWCA alone)."""
@@ -50,16 +69,20 @@ def branch_labels(labels: Tensor, pairs: Tensor | None) -> dict[str, Tensor]:
     return {"sa": labels, "glca": labels, "pwca": paired}
 
 
-def total_loss(losses: dict[str, Tensor], weights: UncertaintyWeights | None) -> Tensor:
+def total_loss(losses: dict[str, Tensor], weights: UncertaintyWeights | EqualWeights | None) -> Tensor:
     """The weighted total of the losses, or their sum if a loss has no weight (a single branch has none)."""
     if weights is None or not set(losses) <= set(weights.branches):
         return sum(losses.values())
     return weights(losses)
 
 
-def make_loss_weights(branches: tuple[str, ...], initial_log_var: float) -> UncertaintyWeights | None:
-    """Creates the weights of the trained branches; a single branch needs none."""
-    return UncertaintyWeights(branches, initial_log_var) if len(branches) > 1 else None
+def make_loss_weights(
+    branches: tuple[str, ...], initial_log_var: float, weighting: str = "uncertainty"
+) -> UncertaintyWeights | EqualWeights | None:
+    """Creates the weights of the trained branches, `"uncertainty"` or `"equal"`; a single branch needs none."""
+    if len(branches) == 1:
+        return None
+    return EqualWeights(branches) if weighting == "equal" else UncertaintyWeights(branches, initial_log_var)
 
 
 def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
@@ -89,6 +112,7 @@ def batch_hard_triplet(features: Tensor, labels: Tensor) -> Tensor:
 
 
 __all__ = [
+    "EqualWeights",
     "IGNORED",
     "UncertaintyWeights",
     "batch_hard_triplet",

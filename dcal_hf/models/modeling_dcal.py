@@ -101,7 +101,8 @@ class DCALPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Same as in transformers, but raises an error for missing or non-finite tensors.
 
-        With `branches`, `neck`, `num_glca_blocks` or `output_loading_info`, missing tensors are newly initialised.
+        With `branches`, `loss_weighting`, `neck`, `num_glca_blocks` or `output_loading_info`, missing tensors are
+        newly initialised.
 
         Raises:
             ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import TrainOutput
 
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
+from .losses import log_variances, own_loss
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .resumable_trainer import ResumableTrainer
@@ -279,7 +279,8 @@ class DCALTrainer(ResumableTrainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean loss of each branch since the last log, over all processes: `loss_sa`, ..."""
+        """Adds each branch's mean loss since the last log, over all processes, and its log-variance now: `loss_sa`,
+        `log_var_sa`, ..."""
         if "loss" in logs and not self.checks_every_step:
             self.check_finite()
         if "loss" in logs and self.branch_losses:
@@ -291,6 +292,7 @@ class DCALTrainer(ResumableTrainer):
             sums, counts = (self.accelerator.reduce(x, reduction="sum").tolist() for x in (sums, counts))
             means = {name: total / count for name, total, count in zip(BRANCHES, sums, counts) if count > 0}
             logs.update({f"loss_{name}": round(mean, 4) for name, mean in means.items()})
+            logs.update(log_variances(self.model))
             self.branch_losses.clear()
         super().log(logs, *args, **kwargs)
 
@@ -346,15 +348,6 @@ class DCALTrainer(ResumableTrainer):
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def own_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-    """Applies a `compute_loss_func` of `transformers.Trainer` to the logits of one branch.
-
-    `num_items_in_batch` is None, so that the function returns the mean: the Trainer's number counts all accumulated
-    batches, but only one branch.
-    """
-    return function(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=None)
 
 
 def check_distractors(model: nn.Module, pair_sampling: str) -> None:

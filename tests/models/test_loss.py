@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from dcal_hf import DCALForImageClassification
 from dcal_hf.models.loss_dcal import UncertaintyWeights, counted_branches, make_loss_weights, total_loss
 
 
@@ -43,3 +44,27 @@ def test_a_branch_that_only_reads_counts_where_no_trained_one_ran_and_unweighted
     assert counted_branches(["sa", "glca", "pwca"], trained) == ["glca", "pwca"]
     assert counted_branches(["sa"], trained) == ["sa"]
     assert total_loss({"sa": torch.tensor(3.0)}, make_loss_weights(trained, 1.0)).item() == 3
+
+
+def test_equal_weights_are_half_the_sum_of_what_ran_and_learn_nothing():
+    weights = make_loss_weights(("sa", "glca", "pwca"), 0.0, "equal")
+    losses = {"pwca": torch.tensor(0.7), "sa": torch.tensor(2.0)}
+    assert total_loss(losses, weights).item() == pytest.approx((0.7 + 2) / 2)
+    assert total_loss(losses, weights) == total_loss(losses, make_loss_weights(("sa", "glca", "pwca"), 0.0))
+    assert not list(weights.parameters()) and not weights.state_dict()
+    assert make_loss_weights(("sa",), 0.0, "equal") is None
+
+
+def test_a_checkpoint_goes_on_with_the_other_weights(vit_config, tmp_path):
+    """Without learned weights it has no log-variances; asked for, they start anew."""
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3, loss_weighting="equal")
+    names = {name for name, _ in model.named_parameters()}
+    learned = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    assert {name for name, _ in learned.named_parameters()} - names == {"loss_weights.log_vars"}
+    model.save_pretrained(tmp_path)
+    assert DCALForImageClassification.from_pretrained(tmp_path).config.loss_weighting == "equal"
+    again = DCALForImageClassification.from_pretrained(tmp_path, loss_weighting="uncertainty")
+    assert again.loss_weights.log_vars.tolist() == [0, 0, 0]
+    again.save_pretrained(tmp_path)
+    equal = DCALForImageClassification.from_pretrained(tmp_path, loss_weighting="equal")
+    assert {name for name, _ in equal.named_parameters()} == names

@@ -97,6 +97,25 @@ def test_branch_losses_are_logged_and_add_up(tmp_path, make_trainer, vit_config)
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
+def test_the_log_tells_where_the_log_variances_go(tmp_path, make_trainer, vit_config):
+    learned, fixed = (
+        make_trainer(
+            tmp_path, vit_config, {"loss_weighting": weighting}, max_steps=2, learning_rate=0.1, save_strategy="no"
+        )
+        for weighting in ("uncertainty", "equal")
+    )
+    learned.train()
+    line = [log for log in learned.state.log_history if "loss" in log][-1]
+    expected = dict(zip(("sa", "glca", "pwca"), learned.model.loss_weights.log_vars.tolist()))
+    assert {name: line[f"log_var_{name}"] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert all(value != 0 for value in expected.values())
+    fixed.train()
+    lines = [log for log in fixed.state.log_history if "loss" in log]
+    assert "log_var" not in str(lines)
+    for log in lines:
+        assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
+
+
 def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, make_trainer, vit_config):
     losses, seen = [], []
     for bf16 in (False, True):

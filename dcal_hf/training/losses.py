@@ -1,0 +1,34 @@
+"""What the trainers do with losses: the user's own function as that of each branch, and the log-variances to log."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..models.loss_dcal import UncertaintyWeights
+
+
+def own_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """Applies a `compute_loss_func` of `transformers.Trainer` to the logits of one branch.
+
+    `num_items_in_batch` is None, so that the function returns the mean: the Trainer's number counts all accumulated
+    batches, but only one branch.
+    """
+    return function(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=None)
+
+
+def log_variances(model: nn.Module) -> dict[str, float]:
+    """The log-variances that weight the branch losses, as `log_var_sa`, ...; empty if none are learned.
+
+    Under FSDP all processes must call it.
+    """
+    weights = model.loss_weights
+    if not isinstance(weights, UncertaintyWeights):
+        return {}
+    log_vars = weights.log_vars.detach()
+    log_vars = log_vars.full_tensor() if isinstance(log_vars, DTensor) else log_vars
+    return {f"log_var_{name}": round(value, 4) for name, value in zip(weights.branches, log_vars.tolist())}
+
+
+__all__ = ["log_variances", "own_loss"]
