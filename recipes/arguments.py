@@ -18,7 +18,7 @@ CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 class ModelArguments:
     """The encoder and the DCAL options. Options that are not given default to `DCALConfig` or the checkpoint.
 
-    Includes the licence of the weights, and `overwrite_output_dir`, which transformers removed from its arguments.
+    Also the licence of the weights, and `overwrite_output_dir`, which transformers removed from its arguments.
     """
 
     model_name_or_path: str | None = field(
@@ -96,7 +96,7 @@ class ModelArguments:
 
     @property
     def dcal_kwargs(self) -> dict[str, Any]:
-        """The fields from `attn_implementation` on that were given."""
+        """The DCAL options that were given: the fields from `attn_implementation` on."""
         names = [f.name for f in fields(self)]
         names = names[names.index("attn_implementation"):]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -105,12 +105,12 @@ class ModelArguments:
 def parse_arguments(
     dataclass_types: tuple[type, ...], argv: list[str] | None = None, files: str | None = None
 ) -> tuple[Any, ...]:
-    """Parses `[config.yaml | config.json] [--option value ...]`. Options override the file, and the file its base.
+    """Parses `[config.yaml | config.json] [--option value ...]`. Options override the file, which overrides its base.
 
     Args:
         dataclass_types: The dataclasses to parse into; one instance of each is returned.
         argv: The command line without the script's name; defaults to that of this process.
-        files: Help text of positional file arguments, if allowed; a list of them is then returned last.
+        files: Help text of positional file arguments. If given, they are allowed, and returned last as a list.
 
     Raises:
         FileNotFoundError: If the configuration file does not exist.
@@ -162,14 +162,14 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
 
     Args:
         path (`Path`): The file.
-        over (tuple of `Path`): The files that have it as their base.
+        over (tuple of `Path`): The files that lead to it by their `base`, to detect a cycle.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not a mapping, cannot be read, repeats a key, or is its own base.
     """
     if path.suffix not in CONFIGURATION_SUFFIXES:
-        raise ValueError(f"'{path}' is no configuration: the first argument is an option or a .yaml or .json file.")
+        raise ValueError(f"'{path}' is no configuration: give an option or a .yaml or .json file first.")
     if not path.is_file():
         raise FileNotFoundError(f"The configuration file {path} does not exist.")
     try:
@@ -188,7 +188,7 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
         raise ValueError(f"{path} has the base {base!r}: it must be the path of another configuration.")
     over = (*over, path.resolve())
     if (path.parent / base).resolve() in over:
-        raise ValueError(f"{path} has the base {base}, which goes over {path.name} itself: name another, or none.")
+        raise ValueError(f"{path} has the base {base}, which leads back to {path.name}: give another base, or none.")
     return read_configuration(path.parent / base, over) | options
 
 
@@ -199,7 +199,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} is not read, write its value out", event.start_mark
+                None, None, f"the alias *{event.anchor} is not supported: repeat the value", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -212,5 +212,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in mapping if keys.count(key) > 1)} is there twice")
+        raise ValueError(f"the key {next(key for key in mapping if keys.count(key) > 1)} occurs twice")
     return mapping

@@ -1,4 +1,4 @@
-"""What the training recipes share: logging, loading a model, training it, and the table of its settings."""
+"""Functions shared by the recipes: logging, loading a model, training, and facts for the model card."""
 
 import json
 import logging
@@ -33,11 +33,11 @@ Model = TypeVar("Model", bound=DCALPreTrainedModel)
 
 
 def set_up_logging(level: int) -> None:
-    """One format for all libraries, and one level."""
+    """Sets one log format and level for all libraries."""
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
     )
-    # What of a data set is used is told at any level.
+    # Messages about which part of a data set is used are always shown.
     logging.getLogger("dcal_hf.data").setLevel(min(level, logging.INFO))
     datasets.utils.logging.set_verbosity(level)
     transformers.utils.logging.set_verbosity(level)
@@ -55,13 +55,13 @@ def log_process(training_args: DCALTrainingArguments) -> None:
 
 
 def claim_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> None:
-    """Before a training from the start: its rotation of checkpoints would delete those of an earlier run.
+    """Checks the output folder before training from scratch, whose `save_total_limit` may delete older checkpoints.
 
     Args:
-        overwrite (`bool`): Whether these are to be deleted now.
+        overwrite (`bool`): Whether to delete the checkpoints of an earlier run.
 
     Raises:
-        ValueError: If there are any, and they are not.
+        ValueError: If there are checkpoints of an earlier run and `overwrite` is false.
     """
     if not training_args.do_train or training_args.resume_from_checkpoint is not None:
         return
@@ -70,7 +70,7 @@ def claim_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> N
         checkpoints = checkpoint_folders(folder)
         if checkpoints and not overwrite:
             raise ValueError(
-                f"{folder} holds the checkpoints of an earlier run: go on with it by --resume_from_checkpoint last, "
+                f"{folder} holds the checkpoints of an earlier run: resume it with --resume_from_checkpoint last, "
                 "delete them with --overwrite_output_dir, or give another --output_dir."
             )
         for checkpoint in checkpoints:
@@ -84,18 +84,17 @@ def load_model(
     names: list[str] | None,
     trains: bool = True,
 ) -> tuple[Model, BaseImageProcessor]:
-    """A DCAL checkpoint as it is, or DCAL put on a plain encoder, with the image processor that goes with it.
+    """Loads a DCAL checkpoint, or adds DCAL to a plain encoder, together with the image processor.
 
     Args:
-        model_class: What is made of it.
-        prepare_processor: Makes the image processor of a plain encoder that of the recipe, for an input size.
-        model_args (`ModelArguments`): Where it comes from.
-        names (list of `str`, *optional*): The classes of the data set; the checkpoint's own if not given.
-        trains (`bool`): Whether a checkpoint may get classes of the data set that it does not know.
+        model_class: The class of the model.
+        prepare_processor: Converts the image processor of a plain encoder to that of the recipe, given the input size.
+        model_args (`ModelArguments`): The checkpoint or encoder, and the DCAL options.
+        names (list of `str`, *optional*): The classes of the data set; defaults to those of the checkpoint.
+        trains (`bool`): Whether the model is trained, so that classes missing from a checkpoint are added to it.
 
     Raises:
-        ValueError: For another input size than a DCAL checkpoint's, or classes that it does not know; see
-            [`fit_classes`].
+        ValueError: If `--image_size` is given for a DCAL checkpoint, or its classes do not fit; see [`fit_classes`].
     """
     labels = {}
     if names is not None:
@@ -127,41 +126,41 @@ def load_model(
 
 
 def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], trains: bool, replaces: bool) -> None:
-    """Lets the classes of a checkpoint stay what they are by name, and in training adds those of the data set.
+    """Matches the classes of a checkpoint to those of the data set by name. Training adds the missing ones.
 
     Args:
         source (`str`): The checkpoint.
         names (list of `str`): The classes of the data set.
-        trains (`bool`): Whether it is trained on.
-        replaces (`bool`): Whether the data set's classes take the place of the checkpoint's, which loses the others.
+        trains (`bool`): Whether the model is trained.
+        replaces (`bool`): Whether to keep only the classes of the data set and drop the checkpoint's other classes.
 
     Raises:
-        ValueError: For classes that the checkpoint does not know, in training if it knows none of them.
+        ValueError: If the checkpoint lacks a class of the data set, or, in training, all of them.
     """
     known = class_names(model)
     if not has_class_names(model) and len(known) == len(names):
-        logger.warning("%s names no classes: its %d are taken to be the data set's, in order", source, len(names))
+        logger.warning("%s has no class names: its %d classes get those of the data set, in order", source, len(names))
         name_classes(model, names)
         return
     new = [name for name in names if name not in known]
     if new and not trains:
         raise ValueError(
-            f"{source} does not know the {listed('class', new)} of the data set: its own are {listed('', known)}. "
-            "Rename them, leave them out, or train on with --do_train."
+            f"{source} lacks the {listed('class', new)} of the data set: its classes are {listed('', known)}. "
+            "Rename them, remove them from the data set, or fine-tune with --do_train."
         )
     if len(new) == len(names) and not replaces:
         raise ValueError(
-            f"{source} knows none of the {listed('class', new)} of the data set: its own are {listed('', known)}. "
-            "Give --ignore_mismatched_sizes to start new classifiers in their place."
+            f"{source} has none of the {listed('class', new)} of the data set: its classes are {listed('', known)}. "
+            "Give --ignore_mismatched_sizes to replace its classifiers with newly initialised ones."
         )
     if trains and (new or replaces):
         if new:
-            logger.warning("%s gets %d classes more, which start anew: %s", source, len(new), listed("", new))
+            logger.warning("Adding %d newly initialised classes to %s: %s", len(new), source, listed("", new))
         set_classes(model, names if replaces else known + new)
 
 
 def listed(noun: str, names: list[str], limit: int = 10) -> str:
-    """`classes 'a', 'b'` for the message of an error; without a noun plain names. Long lists are cut."""
+    """Formats names for an error message: `classes 'a', 'b'`, or `a, b` without a noun. Long lists are truncated."""
     shown = ", ".join(repr(name) if noun else name for name in names[:limit])
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     plural = "" if not noun else f"{noun} " if len(names) == 1 else f"{noun}es "
@@ -169,11 +168,11 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
 
 
 def check_source(name: str) -> None:
-    """Tells a path that is mistyped from the id of a model on the Hub.
+    """Distinguishes a mistyped path from the ID of a model on the Hub.
 
     Raises:
-        FileNotFoundError: If it is a path: it begins like one, has too many parts for an id, or lies in a folder that
-            is there.
+        FileNotFoundError: If `name` is a path that does not exist. It is a path, not an ID, if it starts like one, has
+            more than two parts, or its parent folder exists.
     """
     path = Path(name).expanduser()
     is_path = name.startswith((".", "/", "~")) or len(path.parts) > 2 or len(path.parts) > 1 and path.parent.is_dir()
@@ -182,12 +181,12 @@ def check_source(name: str) -> None:
 
 
 def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:
-    """The images of `--distractor_dir`, transformed as those of training are."""
+    """Loads the images of `--distractor_dir`, with the transform of the training images."""
     return None if folder is None else unlabelled_images(Path(folder)).with_transform(transform)
 
 
 def train(trainer: DCALTrainer) -> None:
-    """Trains, from a checkpoint if asked to (`--resume_from_checkpoint last` finds it), and saves model and state."""
+    """Trains or resumes (`--resume_from_checkpoint last` finds the last checkpoint), and saves model and state."""
     checkpoint = trainer.args.resume_from_checkpoint
     if checkpoint == "last":
         checkpoint = last_checkpoint(trainer.args.output_dir)
@@ -200,7 +199,7 @@ def train(trainer: DCALTrainer) -> None:
 
 
 def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[str, str | None]:
-    """What the model cards of both recipes tell alike, as fields of `ModelCardFacts`."""
+    """The fields of `ModelCardFacts` that both training recipes fill in the same way."""
     args = trainer.args
     return {
         "model_name": args.hub_model_id or Path(args.output_dir).resolve().name,
@@ -211,7 +210,7 @@ def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[s
 
 
 def dataset_title(name: str | None, folder: str | None, layout: str | None) -> str:
-    """What a data set is called: by its folder or table, also if that is only laid out like a published one."""
+    """The name of a data set: of its folder or table if there is one, even if it has the layout of a published one."""
     source = folder if name is None or layout is not None else name
     path = Path(source)
     if not path.exists():
@@ -220,7 +219,7 @@ def dataset_title(name: str | None, folder: str | None, layout: str | None) -> s
 
 
 def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
-    """What somebody needs to train the same model again, except for what a recipe adds."""
+    """The hyperparameters that both training recipes report."""
     args, config = trainer.args, trainer.model.config
     switches = ("branches", "num_glca_blocks", "num_pwca_blocks", "local_query_ratio", "local_query_selection")
     switches += ("glca_scope", "glca_readout", "drop_path_rate", "loss_weighting", "initial_log_var")

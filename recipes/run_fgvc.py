@@ -1,14 +1,14 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Fine-tunes a ViT with Dual Cross-Attention Learning on fine-grained classes, evaluates it, and explains it.
+"""Fine-tunes a ViT with DCAL on fine-grained classes, evaluates it, and draws its attention.
 
-On your own photographs, in folders `birds/train/<class>/*.jpg` (and `validation`, `test`, if you have them):
+On your own photographs, in folders `birds/train/<class>/*.jpg` (and `validation` and `test`, if available):
 
     accelerate launch recipes/run_fgvc.py --do_train --do_eval --data_dir birds --output_dir out \
         --model_name_or_path facebook/deit-tiny-patch16-224 --image_size 448
 
-On the built-in drawn birds, from scratch, with every option in a file (options behind it win):
+From scratch on the built-in synthetic birds, with a configuration file (options after it override it):
 
     python recipes/run_fgvc.py recipes/configs/quickstart.yaml --output_dir out
 """
@@ -46,69 +46,70 @@ from dcal_hf.training import class_names
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
 
-# More than a cell of attention.png can show.
+# Longest side of a photograph in attention.png; a cell of the figure shows fewer pixels.
 PICTURE_PIXELS = 1024
 
 
 @dataclass
 class DataArguments:
-    """Which images, and how they are augmented."""
+    """The data set and its augmentation."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "`cub200`, `stanford_cars` or `fgvc_aircraft`, from --data_dir or else from the Hub; the Hub id "
-            "of another data set; or `drawn` for the built-in one."
+            "help": "`cub200`, `stanford_cars` or `fgvc_aircraft`, from --data_dir or, without it, from the Hub; the "
+            "Hub ID of another data set; or `drawn` for the built-in synthetic one."
         },
     )
     dataset_config_name: str | None = field(
         default=None,
         metadata={
-            "help": "Configuration of the Hub data set; for `fgvc_aircraft` what its classes are, `variant` (if not "
-            "given), `family` or `manufacturer`."
+            "help": "Configuration of the Hub data set; for `fgvc_aircraft` the level of its classes: `variant` (the "
+            "default), `family` or `manufacturer`."
         },
     )
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with train/<class>/*, validation/<class>/*, test/<class>/*, or the official folder of "
-            "--dataset_name; or an archive of it (.tar, .tar.gz, .tgz, .zip)."
+            "help": "Folder with train/<class>/*, validation/<class>/* and test/<class>/*, or the official folder of "
+            "--dataset_name; or an archive of either (.tar, .tar.gz, .tgz, .zip)."
         },
     )
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with <class>/* to train on."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder with <class>/* to validate on."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the classes."})
+    train_dir: str | None = field(default=None, metadata={"help": "Training images, in a subfolder per class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Validation images, in a subfolder per class."})
+    image_column_name: str = field(default="image", metadata={"help": "Name of the image column."})
+    label_column_name: str = field(default="label", metadata={"help": "Name of the class column."})
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of train that becomes validation where there is none."}
+        default=0.15, metadata={"help": "Fraction of train to use for validation if there is no validation split."}
     )
     eval_split: str = field(
         default="validation",
-        metadata={"help": "Split to evaluate on; with `test`, as in the papers, all of train is trained on."},
+        metadata={"help": "Split to evaluate on; with `test`, training uses all of train, as in the papers."},
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of that split."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
+    split_seed: int = field(default=42, metadata={"help": "Seed for splitting train."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of evaluation images."})
     max_unpacked_bytes: int | None = field(
-        default=None, metadata={"help": "What an archive may hold; 100 times its size, or 100 MiB, if not given."}
+        default=None,
+        metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
     )
     max_pixels: int = field(
-        default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
+        default=MAX_PIXELS, metadata={"help": "Largest number of pixels (width times height) of an image."}
     )
     resize_ratio: float = field(
-        default=550 / 448, metadata={"help": "Images are resized to this multiple of the input size, then cropped."}
+        default=550 / 448, metadata={"help": "Resize images to this multiple of the input size before the crop."}
     )
     auto_augment: str | None = field(
-        default=None, metadata={"help": "timm's RandAugment, e.g. rand-m9-mstd0.5-inc1."}
+        default=None, metadata={"help": "RandAugment policy of timm, e.g. rand-m9-mstd0.5-inc1."}
     )
-    color_jitter: float = field(default=0.0, metadata={"help": "Strength of colour jitter."})
+    color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter."})
     random_erasing: float = field(default=0.0, metadata={"help": "Probability of random erasing."})
     distractor_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of images of another data set: in PWCA they distract, not those of training."},
+        metadata={"help": "Folder of images of another data set to use as PWCA distractors, not training images."},
     )
     attention_images: int = field(
-        default=6, metadata={"help": "Images in attention.png; 0 for no picture, and no need of matplotlib."}
+        default=6, metadata={"help": "Number of images in attention.png; 0 writes no figure and needs no matplotlib."}
     )
 
     def __post_init__(self):
@@ -124,7 +125,7 @@ class DataArguments:
 
     @property
     def layout(self) -> str | None:
-        """The published set that `data_dir` is laid out like."""
+        """The published data set whose layout `data_dir` has."""
         return self.dataset_name if self.dataset_name in OFFICIAL_FGVC and self.data_dir is not None else None
 
     @property
@@ -182,7 +183,7 @@ def main() -> None:
 
 
 def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
-    """Train, validation and perhaps test, cut to the asked size; images stay encoded until a transform opens them."""
+    """Loads the splits, limited to the maximum numbers of images. Images stay encoded until a transform opens them."""
     with training_args.main_process_first(desc="loading the data set"):
         dataset = load_fgvc(
             data_args.dataset_name or "imagefolder",
@@ -205,7 +206,7 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
 
 
 def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str) -> dict[str, float]:
-    """Scores a split; writes the metrics, the confusion matrix and each image's prediction.
+    """Evaluates a split, and writes the metrics, the confusion matrix and the predictions.
 
     Returns:
         The metrics without their prefix.
@@ -220,7 +221,7 @@ def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_
 
 
 def common_folder(dataset: datasets.DatasetDict) -> str:
-    """The innermost folder that all images lie in, if they are files."""
+    """The deepest folder that contains all images; an empty string if they are not files."""
     paths = [record["path"] for part in dataset.values() for record in part["image"] if record["bytes"] is None]
     return os.path.commonpath(map(os.path.dirname, paths)) if paths else ""
 
@@ -228,7 +229,7 @@ def common_folder(dataset: datasets.DatasetDict) -> str:
 def save_predictions(
     output: PredictionOutput, dataset: datasets.Dataset, output_dir: Path, prefix: str, data_folder: str
 ) -> None:
-    """Writes `<prefix>_confusion_matrix.csv`, and `<prefix>_predictions.csv` with paths inside of the data folder."""
+    """Writes `<prefix>_confusion_matrix.csv`, and `<prefix>_predictions.csv` with paths relative to `data_folder`."""
     names = dataset.features["label"].names
     scores = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     predicted = scores.argmax(axis=1)
@@ -256,9 +257,9 @@ def report(
     model_args: ModelArguments,
     data_args: DataArguments,
 ) -> None:
-    """The model card and `attention.png`, for people."""
+    """Writes the model card and `attention.png`."""
     args, config = trainer.args, trainer.model.config
-    # An encoder in stages has no rollout to draw.
+    # The attention rollout needs a CLS token, which Swin does not have.
     if data_args.attention_images > 0 and config.has_cls:
         save_attention(trainer, data_args.attention_images, data_args.max_pixels)
     if not metrics:
@@ -281,7 +282,7 @@ def report(
 
 
 def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:
-    """What somebody needs to train the same model again."""
+    """The hyperparameters that reproduce the training."""
     augmentation = f"{data_args.auto_augment}, {data_args.color_jitter}, {data_args.random_erasing}"
     return {
         **hyperparameters(trainer),
@@ -292,7 +293,7 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
 
 
 def save_attention(trainer: DCALTrainer, count: int, max_pixels: int) -> None:
-    """`attention.png`: rollout and selected patches on photographs drawn from the evaluated split."""
+    """Writes `attention.png`: rollout and selected patches on random photographs of the evaluation split."""
     from dcal_hf.visualization import attention_figure, save_figure
 
     dataset = trainer.eval_dataset

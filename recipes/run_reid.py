@@ -1,26 +1,26 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Trains a ViT with Dual Cross-Attention Learning to tell individuals apart, and searches a gallery with it.
+"""Trains a ViT with DCAL for re-identification, and evaluates it on query and gallery.
 
-On a published set, in its official folders, as in the paper:
+On a published data set in its official folders, as in the paper:
 
     accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name market1501 --data_dir market \
         --model_name_or_path google/vit-base-patch16-224-in21k --image_size 256 128 --drop_path_rate 0.1 \
         --output_dir out
 
-On your own photographs, in folders `turtles/<identity>/*.jpg`, or in a table with the columns image, identity and,
-where known, camera:
+On your own photographs, in folders `turtles/<identity>/*.jpg`, or in a table with the columns image, identity and
+(optionally) camera:
 
     accelerate launch recipes/run_reid.py --do_train --do_eval --data_dir turtles --output_dir out ...
     accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --output_dir out ...
 
-A trained model on another set:
+To evaluate a trained model on another data set:
 
     python recipes/run_reid.py --do_eval --model_name_or_path out --dataset_name dukemtmc --data_dir duke \
         --rerank --flip_tta --output_dir out/duke
 
-On the built-in drawn birds, from scratch, with every option in a file (options behind it win):
+From scratch on the built-in synthetic birds, with a configuration file (options after it override it):
 
     python recipes/run_reid.py recipes/configs/quickstart_reid.yaml --output_dir out
 """
@@ -59,65 +59,68 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ReIDModelArguments(ModelArguments):
-    """`ModelArguments`, and what embeddings are."""
+    """`ModelArguments` and the options of the embedding."""
 
     neck_feature: str | None = field(
-        default=None, metadata={"help": "Take embeddings before (the default) or after the BatchNorm neck."}
+        default=None, metadata={"help": "Embedding: before (default) or after the BatchNorm neck."}
     )
     normalize_embeddings: bool | None = field(
-        default=None, metadata={"help": "Whether embeddings have length 1 (the default)."}
+        default=None, metadata={"help": "L2-normalise embeddings (default)."}
     )
 
 
 @dataclass
 class DataArguments:
-    """Which images, and how they are augmented."""
+    """The data set and its augmentation."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "market1501, dukemtmc, msmt17 or veri776 in data_dir, drawn for the built-in set, or a table "
-            "(.csv, .parquet) of your own; a folder of identities in data_dir if not given."
+            "help": "`market1501`, `dukemtmc`, `msmt17` or `veri776` in --data_dir; `drawn` for the built-in "
+            "synthetic data set; or your own table (.csv, .parquet). Defaults to a folder of identities in --data_dir."
         },
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the images, or its archive."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the images."})
     include_val: bool = field(
-        default=True, metadata={"help": "MSMT17: train on list_train and list_val, as in papers."}
+        default=True, metadata={"help": "MSMT17: train on list_train and list_val, as in the papers."}
     )
     test_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the identities to hold out where there is no query and gallery: 0.3 if not given, "
-            "without --do_train 1, so that all are searched for."
+            "help": "Fraction of the identities to hold out if there is no query and gallery; by default 0.3 with "
+            "--do_train, else 1, so that all are evaluated."
         },
     )
     query_fraction: float = field(
-        default=0.2, metadata={"help": "Share of their images that become queries where there are none."}
+        default=0.2, metadata={"help": "Fraction of their images to use as queries if there are none."}
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of both choices."})
+    split_seed: int = field(default=42, metadata={"help": "Seed for both choices."})
     max_unpacked_bytes: int | None = field(
-        default=None, metadata={"help": "What an archive may hold; 100 times its size, or 100 MiB, if not given."}
+        default=None,
+        metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
     )
     max_pixels: int = field(
-        default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
+        default=MAX_PIXELS, metadata={"help": "Largest number of pixels (width times height) of an image."}
     )
     padding: int = field(default=10, metadata={"help": "Pixels of padding before the random crop."})
     random_erasing: float = field(default=0.5, metadata={"help": "Probability of random erasing."})
     horizontal_flip: float = field(
-        default=0.5, metadata={"help": "Probability of a mirror image; 0 where left and right tell individuals apart."}
+        default=0.5,
+        metadata={"help": "Probability of a horizontal flip; use 0 if the two sides of an individual differ."},
     )
     affine: float = field(
         default=0.0,
-        metadata={"help": "Random rotation and shear up to so many degrees, shift and scale by so many per cent."},
+        metadata={"help": "Largest random rotation and shear in degrees, and shift and scaling in per cent."},
     )
     distractor_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of images of another data set: in PWCA they distract, not those of training."},
+        metadata={"help": "Folder of images of another data set to use as PWCA distractors, not training images."},
     )
     ranked_queries: int = field(
-        default=8, metadata={"help": "Queries in ranked_lists.png; 0 for no picture, and no need of matplotlib."}
+        default=8,
+        metadata={"help": "Number of queries in ranked_lists.png; 0 writes no figure and needs no matplotlib."},
     )
-    ranked_matches: int = field(default=10, metadata={"help": "Matches of each of them."})
+    ranked_matches: int = field(default=10, metadata={"help": "Number of matches for each of these queries."})
 
     def __post_init__(self):
         if self.dataset_name is None and self.data_dir is None:
@@ -125,12 +128,12 @@ class DataArguments:
 
     @property
     def is_own(self) -> bool:
-        """Whether query and gallery may have to be made."""
+        """Whether the data set may need a split into query and gallery."""
         return self.dataset_name not in (*OFFICIAL_REID, "drawn")
 
     @property
     def layout(self) -> str | None:
-        """The published set that `data_dir` is laid out like."""
+        """The published data set whose layout `data_dir` has."""
         return self.dataset_name if self.dataset_name in OFFICIAL_REID else None
 
     @property
@@ -154,7 +157,7 @@ def main() -> None:
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
     if data_args.is_own and not training_args.do_train:
-        tell_known(model, dataset, model_args.model_name_or_path)
+        warn_of_known_individuals(model, dataset, model_args.model_name_or_path)
     if training_args.do_train:
         dataset["train"] = with_classes(dataset["train"], class_names(model))
     train_dataset = distractors = None
@@ -192,7 +195,7 @@ def main() -> None:
 
 
 def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
-    """The splits that are needed; images stay encoded until a transform opens them."""
+    """Loads the splits that are needed. Images stay encoded until a transform opens them."""
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     if data_args.test_fraction is None:
         data_args.test_fraction = 0.3 if training_args.do_train else 1.0
@@ -211,15 +214,15 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def tell_known(model: DCALForReID, dataset: datasets.DatasetDict, source: str | None) -> None:
-    """Warns of individuals that a checkpoint has been trained on, as their names say."""
+def warn_of_known_individuals(model: DCALForReID, dataset: datasets.DatasetDict, source: str | None) -> None:
+    """Warns if the checkpoint was trained on individuals of the same names as those to evaluate."""
     identities = {identity for part in dataset.values() for identity in column(part, "identity")}
     individuals = {identity_name(dataset["gallery"], identity) for identity in identities}
     known = individuals & set(class_names(model))
     if known:
         logger.warning(
-            "%d of the %d individuals are known to %s by name: its scores are too good on those that it was trained "
-            "on; --test_fraction 0.3 evaluates those alone that such a training holds out",
+            "%d of the %d individuals have the name of an individual that %s was trained on. Scores on training "
+            "individuals are too high; --test_fraction 0.3 evaluates only those that training holds out by default",
             len(known),
             len(individuals),
             source,
@@ -227,7 +230,7 @@ def tell_known(model: DCALForReID, dataset: datasets.DatasetDict, source: str | 
 
 
 def evaluate(trainer: DCALReIDTrainer) -> dict[str, float]:
-    """Scores query and gallery.
+    """Evaluates query and gallery.
 
     Returns:
         The metrics without their prefix.
@@ -245,7 +248,7 @@ def report(
     model_args: ReIDModelArguments,
     data_args: DataArguments,
 ) -> None:
-    """The model card and `ranked_lists.png`, for people."""
+    """Writes the model card and `ranked_lists.png`."""
     args, config = trainer.args, trainer.model.config
     if data_args.ranked_queries > 0:
         save_ranked_lists(trainer, data_args)
@@ -270,46 +273,45 @@ def report(
 
 
 def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> dict[str, object]:
-    """Counts of each split, and what tells the version of the data set."""
+    """The size of each split, and facts that identify the version of the data set."""
     facts = {}
     for split, part in dataset.items():
         facts[f"{split} images, identities"] = f"{len(part)}, {len(set(column(part, 'identity')))}"
     query = dataset["query"]
-    facts["cameras"] = len(set(column(query, "camera_id"))) if "camera_id" in query.column_names else "not known"
+    facts["cameras"] = len(set(column(query, "camera_id"))) if "camera_id" in query.column_names else "unknown"
     path = query[0]["image"]["path"]
     if query[0]["image"]["bytes"] is None:
         facts["folder of the first query"] = "/".join(Path(path).parts[-3:-1])
     if data_args.dataset_name == "msmt17":
         facts["list_val in train"] = data_args.include_val
     if data_args.is_own:
-        facts["seed of the split, unless it was given"] = data_args.split_seed
+        facts["seed of the split, if not predefined"] = data_args.split_seed
     return facts
 
 
 def describe_evaluation(trainer: DCALReIDTrainer, metrics: dict[str, float]) -> str:
-    """How the results were come by, in Markdown."""
+    """The evaluation settings as a Markdown list."""
     args, config = trainer.args, trainer.model.config
     expansion = "off"
     if args.query_expansion > 0:
         expansion = f"{args.query_expansion} items, alpha {args.query_expansion_alpha:g}"
     facts = {
-        "Protocol": "Market-1501's: gallery items of the query's identity and camera do not count; without cameras, "
-        "the query's own image does not count",
-        "Queries": f"{metrics['num_queries']}, of which {metrics['num_skipped']} have nothing to find and are not "
-        "scored",
-        "mAP": 'mean over the queries of the mean precision at each match ("step" AP); by the trapezoid rule it is '
+        "Protocol": "Market-1501: gallery items with the identity and camera of the query are ignored; without "
+        "cameras, only the query's own image is ignored",
+        "Queries": f"{metrics['num_queries']}; {metrics['num_skipped']} without a match in the gallery are excluded",
+        "mAP": 'mean over the queries of the mean precision at each match ("step" AP); with the trapezoidal rule: '
         f"{100 * metrics['map_trapezoid']:.2f} %",
         "Feature": f"{config.neck_feature} the BatchNorm neck, "
         f"{'L2-normalised' if config.normalize_embeddings else 'not normalised'}; ranked by Euclidean distance",
-        "Mirror image": "averaged in" if args.flip_tta else "off",
+        "Flip test-time augmentation": "on" if args.flip_tta else "off",
         "Query expansion": expansion,
-        "Re-ranking": "k-reciprocal, k1 20, k2 6, lambda 0.3, in a row of its own" if args.rerank else "off",
+        "Re-ranking": "k-reciprocal, k1 20, k2 6, lambda 0.3, in a separate row" if args.rerank else "off",
     }
     return "\n".join(f"- {name}: {fact}." for name, fact in facts.items())
 
 
 def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, object]:
-    """What somebody needs to train the same model again."""
+    """The hyperparameters that reproduce the training."""
     args = trainer.args
     rows = {
         **hyperparameters(trainer),
@@ -323,7 +325,7 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
 
 
 def save_ranked_lists(trainer: DCALReIDTrainer, data_args: DataArguments) -> None:
-    """`ranked_lists.png`: queries drawn at random, and what they find, before any re-ranking."""
+    """Writes `ranked_lists.png`: random queries and their best matches, before any re-ranking."""
     from dcal_hf.visualization import ranked_list, save_figure
 
     num_queries, num_matches = data_args.ranked_queries, data_args.ranked_matches
@@ -333,8 +335,8 @@ def save_ranked_lists(trainer: DCALReIDTrainer, data_args: DataArguments) -> Non
     rng = np.random.default_rng(trainer.args.seed)
     chosen = np.sort(rng.choice(len(sets["query"]), min(num_queries, len(sets["query"])), replace=False))
     rows = FeatureDistances(*trainer.branch_parts()[""]).rows(chosen)
-    counts = [counted(columns, query) for query in chosen]
-    best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(counts, rows)]
+    ranked = [ranked_items(columns, query) for query in chosen]
+    best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(ranked, rows)]
     ids = columns["gallery_ids"]
     figure = ranked_list(
         [read(image) for image in sets["query"][chosen]["image"]],
@@ -346,8 +348,8 @@ def save_ranked_lists(trainer: DCALReIDTrainer, data_args: DataArguments) -> Non
     save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
 
 
-def counted(columns: dict[str, np.ndarray], query: int) -> np.ndarray:
-    """Indices of the gallery items that count for a query; see [`protocol_columns`]."""
+def ranked_items(columns: dict[str, np.ndarray], query: int) -> np.ndarray:
+    """Indices of the gallery items that the protocol ranks for a query; see [`protocol_columns`]."""
     same = columns["gallery_ids"] == columns["query_ids"][query]
     key = "cameras" if "query_cameras" in columns else "images"
     same_view = columns[f"gallery_{key}"] == columns[f"query_{key}"][query]

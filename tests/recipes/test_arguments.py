@@ -19,7 +19,7 @@ def parse_arguments(import_recipe):
     return import_recipe("arguments").parse_arguments
 
 
-def test_a_configuration_goes_over_its_base(tmp_path, parse_arguments):
+def test_a_configuration_overrides_its_base(tmp_path, parse_arguments):
     @dataclass
     class Options:
         first: int = 0
@@ -42,26 +42,26 @@ LAUGHS = "a: &a [1, 1]\n" + "".join(f"{x}: &{x} [{9 * f'*{y}, '}]\n" for x, y in
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("own.yaml", "base: own.yaml", "own.yaml has the base own.yaml, which goes over own.yaml itself"),
+        ("own.yaml", "base: own.yaml", "own.yaml has the base own.yaml, which leads back to own.yaml"),
         ("own.yaml", "base: 3", "own.yaml has the base 3: it must be the path of another configuration"),
-        ("own.yaml", "seed: 1\nsave_steps: 2\nseed: 3", "own.yaml cannot be read: the key seed is there twice"),
-        ("own.json", '{"seed": 1, "seed": 2}', "own.json cannot be read: the key seed is there twice"),
+        ("own.yaml", "seed: 1\nsave_steps: 2\nseed: 3", "own.yaml cannot be read: the key seed occurs twice"),
+        ("own.json", '{"seed": 1, "seed": 2}', "own.json cannot be read: the key seed occurs twice"),
         ("own.json", '{"seed": 1', "own.json cannot be read: Expecting ',' delimiter: line 1"),
         ("own.yaml", "seed: [1", "own.yaml cannot be read: while parsing a flow sequence"),
         ("own.yaml", "seed: \x00", "own.yaml cannot be read: unacceptable character"),
-        ("own.yaml", LAUGHS, "own.yaml cannot be read: the alias *a is not read, write its value out"),
+        ("own.yaml", LAUGHS, "own.yaml cannot be read: the alias *a is not supported: repeat the value"),
         ("own.json", "[" * 100_000, "own.json cannot be read: "),
         ("own.yaml", "- seed", "own.yaml must hold a mapping of option names to values"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_gets_a_sentence(tmp_path, parse_arguments, name, content, sentence):
+def test_an_unreadable_configuration_gets_a_one_line_error(tmp_path, parse_arguments, name, content, sentence):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(sentence)) as error:
         parse_arguments((), [str(tmp_path / name)])
     assert "\n" not in str(error.value)
 
 
-def test_json_may_be_indented_by_tabs_and_bases_may_not_go_in_a_circle(tmp_path, parse_arguments):
+def test_json_may_be_indented_by_tabs_and_bases_must_not_form_a_cycle(tmp_path, parse_arguments):
     @dataclass
     class Options:
         first: int = 0
@@ -70,7 +70,7 @@ def test_json_may_be_indented_by_tabs_and_bases_may_not_go_in_a_circle(tmp_path,
     assert parse_arguments((Options,), [str(tmp_path / "own.json")]) == (Options(1),)
     (tmp_path / "a.yaml").write_text("base: b.yaml")
     (tmp_path / "b.yaml").write_text("base: a.yaml")
-    with pytest.raises(ValueError, match="b.yaml has the base a.yaml, which goes over b.yaml itself"):
+    with pytest.raises(ValueError, match="b.yaml has the base a.yaml, which leads back to b.yaml"):
         parse_arguments((Options,), [str(tmp_path / "a.yaml")])
 
 
@@ -80,7 +80,7 @@ def test_a_missing_configuration_file_is_named(parse_arguments):
 
 
 @pytest.mark.parametrize("preset", ["quickstart", "from_scratch"])
-def test_a_configuration_from_scratch_parses(tmp_path, import_recipe, parse_arguments, preset):
+def test_the_configurations_that_train_from_scratch_parse(tmp_path, import_recipe, parse_arguments, preset):
     options = ["--data_dir", "birds", "--output_dir", str(tmp_path), "--use_cpu"]
     types = import_recipe("run_fgvc").ARGUMENTS
     model_args, _, training_args = parse_arguments(types, [str(CONFIGURATIONS / f"{preset}.yaml"), *options])

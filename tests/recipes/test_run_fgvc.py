@@ -174,17 +174,17 @@ def test_a_checkpoint_keeps_its_classes_and_is_scored_by_their_names(tmp_path, r
     assert read_json(tmp_path / "out" / "eval_results.json")["eval_accuracy"] == 0.5
 
 
-def test_classes_that_the_checkpoint_does_not_know_are_refused_by_name(tmp_path, run_main, bird_checkpoint):
+def test_evaluation_rejects_classes_that_the_checkpoint_lacks(tmp_path, run_main, bird_checkpoint):
     data = class_folder(tmp_path / "three", "robin", "titmouse", "wren")
-    with pytest.raises(ValueError, match="does not know the class 'titmouse' of the data set: .* wren, robin, finch"):
+    with pytest.raises(ValueError, match="lacks the class 'titmouse' of the data set: .* wren, robin, finch"):
         run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data))
     data = class_folder(tmp_path / "others", "tram", "train")
-    with pytest.raises(ValueError, match="knows none of the classes 'train', 'tram' .*--ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="has none of the classes 'train', 'tram' .*--ignore_mismatched_sizes"):
         run_main(tmp_path, "--do_train", **from_checkpoint(bird_checkpoint, data))
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_training_on_with_a_class_more_keeps_what_is_known(tmp_path, run_main, bird_checkpoint, replace):
+def test_fine_tuning_with_a_new_class_keeps_the_known_ones(tmp_path, run_main, bird_checkpoint, replace):
     """At a learning rate of 0: the rows are those of the checkpoint, by name."""
     data = class_folder(tmp_path / "more", "bunting", "robin", "wren")
     options = from_checkpoint(bird_checkpoint, data, learning_rate=0.0, ignore_mismatched_sizes=replace)
@@ -200,13 +200,13 @@ def test_training_on_with_a_class_more_keeps_what_is_known(tmp_path, run_main, b
     assert read_json(tmp_path / "out" / "eval_results.json")["eval_accuracy"] == pytest.approx(1 / 3)
 
 
-def test_a_checkpoint_without_names_takes_them_in_order(tmp_path, run_main, recipe, bird_checkpoint, caplog):
+def test_a_checkpoint_without_class_names_takes_them_in_order(tmp_path, run_main, recipe, bird_checkpoint, caplog):
     model = recipe.DCALForImageClassification.from_pretrained(bird_checkpoint)
     model.config.id2label = {number: f"LABEL_{number}" for number in range(3)}
     model.save_pretrained(bird_checkpoint)
     data = class_folder(tmp_path / "farm", "cow", "dog", "ox")
     run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data))
-    assert "names no classes" in caplog.text
+    assert "has no class names" in caplog.text
     with open(tmp_path / "out" / "eval_predictions.csv", newline="") as file:
         assert {row["prediction"] for row in csv.DictReader(file)} == {"dog"}
 
