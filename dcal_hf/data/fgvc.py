@@ -7,8 +7,8 @@ from pathlib import Path
 from datasets import DatasetDict, concatenate_datasets
 
 from .archives import data_folder
-from .drawn import drawn_fgvc
 from .fgvc_layouts import AIRCRAFT_LEVELS, OFFICIAL_FGVC, official_counts, read_official
+from .fgvc_synthetic import synthetic_fgvc
 from .folder import load_image_folder
 from .hub import load_hub, standardise
 from .official import check_counts
@@ -56,7 +56,7 @@ def load_fgvc(
     Args:
         name (`str`): What to load. The first match counts:
 
-            - "drawn": the built-in data set of [`drawn_fgvc`] with its default sizes;
+            - "drawn": the built-in data set of [`synthetic_fgvc`] with its default sizes;
             - "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): the data set in `data_dir` or on the
               Hub;
             - "imagefolder": the folder `data_dir`;
@@ -101,7 +101,7 @@ def load_fgvc(
     unpack = partial(data_folder, cache_dir=cache_dir, max_unpacked_bytes=max_unpacked_bytes)
     where = name
     if name == "drawn":
-        dataset = drawn_fgvc()
+        dataset = synthetic_fgvc()
     elif name in OFFICIAL_FGVC:
         dataset, where = _load_official(name, data_dir, config_name, splits, unpack, **hub)
         if "validation" in dataset and validation_fraction == 0:

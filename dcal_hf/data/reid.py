@@ -10,11 +10,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from .archives import data_folder
-from .drawn_reid import drawn_reid
 from .duplicates import warn_of_duplicates
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
 from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
 from .reid_splits import check_matches, choose_queries, split_by_identity
+from .reid_synthetic import synthetic_reid
 from .splits import class_indices
 
 
@@ -57,7 +57,7 @@ def load_reid(
     Args:
         name (`str` or `Path`): What to load. The first match counts:
 
-            - "drawn": the built-in data set of [`drawn_reid`] with its default sizes;
+            - "drawn": the built-in data set of [`synthetic_reid`] with its default sizes;
             - "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": the data set in `data_dir`;
             - "imagefolder": the folder `data_dir`;
             - an existing folder, or a table: a file that ends in .csv or .parquet.
@@ -95,7 +95,7 @@ def load_reid(
         raise ValueError(f"query_fraction must be above 0 and below 1, not {query_fraction}")
 
     if name == "drawn":
-        dataset = drawn_reid()
+        dataset = synthetic_reid()
         return DatasetDict({split: dataset[split] for split in splits})
     if name in OFFICIAL_REID:
         if data_dir is None:

@@ -278,7 +278,7 @@ class TestHub:
             load_fgvc("nobody/no-such-set")
 
 
-def test_drawn(monkeypatch):
+def test_built_in_data_set(monkeypatch):
     stand_in = hub_set({"train": [0], "validation": [0], "test": [0]}, ClassLabel(names=["owl"]))
-    monkeypatch.setattr("dcal_hf.data.fgvc.drawn_fgvc", lambda: stand_in)
+    monkeypatch.setattr("dcal_hf.data.fgvc.synthetic_fgvc", lambda: stand_in)
     assert list(load_fgvc("drawn")) == ["train", "validation", "test"]

@@ -280,7 +280,7 @@ class TestNoMatch:
         assert len(load_reid("market1501", root)["query"]) == 2
 
 
-def test_drawn(monkeypatch):
-    monkeypatch.setattr("dcal_hf.data.reid.drawn_reid", lambda: {"train": 1, "query": 2, "gallery": 3})
+def test_built_in_data_set(monkeypatch):
+    monkeypatch.setattr("dcal_hf.data.reid.synthetic_reid", lambda: {"train": 1, "query": 2, "gallery": 3})
     assert dict(load_reid("drawn")) == {"train": 1, "query": 2, "gallery": 3}
     assert dict(load_reid("drawn", splits=("gallery",))) == {"gallery": 3}

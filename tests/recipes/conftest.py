@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from dcal_hf.data import drawn_fgvc, drawn_reid
+from dcal_hf.data import synthetic_fgvc, synthetic_reid
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -38,5 +38,5 @@ def run_recipe(import_recipe) -> Callable[..., None]:
 @pytest.fixture
 def few_drawn(monkeypatch) -> None:
     """`--dataset_name drawn` of a few images, for runs that learn nothing from them."""
-    monkeypatch.setattr("dcal_hf.data.fgvc.drawn_fgvc", lambda: drawn_fgvc(20, 10, 10))
-    monkeypatch.setattr("dcal_hf.data.reid.drawn_reid", lambda: drawn_reid(6, 5, 3, 3, 4))
+    monkeypatch.setattr("dcal_hf.data.fgvc.synthetic_fgvc", lambda: synthetic_fgvc(20, 10, 10))
+    monkeypatch.setattr("dcal_hf.data.reid.synthetic_reid", lambda: synthetic_reid(6, 5, 3, 3, 4))

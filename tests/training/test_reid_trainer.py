@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 from transformers import ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForReID
-from dcal_hf.data import drawn_reid
+from dcal_hf.data import synthetic_reid
 from dcal_hf.metrics import distance_metrics, retrieval_metrics
 from dcal_hf.retrieval.query_expansion import expand_queries
 from dcal_hf.retrieval.reranking import rerank
@@ -26,7 +26,7 @@ CONFIG = ViTConfig(image_size=SIDE, initializer_range=0.3, **TINY_SIZES)
 
 @pytest.fixture(scope="module")
 def dataset() -> DatasetDict:
-    return drawn_reid(6, 5, 3, 3, 4, SIDE)
+    return synthetic_reid(6, 5, 3, 3, 4, SIDE)
 
 
 @pytest.fixture

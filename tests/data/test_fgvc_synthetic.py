@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Image
 
-from dcal_hf.data import DRAWN_CLASSES, draw_bird, drawn_fgvc
+from dcal_hf.data import SYNTHETIC_CLASSES, draw_bird, synthetic_fgvc
 
 
 def draw(label, seed, image_size=96):
@@ -11,7 +11,7 @@ def draw(label, seed, image_size=96):
 
 @pytest.fixture(scope="module")
 def small():
-    return drawn_fgvc(num_train=200, num_validation=100, num_test=35, image_size=64)
+    return synthetic_fgvc(num_train=200, num_validation=100, num_test=35, image_size=64)
 
 
 def test_a_bird_is_a_function_of_its_arguments():
@@ -29,7 +29,7 @@ def test_a_bird_has_the_size_asked_for(image_size):
 @pytest.mark.parametrize("image_size", [64, 96])
 @pytest.mark.parametrize("seed", range(8))
 def test_classes_differ_in_one_small_place_only(seed, image_size):
-    birds = np.stack([draw(label, seed, image_size) for label in range(len(DRAWN_CLASSES))])
+    birds = np.stack([draw(label, seed, image_size) for label in range(len(SYNTHETIC_CLASSES))])
     differing = (birds != birds[0]).any(axis=(0, 3))
     assert differing.mean() < 0.07
     rows, columns = np.nonzero(differing)
@@ -39,7 +39,7 @@ def test_classes_differ_in_one_small_place_only(seed, image_size):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_two_classes_differ_clearly(seed):
-    birds = [draw(label, seed, image_size=64) for label in range(len(DRAWN_CLASSES))]
+    birds = [draw(label, seed, image_size=64) for label in range(len(SYNTHETIC_CLASSES))]
     for first in range(len(birds)):
         for second in range(first):
             contrast = np.abs(birds[first] - birds[second]).mean(axis=2)
@@ -48,7 +48,7 @@ def test_any_two_classes_differ_clearly(seed):
 
 def test_the_label_takes_nothing_from_the_generator():
     states = []
-    for label in range(len(DRAWN_CLASSES)):
+    for label in range(len(SYNTHETIC_CLASSES)):
         rng = np.random.default_rng(0)
         draw_bird(label, rng)
         states.append(rng.bit_generator.state)
@@ -58,13 +58,13 @@ def test_the_label_takes_nothing_from_the_generator():
 def test_splits_have_their_sizes_and_the_same_features(small):
     assert {split: len(part) for split, part in small.items()} == {"train": 200, "validation": 100, "test": 35}
     for part in small.values():
-        assert part.features == {"image": Image(mode="RGB"), "label": ClassLabel(names=list(DRAWN_CLASSES))}
+        assert part.features == {"image": Image(mode="RGB"), "label": ClassLabel(names=list(SYNTHETIC_CLASSES))}
         assert part[0]["image"].size == (64, 64)
 
 
 def test_classes_are_balanced(small):
     for part in small.values():
-        counts = np.bincount(part["label"][:], minlength=len(DRAWN_CLASSES))
+        counts = np.bincount(part["label"][:], minlength=len(SYNTHETIC_CLASSES))
         assert np.ptp(counts) <= 1
 
 
@@ -74,15 +74,15 @@ def test_no_image_comes_twice(small):
 
 
 def test_a_larger_set_begins_with_the_smaller_one(small):
-    larger = drawn_fgvc(num_train=1, num_validation=0, num_test=0, image_size=64)
+    larger = synthetic_fgvc(num_train=1, num_validation=0, num_test=0, image_size=64)
     assert larger["train"][0]["image"].tobytes() == small["train"][0]["image"].tobytes()
-    other = drawn_fgvc(num_train=1, num_validation=0, num_test=0, image_size=64, seed=1)
+    other = synthetic_fgvc(num_train=1, num_validation=0, num_test=0, image_size=64, seed=1)
     assert other["train"][0]["image"].tobytes() != small["train"][0]["image"].tobytes()
 
 
 @pytest.fixture(scope="module")
 def many():
-    labels = np.arange(1000) % len(DRAWN_CLASSES)
+    labels = np.arange(1000) % len(SYNTHETIC_CLASSES)
     return labels, np.stack([draw(label, [7, index], image_size=64) for index, label in enumerate(labels)])
 
 

@@ -1,4 +1,4 @@
-"""A synthetic fine-grained data set of drawn birds, generated in memory: no download, 1,000 images in two seconds.
+"""A synthetic fine-grained data set of birds, generated in memory: no download, 1,000 images in two seconds.
 
 Pose, size, colours and background have the same distribution in every class. Classes differ only in the shape of the
 small mark on the wing, light on dark. All marks have the same area, so colour statistics do not reveal the class.
@@ -39,7 +39,7 @@ _MARKS: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
     "cap": ([np.concatenate([disc(0.85)[12:], [(0.85, 0.0)]])], []),
     "checker": ([_box(-0.7, -0.7, 0.03, 0.03), _box(-0.03, -0.03, 0.7, 0.7)], []),
 }
-DRAWN_CLASSES: tuple[str, ...] = tuple(_MARKS)
+SYNTHETIC_CLASSES: tuple[str, ...] = tuple(_MARKS)
 
 # The bird in its own coordinates: the body has a length of about 1, x points to the bill, y down.
 _TAIL = np.array([(-0.36, -0.10), (-0.78, -0.16), (-0.74, 0.10), (-0.34, 0.10)])
@@ -55,7 +55,7 @@ def draw_bird(label: int, rng: np.random.Generator, image_size: int = 96) -> Ima
     """Draws one bird. With generators in the same state, birds of two classes differ only inside the mark.
 
     Args:
-        label (`int`): Class, an index into `DRAWN_CLASSES`.
+        label (`int`): Class, an index into `SYNTHETIC_CLASSES`.
         rng (`np.random.Generator`): Source of everything but the class. The label does not change what is sampled.
         image_size (`int`, *optional*, defaults to 96): Height and width in pixels.
 
@@ -83,7 +83,7 @@ def bird_polygons(
     """Polygons and colours of a bird in its own coordinates, from back to front.
 
     Args:
-        label (`int`): The mark on the wing, an index into `DRAWN_CLASSES`.
+        label (`int`): The mark on the wing, an index into `SYNTHETIC_CLASSES`.
         body, wing, head, legs, ground, mark (`np.ndarray` of shape `(3,)`): Colours; `ground` is the one behind the
             mark.
 
@@ -92,7 +92,7 @@ def bird_polygons(
     """
     plumage = [(polygon, legs) for polygon in (_TAIL, *_LEGS)]
     plumage += [(_BODY, body), (_HEAD, head), (_BILL, legs), (_EYE, np.array([15, 15, 15])), (_WING, wing)]
-    over, under = _MARKS[DRAWN_CLASSES[label]]
+    over, under = _MARKS[SYNTHETIC_CLASSES[label]]
     for polygons, color in (([disc(1.0)], ground), (over, mark), (under, ground)):
         plumage += [(polygon * _MARK_RADIUS + _MARK_CENTER, color) for polygon in polygons]
     return plumage
@@ -128,10 +128,10 @@ def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     return flip @ rotation * scale, rng.uniform(0.44, 0.56, size=2) * side
 
 
-def drawn_fgvc(
+def synthetic_fgvc(
     num_train: int = 3000, num_validation: int = 500, num_test: int = 500, image_size: int = 96, seed: int = 0
 ) -> DatasetDict:
-    """Generates the drawn data set: 10 classes in turn, each image a function of (seed, split, index).
+    """Generates the built-in data set `drawn`: 10 classes in turn, each image a function of (seed, split, index).
 
     Args:
         num_train (`int`, *optional*, defaults to 3000): Training images.
@@ -143,10 +143,10 @@ def drawn_fgvc(
     Returns:
         `datasets.DatasetDict`: splits train, validation and test with the columns image (PNG) and label.
     """
-    features = Features({"image": ImageFeature(mode="RGB"), "label": ClassLabel(names=list(DRAWN_CLASSES))})
+    features = Features({"image": ImageFeature(mode="RGB"), "label": ClassLabel(names=list(SYNTHETIC_CLASSES))})
     splits = DatasetDict()
     for number, (split, size) in enumerate(zip(_SPLITS, (num_train, num_validation, num_test))):
-        labels = [index % len(DRAWN_CLASSES) for index in range(size)]
+        labels = [index % len(SYNTHETIC_CLASSES) for index in range(size)]
         generators = (np.random.default_rng([seed, number, index]) for index in range(size))
         images = [png_record(draw_bird(label, rng, image_size)) for label, rng in zip(labels, generators)]
         splits[split] = Dataset.from_dict({"image": images, "label": labels}, features=features, split=split)
@@ -160,13 +160,13 @@ def png_record(image: Image.Image) -> dict:
 
 
 __all__ = [
-    "DRAWN_CLASSES",
+    "SYNTHETIC_CLASSES",
     "SUPERSAMPLING",
     "background",
     "bird_polygons",
     "disc",
     "draw_bird",
-    "drawn_fgvc",
+    "synthetic_fgvc",
     "paint",
     "png_record",
 ]

@@ -1,7 +1,7 @@
-"""A synthetic re-identification data set of drawn birds, generated in memory: individuals, cameras and distractors.
+"""A synthetic re-identification data set of birds, generated in memory: individuals, cameras and distractors.
 
 Body, wing and legs have the same colours in all birds. An individual is defined by the mark on its wing (as in
-`drawn_fgvc`) and the colours of the mark, the cap and the end of the tail. A camera has a fixed background, light,
+`synthetic_fgvc`) and the colours of the mark, the cap and the end of the tail. A camera has a fixed background, light,
 distance, angle and side from which it sees the birds.
 """
 
@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from datasets import Value
 from PIL import Image
 
-from .drawn import DRAWN_CLASSES, SUPERSAMPLING, background, bird_polygons, disc, paint, png_record
+from .fgvc_synthetic import SUPERSAMPLING, SYNTHETIC_CLASSES, background, bird_polygons, disc, paint, png_record
 
 
 _PAINTS = np.array([(220, 40, 40), (240, 200, 40), (50, 170, 60), (50, 90, 220), (240, 240, 240), (20, 20, 20)])
@@ -23,7 +23,7 @@ _CAP = np.concatenate([disc(0.22)[12:], [(0.22, 0.04), (-0.22, 0.04)]]) + (0.45,
 _TAIL_END = np.array([(-0.52, -0.18), (-0.80, -0.24), (-0.76, 0.18), (-0.50, 0.15)])
 
 # Mark on the wing, and colours of mark, cap and tail: each combination is a possible individual.
-_INDIVIDUALS = tuple(product(range(len(DRAWN_CLASSES)), *[range(len(_PAINTS))] * 3))
+_INDIVIDUALS = tuple(product(range(len(SYNTHETIC_CLASSES)), *[range(len(_PAINTS))] * 3))
 _TRAITS, _CAMERA, _PHOTO = range(3)
 
 
@@ -78,7 +78,7 @@ class Camera:
         return Image.fromarray(exposed.clip(0, 255).astype(np.uint8)).reduce(SUPERSAMPLING)
 
 
-def drawn_reid(
+def synthetic_reid(
     num_train_identities: int = 120,
     num_test_identities: int = 60,
     num_cameras: int = 4,
@@ -87,7 +87,7 @@ def drawn_reid(
     image_size: int = 64,
     seed: int = 0,
 ) -> DatasetDict:
-    """Generates the drawn data set. Each image is a function of (seed, individual, camera, number of the image).
+    """Generates the built-in data set `drawn`. Each image is a function of (seed, individual, camera, image number).
 
     Each camera takes `images_per_camera` images of each individual. For test individuals, the first image is a query
     and the others are in the gallery. The gallery also contains distractors with identity 0, each image of a different
@@ -135,4 +135,4 @@ def drawn_reid(
     return splits
 
 
-__all__ = ["Camera", "drawn_reid"]
+__all__ = ["Camera", "synthetic_reid"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from datasets import Image, Value
 
-from dcal_hf.data import drawn_reid
-from dcal_hf.data.drawn_reid import Camera
+from dcal_hf.data import synthetic_reid
+from dcal_hf.data.reid_synthetic import Camera
 
 
 SIZES = {"num_train_identities": 20, "num_test_identities": 8, "num_cameras": 3, "images_per_camera": 3}
@@ -13,7 +13,7 @@ SIZES = {"num_train_identities": 20, "num_test_identities": 8, "num_cameras": 3,
 
 @pytest.fixture(scope="module")
 def small():
-    return drawn_reid(**SIZES, num_distractors=10)
+    return synthetic_reid(**SIZES, num_distractors=10)
 
 
 def pixels(part):
@@ -64,9 +64,9 @@ def test_no_image_comes_twice(small):
 
 
 def test_the_seed_decides(small):
-    again = drawn_reid(**SIZES, num_distractors=10)
+    again = synthetic_reid(**SIZES, num_distractors=10)
     assert all(np.array_equal(pixels(small[split]), pixels(again[split])) for split in small)
-    other = drawn_reid(**SIZES, num_distractors=10, seed=1)
+    other = synthetic_reid(**SIZES, num_distractors=10, seed=1)
     assert not np.array_equal(pixels(small["query"]), pixels(other["query"]))
 
 
@@ -80,7 +80,7 @@ def test_a_camera_tells_its_images_by_its_scenery_and_light(small):
 
 
 def test_raw_pixels_do_not_find_an_individual_in_another_camera():
-    birds = drawn_reid(num_train_identities=1, num_test_identities=40, num_cameras=3, images_per_camera=2)
+    birds = synthetic_reid(num_train_identities=1, num_test_identities=40, num_cameras=3, images_per_camera=2)
     query, gallery = birds["query"], birds["gallery"]
     vectors = [pixels(part)[:, ::4, ::4].reshape(len(part), -1) for part in (query, gallery)]
     distances = np.linalg.norm(vectors[0][:, None] - vectors[1], axis=2)
