@@ -1,4 +1,4 @@
-"""What several tests need: pictures, a tiny encoder, a run that is killed."""
+"""Helpers for several test files: images, a tiny encoder, a training that is killed."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback
 from dcal_hf import DCALForImageClassification
 
 
-# As a JSON configuration, and without its type as arguments of `ViTConfig`.
+# Arguments of `ViTConfig`, and, with the model type, a JSON configuration.
 TINY_SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -22,12 +22,12 @@ TINY_VIT = {"model_type": "vit", **TINY_SIZES}
 
 
 def branches_for(backbone_config: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
-    """As a field of `DCALConfig`, all branches that an encoder can have: without CLS there is no GLCA."""
+    """All branches that an encoder supports, as arguments of `DCALConfig`. GLCA needs a CLS token."""
     return {"branches": ("sa", "pwca")} if backbone_config.model_type == "swin" else {}
 
 
-def shaken(model: torch.nn.Module, spread: float) -> torch.nn.Module:
-    """A model in evaluation mode whose initial weights, which barely attend, are spread by noise."""
+def add_noise(model: torch.nn.Module, spread: float) -> torch.nn.Module:
+    """Adds noise to the initial weights, whose attention is nearly uniform. Returns the model in evaluation mode."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -36,8 +36,8 @@ def shaken(model: torch.nn.Module, spread: float) -> torch.nn.Module:
 
 def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
     kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **branches_for(backbone_config), **kwargs}
-    # So that a wrong pair or position shows.
-    return shaken(DCALForImageClassification.from_backbone(backbone_config, **kwargs), 0.15)
+    # The noise makes a wrong pair or position visible in the outputs.
+    return add_noise(DCALForImageClassification.from_backbone(backbone_config, **kwargs), 0.15)
 
 
 def images(height: int = 32, width: int = 32) -> Tensor:
@@ -45,7 +45,7 @@ def images(height: int = 32, width: int = 32) -> Tensor:
 
 
 def is_cait(backbone_config: PreTrainedConfig) -> bool:
-    """Its heads mix around the softmax: by weights, and over whole attention maps."""
+    """Whether the encoder is CaiT, whose heads are mixed before and after the softmax."""
     return getattr(backbone_config, "architecture", "").startswith("cait")
 
 
@@ -67,14 +67,14 @@ class _KillAt(TrainerCallback):
 
 
 def train_until_killed(trainer: Trainer, step: int, **kwargs) -> None:
-    """Trains until the end of a step and no further, as if the process were killed there."""
+    """Trains up to the end of a step, as if the process were killed there."""
     trainer.add_callback(_KillAt(step))
     with pytest.raises(_Killed):
         trainer.train(**kwargs)
 
 
 class RememberSaved(TrainerCallback):
-    """The model's weights at each checkpoint.
+    """Copies the weights of the model at each checkpoint.
 
     Attributes:
         weights (`dict`): State dicts by step.
@@ -92,6 +92,6 @@ def copy_of_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    """To the last bit."""
+    """Asserts that weights are equal bit for bit."""
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -31,13 +31,13 @@ from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.transforms import EvalTransform, fine_grained_processor
 
-from helpers import branches_for, is_cait, shaken
+from helpers import add_noise, branches_for, is_cait
 
 
 def saved_model(folder: Path, config, **kwargs) -> DCALForImageClassification:
     labels = {"id2label": {0: "wren", 1: "robin", 2: "finch"}, "label2id": {"wren": 0, "robin": 1, "finch": 2}}
     kwargs = {"local_query_ratio": 0.3, **labels, **branches_for(config), **kwargs}
-    model = shaken(DCALForImageClassification.from_backbone(config, **kwargs), 0.1)
+    model = add_noise(DCALForImageClassification.from_backbone(config, **kwargs), 0.1)
     model.save_pretrained(folder)
     fine_grained_processor(ViTImageProcessor(), model.config.image_size).save_pretrained(folder)
     return model
@@ -144,7 +144,7 @@ def strangers(tmp_path_factory, backbone_configs) -> tuple[Path, dict[str, PreTr
         # Run in this folder, the name is like that of a repository on the Hub.
         write_model_card(root / name, ModelCardFacts(name, "birds", metrics, {}, {}, branches={"SA": ""}))
     picture().save(root / "image.jpg")
-    models["reid"] = shaken(DCALForReID.from_backbone(backbone_configs["vit"], num_labels=3), 0.1)
+    models["reid"] = add_noise(DCALForReID.from_backbone(backbone_configs["vit"], num_labels=3), 0.1)
     models["reid"].save_pretrained(root / "reid")
     return root, models
 
@@ -214,7 +214,7 @@ def resized_cait_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def test_resized_positions_equal_those_of_the_encoders_library(tmp_path, any_backbone_config):
-    plain = shaken(AutoModel.from_config(any_backbone_config), 0.1)
+    plain = add_noise(AutoModel.from_config(any_backbone_config), 0.1)
     plain.save_pretrained(tmp_path)
     for image_size in ((48, 64), (16, 24)):
         model = DCALModel.from_backbone(tmp_path, image_size=image_size, **branches_for(any_backbone_config)).eval()

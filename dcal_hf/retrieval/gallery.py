@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 
 from ..metrics.distances import DistanceMetric, as_tensor
-from .sealed_folder import check_files, load_sealed, save_sealed
+from .atomic_folder import check_files, load_folder, save_folder
 
 
 FORMAT_VERSION = 1
@@ -232,7 +232,7 @@ class GalleryIndex:
             faiss.write_index(self.index, str(new / INDEX_FILE))
             np.save(new / IDS_FILE, self.ids)
 
-        save_sealed(folder, DESCRIPTION_FILE, self._description(), write_files)
+        save_folder(folder, DESCRIPTION_FILE, self._description(), write_files)
 
     @classmethod
     def load(
@@ -250,7 +250,7 @@ class GalleryIndex:
             ValueError: If the gallery is damaged, or of another model, dimension or format version.
             RuntimeError: If other processes keep replacing it.
         """
-        return load_sealed(
+        return load_folder(
             folder,
             DESCRIPTION_FILE,
             FORMAT_VERSION,

@@ -14,7 +14,7 @@ from ..files import write_atomically
 from ..metrics.distances import FeatureDistances
 from ..metrics.retrieval import JUNK_IDENTITY, QUERIES_PER_CHUNK, Column, Smallest
 from ..version import __version__
-from .sealed_folder import parse_description
+from .atomic_folder import parse_description
 
 
 FORMAT_VERSION = 1

@@ -7,7 +7,7 @@ from transformers import AutoModel, TimmWrapperConfig
 from dcal_hf import DCALModel
 from dcal_hf.training.lora import add_lora
 
-from helpers import shaken
+from helpers import add_noise
 
 
 SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": [32, 24], "patch_size": 8}
@@ -16,7 +16,7 @@ SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": [32, 24], "pat
 def pooled_eva(**model_args) -> DCALModel:
     """As its checkpoints for classification: queries, keys and values in one layer, their biases beside it."""
     config = TimmWrapperConfig(architecture="eva02_tiny_patch14_224", model_args={**SIZES, **model_args})
-    return shaken(DCALModel.from_backbone(config, local_query_ratio=0.3), 0.15)
+    return add_noise(DCALModel.from_backbone(config, local_query_ratio=0.3), 0.15)
 
 
 def test_tokens_are_timms_with_its_norm_before_the_readout():

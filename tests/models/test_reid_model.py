@@ -10,7 +10,7 @@ from dcal_hf.models.loss_dcal import batch_hard_triplet
 from dcal_hf.models.neck_dcal import Neck
 from dcal_hf.transforms import EvalTransform, reid_processor
 
-from helpers import noise_picture, shaken
+from helpers import add_noise, noise_picture
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -18,7 +18,7 @@ PAIRS = torch.tensor([[3, 0], [1, 4]])
 
 
 def reid_model(config, **kwargs) -> DCALForReID:
-    model = shaken(DCALForReID.from_backbone(config, num_labels=3, **kwargs), 0.1)
+    model = add_noise(DCALForReID.from_backbone(config, num_labels=3, **kwargs), 0.1)
     for neck in model.dcal.necks.values():
         neck.running_mean.normal_()
         neck.running_var.uniform_(0.5, 2)

@@ -7,7 +7,7 @@ from transformers import AutoModel, SwinConfig
 
 from dcal_hf import DCALModel
 
-from helpers import shaken
+from helpers import add_noise
 
 
 SIZES = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "patch_size": 4, "mlp_ratio": 2}
@@ -15,7 +15,7 @@ SIZES = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "patch_size": 4
 
 def swin(image_size: tuple[int, int], window_size: int = 2, **kwargs) -> DCALModel:
     config = SwinConfig(image_size=list(image_size), window_size=window_size, **SIZES, **kwargs)
-    return shaken(DCALModel.from_backbone(config, branches=("sa", "pwca")), 0.15)
+    return add_noise(DCALModel.from_backbone(config, branches=("sa", "pwca")), 0.15)
 
 
 def plain_swin(model: DCALModel):
@@ -106,7 +106,7 @@ def test_a_grid_smaller_than_the_window_is_padded():
 
 def test_absolute_positions_are_resampled_as_well(tmp_path):
     config = SwinConfig(image_size=32, window_size=2, use_absolute_embeddings=True, **SIZES)
-    plain = shaken(AutoModel.from_config(config), 0.15)
+    plain = add_noise(AutoModel.from_config(config), 0.15)
     plain.save_pretrained(tmp_path)
     model = DCALModel.from_backbone(tmp_path, image_size=(48, 64), branches=("sa", "pwca")).eval()
     pixel_values = torch.randn(2, 3, 48, 64)

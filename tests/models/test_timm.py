@@ -19,12 +19,12 @@ from transformers import (
 from dcal_hf import DCALConfig, DCALForImageClassification, DCALModel
 from dcal_hf.transforms import fine_grained_processor, reid_processor
 
-from helpers import shaken
+from helpers import add_noise
 
 
 def test_a_checkpoint_in_timms_own_format(tmp_path):
     args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8}
-    plain = shaken(timm.create_model("deit_tiny_patch16_224", num_classes=3, **args), 0.1)
+    plain = add_noise(timm.create_model("deit_tiny_patch16_224", num_classes=3, **args), 0.1)
     names = {"label_names": ["wren", "robin", "finch"]}
     save_for_hf(plain, tmp_path, model_config=names, model_args=args, safe_serialization=True)
     model = DCALForImageClassification.from_backbone(tmp_path).eval()

@@ -11,7 +11,7 @@ from dcal_hf import DCALForImageClassification
 from dcal_hf.data import open_image
 from dcal_hf.transforms import fine_grained_processor
 
-from helpers import noise_picture, shaken
+from helpers import add_noise, noise_picture
 
 
 NAMES = ["finch", "robin", "wren"]
@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("predict") / "model"
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
-    model = shaken(DCALForImageClassification.from_backbone(BACKBONES["vit"], **labels), 0.15)
+    model = add_noise(DCALForImageClassification.from_backbone(BACKBONES["vit"], **labels), 0.15)
     model.save_pretrained(folder)
     fine_grained_processor(ViTImageProcessor(), model.config.image_size).save_pretrained(folder)
     return folder

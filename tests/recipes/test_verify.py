@@ -16,7 +16,7 @@ from transformers import AutoModel, ViTConfig, ViTImageProcessor
 from dcal_hf import DCALForReID
 from dcal_hf.retrieval import model_fingerprint
 
-from helpers import TINY_SIZES, noise_picture, shaken
+from helpers import TINY_SIZES, add_noise, noise_picture
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -38,7 +38,7 @@ def run_here(monkeypatch):
 def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "model"
     model = DCALForReID.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), num_labels=3, local_query_ratio=0.5)
-    shaken(model, 0.2).save_pretrained(folder)
+    add_noise(model, 0.2).save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
 
@@ -170,7 +170,7 @@ def test_an_uncalibrated_checkpoint_says_how(run_here, checkpoint, turtles):
 
 def test_another_model_is_refused(run_here, checkpoint, turtles):
     run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles)
-    shaken(DCALForReID.from_pretrained(checkpoint), 0.01).save_pretrained(checkpoint)
+    add_noise(DCALForReID.from_pretrained(checkpoint), 0.01).save_pretrained(checkpoint)
     pair = (turtles / "test/turtle 0/0.png", turtles / "test/turtle 0/1.png")
     with pytest.raises(ValueError, match="was calibrated for model dcal-.*, not for dcal-.*: calibrate again"):
         run_here("verify", "--model_name_or_path", checkpoint, *pair)

@@ -83,7 +83,7 @@ def test_a_gallery_that_is_replaced_while_it_is_loaded_is_never_half_of_two(tmp_
 
 
 def test_a_gallery_that_is_replaced_all_the_time_gets_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("dcal_hf.retrieval.sealed_folder.PAUSE", 0)
+    monkeypatch.setattr("dcal_hf.retrieval.atomic_folder.PAUSE", 0)
     gallery, original = make(count=5), faiss.read_index
     gallery.save(tmp_path / "gallery")
 

@@ -6,7 +6,7 @@ import torch
 from dcal_hf import DCALForImageClassification, DCALForReID
 from dcal_hf.training import set_classes
 
-from helpers import shaken
+from helpers import add_noise
 
 
 HEADS = {
@@ -17,7 +17,7 @@ HEADS = {
 
 def named_model(model_class, config, **kwargs):
     names = dict(enumerate(["wren", "robin", "finch"]))
-    return shaken(model_class.from_backbone(config, id2label=names, **kwargs), 0.1)
+    return add_noise(model_class.from_backbone(config, id2label=names, **kwargs), 0.1)
 
 
 @pytest.mark.parametrize("model_class", HEADS)

@@ -1,4 +1,4 @@
-"""A folder that appears only once it is complete, with a description whose checksums detect damage."""
+"""Saves a folder atomically, with a description file whose checksums detect damage."""
 
 import glob
 import json
@@ -20,7 +20,7 @@ Loaded = TypeVar("Loaded")
 ATTEMPTS, PAUSE = 20, 0.05
 
 
-def save_sealed(
+def save_folder(
     folder: str | os.PathLike, description_file: str, description: dict[str, Any], write_files: Callable[[Path], None]
 ) -> None:
     """Writes a folder under a temporary name next to the target, and renames it.
@@ -56,13 +56,13 @@ def save_sealed(
             os.rename(new, folder)
 
 
-def load_sealed(
+def load_folder(
     folder: str | os.PathLike,
     description_file: str,
     format_version: int,
     load: Callable[[Path, dict[str, Any]], Loaded],
 ) -> Loaded:
-    """Loads a folder that [`save_sealed`] wrote. If a writer replaces it meanwhile, loads it again, so that two
+    """Loads a folder that [`save_folder`] wrote. If a writer replaces it meanwhile, loads it again, so that two
     versions never mix.
 
     Args:
@@ -152,4 +152,4 @@ def _lies_at(file: BinaryIO, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-__all__ = ["check_files", "load_sealed", "parse_description", "save_sealed"]
+__all__ = ["check_files", "load_folder", "parse_description", "save_folder"]
