@@ -10,6 +10,7 @@ transformers
 timm
     `_pos_embed` of its models, and what its constructors take: `timm_dcal`, `cait_dcal`, `eva_dcal`, `timm_args_dcal`.
 accelerate
+    The attribute `_hf_hook` of modules with offloaded weights: `offload_dcal`, which `test_offload` tries.
     Fields of the FSDP plugin: `sharding`; the states that `distributed_worker` changes to shard on a CPU.
 """
 

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_timm_available
 
 from .attention_dcal import attention_flow, dcal_attention_forward
+from .offload_dcal import at_hand
 from .timm_dcal import TimmAdapter
 
 
@@ -186,8 +187,9 @@ class CaiTAdapter(TimmAdapter):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         cait = self.backbone.timm_model
-        patches = cait.pos_drop(cait.patch_embed(pixel_values.to(cait.cls_token.dtype)) + cait.pos_embed)
-        return torch.cat([cait.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        with at_hand(cait):
+            patches = cait.pos_drop(cait.patch_embed(pixel_values.to(cait.cls_token.dtype)) + cait.pos_embed)
+            return torch.cat([cait.cls_token.expand(len(patches), -1, -1), patches], dim=1)
 
     def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
         return class_keys_values(attention, normed)

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.models.clip import modeling_clip
 
 from .encoder_dcal import EncoderAdapter
+from .offload_dcal import at_hand
 from .positions_dcal import as_pair
 
 
@@ -41,8 +42,10 @@ class CLIPAdapter(EncoderAdapter):
         embeddings = self.backbone.embeddings
         patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat([embeddings.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-        return self.backbone.pre_layrnorm(tokens + embeddings.position_embedding.weight)
+        with at_hand(embeddings), at_hand(embeddings.position_embedding):
+            tokens = torch.cat([embeddings.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+            tokens = tokens + embeddings.position_embedding.weight
+        return self.backbone.pre_layrnorm(tokens)
 
     def prepare(self, image_size: tuple[int, int]) -> None:
         """Creates position embeddings for any image size; CLIP's configuration supports only square images."""

@@ -7,6 +7,7 @@ from transformers.models.dinov2 import modeling_dinov2
 from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers
 
 from .encoder_dcal import EncoderAdapter
+from .offload_dcal import at_hand
 
 
 class DINOv2Adapter(EncoderAdapter):
@@ -30,7 +31,9 @@ class DINOv2Adapter(EncoderAdapter):
         return block.norm1
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        return self.backbone.embeddings.dropout(self.add_positions(pixel_values))
+        embeddings = self.backbone.embeddings
+        with at_hand(embeddings):
+            return embeddings.dropout(self.add_positions(pixel_values))
 
     def add_positions(self, pixel_values: Tensor) -> Tensor:
         """Same as DINOv2's own embedding, which would interpolate the positions of a non-square image."""

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_timm_available
 
 from .attention_dcal import dcal_attention_forward
+from .offload_dcal import at_hand
 from .timm_dcal import TimmAdapter
 
 
@@ -71,7 +72,8 @@ class PairedEvaAttention(EvaAttention):
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])[rows]
         if isinstance(self.qkv, nn.Linear):
-            return nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
+            with at_hand(self.qkv):
+                return nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
         # A LoRA layer wraps the fused projection.
         projected = self.qkv(hidden_states)[..., rows]
         return projected if bias is None else projected + bias
@@ -135,7 +137,9 @@ class EvaAdapter(TimmAdapter):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         eva = self.backbone.timm_model
-        tokens, _ = eva._pos_embed(eva.patch_embed(pixel_values.to(eva.cls_token.dtype)))
+        patches = eva.patch_embed(pixel_values.to(eva.cls_token.dtype))
+        with at_hand(eva):
+            tokens, _ = eva._pos_embed(patches)
         return eva.norm_pre(tokens)
 
     def rotary(self, pixel_values: Tensor) -> tuple[Tensor, ...]:

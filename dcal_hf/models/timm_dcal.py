@@ -19,6 +19,7 @@ from transformers.utils import is_timm_available, requires_backends
 
 from .attention_dcal import ATTENTION_NAME, dcal_attention_forward
 from .encoder_dcal import EncoderAdapter
+from .offload_dcal import at_hand
 from .timm_args_dcal import check_timm_args
 
 
@@ -70,8 +71,9 @@ class TimmAttention(Attention):
         """Projects to a range of queries (0), keys (1) and values (2): (B, N, D) -> each (B, H, N, d)."""
         if isinstance(self.qkv, nn.Linear):
             rows = slice(start * self.attn_dim, stop * self.attn_dim)
-            bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-            projected = nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
+            with at_hand(self.qkv):
+                bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+                projected = nn.functional.linear(hidden_states, self.qkv.weight[rows], bias)
         else:
             # A PEFT adapter wraps the fused projection.
             projected = self.qkv(hidden_states)[..., start * self.attn_dim:stop * self.attn_dim]
@@ -156,11 +158,15 @@ class TimmAdapter(EncoderAdapter):
         """Same as the first steps of timm's `forward_features`."""
         vit = self.backbone.timm_model
         patches = vit.patch_embed(pixel_values.to(vit.cls_token.dtype))
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(patches)))
+        with at_hand(vit):
+            tokens = vit._pos_embed(patches)
+        return vit.norm_pre(vit.patch_drop(tokens))
 
     def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
         """Projects to keys and values, without queries."""
-        key, value = attention.project(normed, 1, 3)
+        # The biases of EVA-02 are the attention's own.
+        with at_hand(attention):
+            key, value = attention.project(normed, 1, 3)
         return attention.k_norm(key), value
 
     def copy_last_block(self) -> nn.Module:

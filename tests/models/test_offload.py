@@ -1,24 +1,51 @@
 """Weights that accelerate keeps on the disk."""
 
-import pytest
 import torch
+from transformers import TimmWrapperConfig
 
 from dcal_hf import DCALForImageClassification
 
 from helpers import classifier, images
 
 
-@pytest.mark.parametrize("family", ["vit", "deit", "dinov3_vit", "swin"])
-@pytest.mark.parametrize("offloaded", ["", "dcal.backbone"])
-def test_weights_on_the_disk_give_the_same_answer(tmp_path, backbone_configs, family, offloaded):
-    model, pixel_values = classifier(backbone_configs[family]), images()
-    model.save_pretrained(tmp_path)
+# Queries, keys and values in one layer, their biases beside it.
+FUSED_EVA = TimmWrapperConfig(
+    architecture="eva02_tiny_patch14_224",
+    model_args={"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8},
+)
+
+
+def reload_from_disk(model, folder, offloaded=""):
+    """The same model with the parts whose names begin so on the disk."""
+    model.save_pretrained(folder)
     parts = {"dcal.backbone", "dcal.glca", "sa_classifier", "glca_classifier", "loss_weights"}
     parts &= {name for name, _ in model.named_modules()}
     device_map = {part: "disk" if part.startswith(offloaded) else "cpu" for part in parts}
     loaded = DCALForImageClassification.from_pretrained(
-        tmp_path, device_map=device_map, offload_folder=tmp_path / "offloaded"
+        folder, device_map=device_map, offload_folder=folder / "offloaded"
     ).eval()
     assert any(parameter.is_meta for parameter in loaded.parameters())
+    return loaded
+
+
+def assert_same_answer(loaded, model):
+    pixel_values = images()
     with torch.no_grad():
         assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+    # Nothing stays in memory.
+    assert any(parameter.is_meta for parameter in loaded.parameters())
+
+
+def test_weights_on_the_disk_give_the_same_answer(tmp_path, any_backbone_config):
+    model = classifier(any_backbone_config)
+    assert_same_answer(reload_from_disk(model, tmp_path), model)
+
+
+def test_the_backbone_alone_may_be_on_the_disk(tmp_path, backbone_configs):
+    model = classifier(backbone_configs["dinov2_with_registers"])
+    assert_same_answer(reload_from_disk(model, tmp_path, "dcal.backbone"), model)
+
+
+def test_fused_projections_on_the_disk(tmp_path):
+    model = classifier(FUSED_EVA)
+    assert_same_answer(reload_from_disk(model, tmp_path), model)
