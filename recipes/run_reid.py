@@ -48,7 +48,7 @@ from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, load_reid, open_image, with_classes
-from dcal_hf.metrics import FeatureDistances
+from dcal_hf.metrics import FeatureDistances, RetrievalProtocol
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.training import class_names, column, protocol_columns
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
@@ -331,30 +331,21 @@ def save_ranked_lists(trainer: DCALReIDTrainer, data_args: DataArguments) -> Non
     num_queries, num_matches = data_args.ranked_queries, data_args.ranked_matches
     read = partial(open_image, max_pixels=data_args.max_pixels)
     sets = {name: part.with_format(None) for name, part in trainer.eval_dataset.items()}
-    columns = {name: np.array(values) for name, values in protocol_columns(**sets).items()}
+    protocol = RetrievalProtocol(**protocol_columns(**sets))
     rng = np.random.default_rng(trainer.args.seed)
     chosen = np.sort(rng.choice(len(sets["query"]), min(num_queries, len(sets["query"])), replace=False))
     rows = FeatureDistances(*trainer.branch_parts()[""]).rows(chosen)
-    ranked = [ranked_items(columns, query) for query in chosen]
+    ranked = [protocol.counted(query) for query in chosen]
     best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(ranked, rows)]
-    ids = columns["gallery_ids"]
+    ids = protocol.gallery_ids
     figure = ranked_list(
         [read(image) for image in sets["query"][chosen]["image"]],
         [[read(image) for image in sets["gallery"][items]["image"]] for items in best],
         [np.sqrt(row[items].clip(min=0)) for items, row in zip(best, rows)],
-        correct=[(ids[items] == columns["query_ids"][query]).tolist() for query, items in zip(chosen, best)],
+        correct=[(ids[items] == protocol.query_ids[query]).tolist() for query, items in zip(chosen, best)],
         titles=[[identity_name(sets["gallery"], ids[item]) for item in items] for items in best],
     )
     save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
-
-
-def ranked_items(columns: dict[str, np.ndarray], query: int) -> np.ndarray:
-    """Indices of the gallery items that the protocol ranks for a query; see [`protocol_columns`]."""
-    same = columns["gallery_ids"] == columns["query_ids"][query]
-    key = "cameras" if "query_cameras" in columns else "images"
-    same_view = columns[f"gallery_{key}"] == columns[f"query_{key}"][query]
-    dropped = same_view & same if key == "cameras" else same_view
-    return np.flatnonzero(~dropped & (columns["gallery_ids"] != -1))
 
 
 def identity_name(dataset: datasets.Dataset, identity: int) -> str:

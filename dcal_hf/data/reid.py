@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
 from .duplicates import warn_of_duplicates
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
@@ -20,7 +21,6 @@ from .splits import class_indices
 
 logger = logging.getLogger(__name__)
 
-_JUNK = -1
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -157,7 +157,7 @@ def _from_own_rows(
     columns = _Columns(rows.images, identities, views, cameras, identity_feature, camera_feature)
 
     parts = np.array(["train"] * len(identities) if rows.parts is None else rows.parts)
-    kept = identities != _JUNK
+    kept = identities != JUNK_IDENTITY
     found = {part: np.flatnonzero((parts == part) & kept) for part in PART_NAMES if part in parts}
     return columns, _make_splits(columns, found, test_fraction, query_fraction, seed, where)
 
@@ -201,7 +201,7 @@ def _make_splits(
     )
     train = found.get("train", held_out[:0])
     tested, trained = (len(np.unique(columns.identities[part])) for part in (held_out, train))
-    total = len(np.unique(columns.identities[columns.identities != _JUNK]))
+    total = len(np.unique(columns.identities[columns.identities != JUNK_IDENTITY]))
     message = "%s: %d of its %d identities are tested on (%d queries, %d in the gallery), %d are train"
     logger.info(message, where, tested, total, len(query), len(gallery), trained)
     return {**found, "query": held_out[query], "gallery": held_out[gallery]}

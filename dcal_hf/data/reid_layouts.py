@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
 from .folder import IMAGE_SUFFIXES
 from .official import check_counts, check_listed, official_root, require
@@ -146,7 +147,7 @@ def _read_folder(folder: Path, layout: Layout) -> list[Photo]:
     for path in files:
         match = _parse(path.name, layout, folder)
         photos.append(Photo(str(path), int(match["identity"]), int(match["camera"])))
-    return [photo for photo in photos if photo.identity != -1]
+    return [photo for photo in photos if photo.identity != JUNK_IDENTITY]
 
 
 def _parse(name: str, layout: Layout, source: Path) -> re.Match:

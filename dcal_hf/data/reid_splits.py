@@ -1,12 +1,12 @@
 """Splits identities into train, query and gallery, and checks that queries have matches."""
 
-from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from ..metrics.protocol import RetrievalProtocol
 from .splits import stratified_split
 
 
@@ -16,7 +16,7 @@ def matched(
     gallery_ids: Sequence[int],
     gallery_views: Sequence[Hashable],
 ) -> np.ndarray:
-    """Which queries have a match: a gallery image of their identity in another view.
+    """Which queries have a match in the gallery, by the [`RetrievalProtocol`] with the views as cameras.
 
     Args:
         query_ids (sequence of `int`): (Q,) identities.
@@ -27,10 +27,8 @@ def matched(
     Returns:
         `np.ndarray` of shape `(Q,)`, bool.
     """
-    views = defaultdict(set)
-    for identity, view in zip(gallery_ids, gallery_views):
-        views[identity].add(view)
-    return np.array([bool(views[identity] - {view}) for identity, view in zip(query_ids, query_views)], dtype=bool)
+    protocol = RetrievalProtocol(query_ids, gallery_ids, query_views, gallery_views)
+    return np.array([len(protocol.matches(query)) > 0 for query in range(len(query_ids))], dtype=bool)
 
 
 def split_by_identity(

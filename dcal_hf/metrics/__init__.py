@@ -7,6 +7,7 @@ from ..files import save_confusion_matrix
 from .classification import class_mean_accuracy, confusion_matrix, top_k_accuracy
 from .distances import Distances, FeatureDistances
 from .open_set import auroc, open_set_accuracy, open_set_metrics
+from .protocol import RetrievalProtocol
 from .retrieval import QUERIES_PER_CHUNK, distance_metrics, retrieval_metrics
 
 
@@ -39,6 +40,7 @@ __all__ = [
     "FeatureDistances",
     "FineGrainedAccuracy",
     "RetrievalMAP",
+    "RetrievalProtocol",
     "auroc",
     "class_mean_accuracy",
     "confusion_matrix",

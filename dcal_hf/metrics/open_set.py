@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from .distances import FeatureDistances
-from .retrieval import JUNK_IDENTITY, QUERIES_PER_CHUNK, Column
+from .protocol import JUNK_IDENTITY, Column, paired_columns
+from .retrieval import QUERIES_PER_CHUNK
 
 
 NEW_INDIVIDUAL = -1
@@ -47,33 +48,33 @@ def open_set_metrics(
     Raises:
         ValueError: If the features or columns are invalid, or the queries show no known or no new individual.
     """
-    query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
     distances = FeatureDistances(query, gallery)
-    if (query_ids.shape, gallery_ids.shape) != ((distances.shape[0],), (distances.shape[1],)):
-        raise ValueError(
-            f"There must be identities for {distances.shape[0]} queries and {distances.shape[1]} gallery items, got "
-            f"arrays of shape {query_ids.shape} and {gallery_ids.shape}."
-        )
+    query_ids, gallery_ids = paired_columns("identities", query_ids, gallery_ids, distances.shape)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     junk = gallery_ids == JUNK_IDENTITY
     if junk.all():
         raise ValueError("The gallery shows no individual: it is empty, or all of its items are junk (identity -1).")
-    nearest_ids, nearest = [], []
-    for start in range(0, len(query_ids), chunk_size):
-        rows = distances.rows(np.arange(start, min(start + chunk_size, len(query_ids))))
-        rows[:, junk] = np.inf
-        nearest_ids.append(gallery_ids[rows.argmin(axis=1)])
-        nearest.append(rows.min(axis=1))
-    # In double precision, the square root does not make different distances equal.
-    nearest = np.sqrt(np.maximum(np.concatenate(nearest, dtype=np.float64), 0.0))
-    predicted = np.where(nearest < threshold, np.concatenate(nearest_ids), NEW_INDIVIDUAL)
+    nearest_items, nearest = _nearest(distances, junk, chunk_size)
+    predicted = np.where(nearest < threshold, gallery_ids[nearest_items], NEW_INDIVIDUAL)
     is_new = ~np.isin(query_ids, gallery_ids[~junk])
     return open_set_accuracy(predicted, query_ids, gallery_ids[~junk]) | {
         "auroc_new": auroc(nearest, is_new),
         "num_known": int((~is_new).sum()),
         "num_new": int(is_new.sum()),
     }
+
+
+def _nearest(distances: FeatureDistances, junk: np.ndarray, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each query's nearest item that is not junk, and the Euclidean distance to it, float64."""
+    items, nearest = [], []
+    for start in range(0, distances.shape[0], chunk_size):
+        rows = distances.rows(np.arange(start, min(start + chunk_size, distances.shape[0])))
+        rows[:, junk] = np.inf
+        items.append(rows.argmin(axis=1))
+        nearest.append(rows.min(axis=1))
+    # In double precision, the square root does not make different distances equal.
+    return np.concatenate(items), np.sqrt(np.maximum(np.concatenate(nearest, dtype=np.float64), 0.0))
 
 
 def open_set_accuracy(predicted: Column, identities: Column, known: Column) -> dict[str, float]:

@@ -4,22 +4,19 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .distances import DistanceMetric, Distances, FeatureDistances
+from .protocol import Column, RetrievalProtocol, paired_columns
 
 
-JUNK_IDENTITY = -1
 DEFAULT_RANKS = (1, 5, 10)
 DEFAULT_FPRS = (1e-4, 1e-3, 1e-2)
 QUERIES_PER_CHUNK = 512
 # For fewer distances than this, shrinking a selection costs more time than the memory is worth.
 SELECTION_SLACK = 1 << 20
-
-Column = np.ndarray | Sequence
 
 
 def retrieval_metrics(
@@ -39,54 +36,32 @@ def retrieval_metrics(
 ) -> dict[str, float | int]:
     """Scores the ranking of the gallery by the distance of its features from those of each query.
 
-    Gallery items are filtered by the Market-1501 protocol (Zheng et al., ICCV 2015). Items of identity -1 are junk and
-    ignored for every query; items with the query's identity *and* camera are ignored for that query. Identity 0 has
-    no special rule: Market-1501's distractors have it and are negatives because no query does, and in MSMT17 it is a
-    person. Omit the cameras if the data has none. If the gallery may contain the query image itself, pass the image
-    names: items with the query's image are ignored. To search a set with each of its own images:
+    Which gallery items count for a query is the Market-1501 protocol; see [`RetrievalProtocol`]. A query without a
+    match among them is not scored. Ties go to the lower gallery index. Omit the cameras if the data has none. To
+    search a set with each of its own images, name the images:
 
     ```python
     >>> rows = np.arange(len(features))
     >>> retrieval_metrics(features, features, ids, ids, query_images=rows, gallery_images=rows)
     ```
 
-    A query without a match among the remaining items is not scored. Ties go to the lower gallery index.
-
-    The rank of a match is found by counting the items before it, so no row is sorted, while a thread computes the next
-    rows. Memory holds two chunks of rows, and for the ROC about four numbers per negative accepted at the largest
-    rate. With a few dozen matches per query most of the time goes to the distances; counting grows with the matches.
-
     Args:
-        query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
-            The features of the queries.
-        gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
-            The features of the gallery. Distances are computed on the device of the features.
-        query_ids, gallery_ids (`np.ndarray` or `Sequence[int]`):
-            The identity of each image, numbered alike in both.
-        query_cameras, gallery_cameras (`np.ndarray` or `Sequence`, *optional*):
-            The camera of each image, numbered alike in both.
-        query_images, gallery_images (`np.ndarray` or `Sequence`, *optional*):
-            A name of each image, such as its path or row number, if the gallery may contain the query images.
-        metric (`"euclidean"` or `"cosine"`, *optional*, defaults to `"euclidean"`):
-            The distance. Both give the same ranking for features of length 1.
-        ranks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
-            The ranks at which the CMC curve is evaluated.
-        fprs (`Sequence[float]`, *optional*, defaults to `(1e-4, 1e-3, 1e-2)`):
-            The false positive rates, below 1, at which the verification ROC is evaluated.
-        chunk_size (`int`, *optional*, defaults to 512):
-            Rows of distances per chunk. The result does not depend on it.
+        query, gallery (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)` and `(gallery items, dim)`):
+            The features. Distances are computed on their device.
+        query_ids, gallery_ids, query_cameras, gallery_cameras, query_images, gallery_images:
+            As in [`RetrievalProtocol`].
+        metric (`"euclidean"` or `"cosine"`, *optional*): Both give the same ranking for features of length 1.
+        ranks, fprs, chunk_size: As in [`distance_metrics`].
 
     Returns:
         `dict[str, float | int]`: all but the verification ROC and the counts are means over the scored queries.
 
         - `map`: mean average precision, from the precision at each match ("step"), as papers report it.
-        - `map_trapezoid`: the same, but each precision is averaged with that of the previous rank, as in the script of
-          the Market-1501 authors; slightly lower.
-        - `minp`: mean inverse negative penalty, number of matches over the rank of the last one (Ye et al., arXiv
-          2001.04193).
+        - `map_trapezoid`: each precision averaged with the previous rank's, as the Market-1501 authors do; lower.
+        - `minp`: mean inverse negative penalty, number of matches over the rank of the last one (arXiv 2001.04193).
         - `r_precision`: the share of matches among the first R items, R being the number of the query's matches.
         - `map_at_r`: MAP@R, the sum of the precision at each match among the first R items, divided by R (Musgrave et
-          al., "A Metric Learning Reality Check", ECCV 2020, section 3.2).
+          al., ECCV 2020, section 3.2).
         - `rank1`, `rank5`, `rank10`: CMC, the share of queries with a match among the first items.
         - `tpr_at_fpr_1e-4`, ...: the share of matching pairs below the threshold, over the pairs of scored queries.
         - `threshold_at_fpr_1e-4`, ...: the largest distance (Euclidean, not squared, or cosine) such that the share
@@ -121,11 +96,21 @@ def distance_metrics(
 ) -> dict[str, float | int]:
     """Scores a ranking by any [`Distances`], such as re-ranked ones.
 
+    The rank of a match is found by counting the items before it, so no row is sorted, while a thread computes the next
+    rows. Memory holds two chunks of rows, and for the ROC about four numbers per negative accepted at the largest
+    rate. With a few dozen matches per query most of the time goes to the distances; counting grows with the matches.
+
     Args:
         distances ([`Distances`]):
             The distances from queries to gallery items. The thresholds have their unit.
-        query_ids, gallery_ids, query_cameras, gallery_cameras, query_images, gallery_images, ranks, fprs, chunk_size:
-            As in [`retrieval_metrics`].
+        query_ids, gallery_ids, query_cameras, gallery_cameras, query_images, gallery_images:
+            As in [`RetrievalProtocol`].
+        ranks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
+            The ranks at which the CMC curve is evaluated.
+        fprs (`Sequence[float]`, *optional*, defaults to `(1e-4, 1e-3, 1e-2)`):
+            The false positive rates, below 1, at which the verification ROC is evaluated.
+        chunk_size (`int`, *optional*, defaults to 512):
+            Rows of distances per chunk. The result does not depend on it.
 
     Returns:
         `dict[str, float | int]`: the metrics of [`retrieval_metrics`].
@@ -140,122 +125,36 @@ def distance_metrics(
     ```
     """
     _check_options(ranks, fprs, chunk_size)
-    pairs = _pairs(
-        distances.shape, (query_ids, gallery_ids), (query_cameras, gallery_cameras), (query_images, gallery_images)
+    query_ids, gallery_ids = paired_columns("identities", query_ids, gallery_ids, distances.shape)
+    protocol = RetrievalProtocol(
+        query_ids, gallery_ids, query_cameras, gallery_cameras,
+        query_images=query_images, gallery_images=gallery_images,
     )
-    scored = np.flatnonzero([len(matches) > 0 for matches in pairs.matches])
-    num_negatives = sum(pairs.num_negatives(query) for query in scored)
+    metrics, num_scored = _score(distances, protocol, ranks, fprs, chunk_size)
+    return metrics | {"num_queries": distances.shape[0], "num_skipped": distances.shape[0] - num_scored}
+
+
+def _score(
+    distances: Distances, protocol: RetrievalProtocol, ranks: Sequence[int], fprs: Sequence[float], chunk_size: int
+) -> tuple[dict[str, float], int]:
+    """The metrics of the queries that have a match, and the number of these queries."""
+    matches = [protocol.matches(query) for query in range(distances.shape[0])]
+    ignored = [protocol.ignored(query) for query in range(distances.shape[0])]
+    scored = np.flatnonzero([len(items) > 0 for items in matches])
+    if not len(scored):
+        raise ValueError(protocol.why_no_match())
+    num_negatives = sum(len(protocol.kept) - len(matches[query]) - len(ignored[query]) for query in scored)
     allowed = [math.floor(round(fpr * num_negatives, 6)) for fpr in fprs]
     nearest_negatives = Smallest(max(allowed, default=0) + 1)
     match_ranks, match_distances = [], []
-    for index, row in zip(scored, _rows(distances, scored, chunk_size), strict=True):
-        matches = pairs.matches[index]
-        row[pairs.junk] = row[pairs.dropped[index]] = np.inf
-        match_ranks.append(_match_ranks(row, matches))
-        match_distances.append(row[matches])
-        row[matches] = np.inf
+    for query, row in zip(scored, _rows(distances, scored, chunk_size), strict=True):
+        row[protocol.junk] = row[ignored[query]] = np.inf
+        match_ranks.append(_match_ranks(row, matches[query]))
+        match_distances.append(row[matches[query]])
+        row[matches[query]] = np.inf
         nearest_negatives.add(row)
-    metrics = _rank_metrics(match_ranks, ranks)
-    metrics |= _verification_metrics(np.concatenate(match_distances), nearest_negatives.values(), fprs, allowed)
-    return metrics | {"num_queries": distances.shape[0], "num_skipped": distances.shape[0] - len(scored)}
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Role of the gallery items for each query, as ascending indices.
-
-    Attributes:
-        kept (`int`): Number of gallery items that are not junk.
-        junk (`np.ndarray`): The gallery items ignored for every query.
-        matches (`list[np.ndarray]`): For each query, the items to retrieve.
-        dropped (`list[np.ndarray]`): For each query, the items ignored for it, besides junk.
-    """
-
-    kept: int
-    junk: np.ndarray
-    matches: list[np.ndarray]
-    dropped: list[np.ndarray]
-
-    def num_negatives(self, query: int) -> int:
-        return self.kept - len(self.matches[query]) - len(self.dropped[query])
-
-
-def _pairs(
-    shape: tuple[int, int],
-    ids: tuple[Column, Column],
-    cameras: tuple[Column | None, Column | None],
-    images: tuple[Column | None, Column | None],
-) -> _Pairs:
-    """Classifies the pairs by the protocol, or raises a `ValueError` if no query has a match left."""
-    query_ids, gallery_ids = _columns("identities", ids, shape)
-    kept = np.flatnonzero(gallery_ids != JUNK_IDENTITY)
-    no_items = [kept[:0]] * shape[0]
-    same_identity = _occurrences(query_ids, gallery_ids, kept)
-    same_camera = same_image = no_items
-    if any(column is not None for column in cameras):
-        query_cameras, gallery_cameras = _columns("cameras", cameras, shape)
-        same_camera = [
-            items[gallery_cameras[items] == camera]
-            for items, camera in zip(same_identity, query_cameras, strict=True)
-        ]
-    if any(column is not None for column in images):
-        same_image = _occurrences(*_columns("images", images, shape), kept)
-    dropped = [np.union1d(*both) for both in zip(same_camera, same_image, strict=True)]
-    matches = [np.setdiff1d(*both, assume_unique=True) for both in zip(same_identity, dropped, strict=True)]
-    if not any(map(len, matches)):
-        raise ValueError(_explain_unscored(query_ids, same_identity, same_camera))
-    return _Pairs(len(kept), np.flatnonzero(gallery_ids == JUNK_IDENTITY), matches, dropped)
-
-
-def _columns(
-    name: str, columns: tuple[Column | None, Column | None], shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a column of the queries and one of the gallery as arrays, or raises a `ValueError` on a wrong length."""
-    if columns[0] is None or columns[1] is None:
-        raise ValueError(f"The {name} of both the queries and the gallery are needed, got those of one only.")
-    query, gallery = np.asarray(columns[0]), np.asarray(columns[1])
-    if query.shape != shape[:1] or gallery.shape != shape[1:]:
-        raise ValueError(
-            f"There must be {name} for {shape[0]} queries and {shape[1]} gallery items, "
-            f"got arrays of shape {query.shape} and {gallery.shape}."
-        )
-    for place, column in (("query", query), ("gallery item", gallery)):
-        if column.dtype.kind == "f" and np.isnan(column).any():
-            raise ValueError(f"The {name} must be known, but that of {place} {np.isnan(column).argmax()} is NaN.")
-    return query, gallery
-
-
-def _occurrences(query: np.ndarray, gallery: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
-    """For each entry of `query`, the ascending `kept` indices at which `gallery` has the same value."""
-    order = kept[np.argsort(gallery[kept], kind="stable")]
-    ordered = gallery[order]
-    starts, stops = np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right")
-    return [order[start:stop] for start, stop in zip(starts, stops, strict=True)]
-
-
-def _explain_unscored(query_ids: np.ndarray, same_identity: list[np.ndarray], same_camera: list[np.ndarray]) -> str:
-    """Explains why no query has a match, and what to do about it."""
-    unknown = np.array([not len(items) for items in same_identity])
-    own_camera = np.array([len(items) > 0 for items in same_camera]) & ~unknown
-    own_image = ~unknown & ~own_camera
-    reasons = [f"None of the {len(query_ids)} queries can be scored."]
-    if unknown.any():
-        examples = ", ".join(map(str, np.unique(query_ids[unknown])[:3]))
-        reasons.append(
-            f"{unknown.sum()} have an identity that does not appear in the gallery (such as {examples}): queries and "
-            "gallery must show the same individuals, under the same identity numbers."
-        )
-    if own_camera.any():
-        reasons.append(
-            f"{own_camera.sum()} have matches from their own camera only, which are ignored: give each image its true "
-            "camera, or leave the cameras out if the data has none."
-        )
-    if own_image.any():
-        reasons.append(
-            f"{own_image.sum()} have no match except their own image: add a second image of the individual to the "
-            "gallery."
-        )
-    return " ".join(reasons)
+    verification = _verification_metrics(np.concatenate(match_distances), nearest_negatives.values(), fprs, allowed)
+    return _rank_metrics(match_ranks, ranks) | verification, len(scored)
 
 
 def _check_options(ranks: Sequence[int], fprs: Sequence[float], chunk_size: int) -> None:

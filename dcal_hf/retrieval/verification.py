@@ -12,7 +12,8 @@ import numpy as np
 
 from ..files import write_atomically
 from ..metrics.distances import FeatureDistances
-from ..metrics.retrieval import JUNK_IDENTITY, QUERIES_PER_CHUNK, Column, Smallest
+from ..metrics.protocol import JUNK_IDENTITY, Column, RetrievalProtocol
+from ..metrics.retrieval import QUERIES_PER_CHUNK, Smallest
 from ..version import __version__
 from .atomic_folder import parse_description
 
@@ -97,28 +98,22 @@ def calibrate(
 ) -> VerificationThreshold:
     """Finds the largest threshold at which the false-accept rate does not exceed a limit.
 
-    Each pair of images counts once. As in [`~dcal_hf.metrics.retrieval_metrics`], two images of the same individual
-    by the same camera do not count, nor do two copies of the same image, and images of identity -1 are dropped. The
-    distance matrix is never held in memory.
+    Each pair of images counts once. Two images show the same individual if they match by the [`RetrievalProtocol`]: by
+    two cameras, and not copies of one image. Images of identity -1 are dropped. The distance matrix is never held in
+    memory.
 
     Args:
         embeddings (`np.ndarray` of shape `(N, D)`):
             The embeddings of the images.
-        identities (`np.ndarray` or `Sequence[int]` of shape `(N,)`):
-            The individual on each image.
-        cameras (`np.ndarray` or `Sequence` of shape `(N,)`, *optional*):
-            The camera of each image.
-        images (`np.ndarray` or `Sequence` of shape `(N,)`, *optional*):
-            Identifies each image, such as by its path, if the set may contain copies.
+        identities, cameras, images (`np.ndarray` or `Sequence` of shape `(N,)`):
+            The individual on each image and, optionally, its camera and a name of it, as in [`RetrievalProtocol`].
         distractor_ids (`Sequence[int]`, *optional*):
             Identities that do not stand for one individual, such as Market-1501's 0: two images of such an identity
             count neither as the same individual nor as different ones.
         false_accept_rate (`float`, *optional*, defaults to 0.01):
             The largest allowed share of pairs of different individuals below the threshold, between 0 and 1.
-        dataset (`str`):
-            Display name of the data set.
-        model_id (`str`):
-            The [`model_fingerprint`] of the model.
+        dataset, model_id (`str`):
+            Display name of the data set, and the [`model_fingerprint`] of the model.
 
     Returns:
         [`VerificationThreshold`]
@@ -127,35 +122,22 @@ def calibrate(
         ValueError: If there is no pair of the same individual, or too few pairs of different ones for the rate, or if
             the rate or the columns are invalid.
     """
-    if not 0 < false_accept_rate < 1:
-        raise ValueError(f"The false-accept rate must be above 0 and below 1, got {false_accept_rate:g}.")
-    kept = np.flatnonzero(np.asarray(identities) != JUNK_IDENTITY)
-    columns = [column for column in (identities, cameras, images) if column is not None]
-    views = [_numbered(column, len(embeddings))[kept] for column in columns]
-    identities = np.asarray(identities)[kept]
-    is_distractor = np.isin(identities, distractor_ids)
-    _, counts = np.unique(identities, return_counts=True)
-    num_different = int(len(kept) ** 2 - (counts ** 2).sum()) // 2
-    allowed = math.floor(round(false_accept_rate * num_different, 6))
-    if allowed < 1:
-        raise ValueError(
-            f"A false-accept rate of {false_accept_rate:g} needs at least {math.ceil(1 / false_accept_rate):,} pairs "
-            f"of images of different individuals, and {dataset} has {num_different:,}: give more images, or a higher "
-            "rate."
-        )
-    same, different = _squared_distances(np.asarray(embeddings)[kept], views, is_distractor, allowed + 1)
+    protocol, kept = _protocol(identities, cameras, images, len(embeddings))
+    is_distractor = np.isin(protocol.query_ids, distractor_ids)
+    num_different = _num_different_pairs(protocol.query_ids)
+    allowed = _num_accepted(false_accept_rate, num_different, dataset)
+    same, different = _squared_distances(np.asarray(embeddings)[kept], protocol, is_distractor, allowed + 1)
     if not len(same):
         raise ValueError(
             f"{dataset} has no pair of images of the same individual{'' if cameras is None else ' by two cameras'}: "
             "give at least two images of some individuals."
         )
-    threshold = math.sqrt(max(different[allowed], 0.0))
     return VerificationThreshold(
-        threshold=threshold,
+        threshold=math.sqrt(max(different[allowed], 0.0)),
         false_accept_rate=false_accept_rate,
         true_accept_rate=float((same < different[allowed]).mean()),
         num_images=len(kept),
-        num_identities=len(np.unique(identities[~is_distractor])),
+        num_identities=len(np.unique(protocol.query_ids[~is_distractor])),
         num_same_pairs=len(same),
         num_different_pairs=num_different,
         dataset=dataset,
@@ -170,26 +152,56 @@ def pair_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.linalg.norm(np.asarray(first, np.float64) - np.asarray(second, np.float64), axis=1)
 
 
-def _numbered(column: Column, length: int) -> np.ndarray:
-    """Encodes a column as integers; equal entries get the same integer."""
-    column = np.asarray(column)
-    if column.shape != (length,):
-        raise ValueError(f"There must be one entry for each of {length} embeddings, got an array of {column.shape}.")
-    return np.unique(column, return_inverse=True)[1]
+def _protocol(
+    identities: Column, cameras: Column | None, images: Column | None, length: int
+) -> tuple[RetrievalProtocol, np.ndarray]:
+    """The protocol of a set that is searched with its own images, without junk, and the indices of what remains."""
+    for column in (identities, cameras, images):
+        if column is not None and np.shape(column) != (length,):
+            raise ValueError(
+                f"There must be one entry for each of {length} embeddings, got an array of {np.shape(column)}."
+            )
+    kept = np.flatnonzero(np.asarray(identities) != JUNK_IDENTITY)
+    identities, cameras, images = (
+        None if column is None else np.asarray(column)[kept] for column in (identities, cameras, images)
+    )
+    protocol = RetrievalProtocol(
+        identities, identities, cameras, cameras, query_images=images, gallery_images=images
+    )
+    return protocol, kept
+
+
+def _num_different_pairs(identities: np.ndarray) -> int:
+    _, counts = np.unique(identities, return_counts=True)
+    return int(len(identities) ** 2 - (counts ** 2).sum()) // 2
+
+
+def _num_accepted(false_accept_rate: float, num_different: int, dataset: str) -> int:
+    """The number of pairs of different individuals that may be accepted."""
+    if not 0 < false_accept_rate < 1:
+        raise ValueError(f"The false-accept rate must be above 0 and below 1, got {false_accept_rate:g}.")
+    allowed = math.floor(round(false_accept_rate * num_different, 6))
+    if allowed < 1:
+        raise ValueError(
+            f"A false-accept rate of {false_accept_rate:g} needs at least {math.ceil(1 / false_accept_rate):,} pairs "
+            f"of images of different individuals, and {dataset} has {num_different:,}: give more images, or a higher "
+            "rate."
+        )
+    return allowed
 
 
 def _squared_distances(
-    embeddings: np.ndarray, views: list[np.ndarray], is_distractor: np.ndarray, num_nearest: int
+    embeddings: np.ndarray, protocol: RetrievalProtocol, is_distractor: np.ndarray, num_nearest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared distances of all valid pairs of the same individual, and, ascending, of the nearest different pairs.
 
     Args:
         embeddings: (N, D).
-        views: Columns (N,): the individuals, then those in which two images of one individual must differ.
+        protocol: Of these images, each of them as query and as gallery item.
         is_distractor: (N,), bool.
         num_nearest: How many pairs of different individuals to return.
     """
-    individuals, *others = views
+    identities = protocol.query_ids
     # In double precision, since a small distance is the difference of large numbers.
     embeddings = embeddings.astype(np.float64)
     distances = FeatureDistances(embeddings, embeddings)
@@ -198,11 +210,10 @@ def _squared_distances(
         rows = distances.rows(np.arange(start, min(start + QUERIES_PER_CHUNK, len(embeddings))))
         for index, row in enumerate(rows, start):
             later = slice(index + 1, None)
-            same = individuals[later] == individuals[index]
-            different_pairs.add(row[later][~same])
+            different_pairs.add(row[later][identities[later] != identities[index]])
             if not is_distractor[index]:
-                apart = [view[later] != view[index] for view in others]
-                same_pairs.append(row[later][np.all([same, *apart], axis=0)])
+                matches = protocol.matches(index)
+                same_pairs.append(row[matches[matches > index]])
     return np.concatenate(same_pairs or [np.empty(0)]), different_pairs.values()
 
 

@@ -1,0 +1,48 @@
+"""The Market-1501 protocol, against its sentence applied to one pair of images after the other."""
+
+import numpy as np
+import pytest
+
+from dcal_hf.metrics import RetrievalProtocol
+
+
+def loop_roles(query, ids, cameras=None, images=None):
+    """The matches of a query, the items ignored for it besides junk, and the items that count."""
+    roles = {"matches": [], "ignored": [], "counted": []}
+    for item, identity in enumerate(ids[1]):
+        own_camera = cameras is not None and identity == ids[0][query] and cameras[1][item] == cameras[0][query]
+        own_image = images is not None and images[1][item] == images[0][query]
+        if identity == -1:
+            continue
+        if own_camera or own_image:
+            roles["ignored"].append(item)
+            continue
+        roles["counted"].append(item)
+        if identity == ids[0][query]:
+            roles["matches"].append(item)
+    return roles
+
+
+@pytest.mark.parametrize("names", [(), ("cameras",), ("images",), ("cameras", "images")])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_loop_over_items(seed, names):
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(-1, 9, 40), generator.integers(-1, 8, 120)
+    columns = {
+        "cameras": tuple([f"camera {number}" for number in generator.integers(0, 3, n)] for n in (40, 120)),
+        "images": tuple(generator.integers(0, 50, n) for n in (40, 120)),
+    }
+    columns = {name: columns[name] for name in names}
+    sides = [{f"{side}_{name}": both[place] for name, both in columns.items()}
+             for place, side in enumerate(("query", "gallery"))]
+    protocol = RetrievalProtocol(*ids, **sides[0], **sides[1])
+    assert protocol.junk.tolist() == [item for item, identity in enumerate(ids[1]) if identity == -1] != []
+    roles = [loop_roles(query, ids, **columns) for query in range(40)]
+    assert any(role["ignored"] for role in roles) == bool(names)
+    for query, expected in enumerate(roles):
+        assert {name: getattr(protocol, name)(query).tolist() for name in expected} == expected
+
+
+def test_an_empty_side_has_no_matches():
+    assert RetrievalProtocol([], [1, 2], [], [1, 1]).kept.tolist() == [0, 1]
+    assert RetrievalProtocol([1], [], ["a"], []).matches(0).tolist() == []
