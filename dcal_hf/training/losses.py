@@ -1,12 +1,14 @@
-"""What the trainers do with losses: the user's own function as that of each branch, and the log-variances to log."""
+"""Losses in the trainers: a user's criterion for each branch, distractors left out, and log-variances to log."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..models.loss_dcal import UncertaintyWeights
+from ..models.loss_dcal import IGNORED, UncertaintyWeights
 
 
 def own_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,4 +33,21 @@ def log_variances(model: nn.Module) -> dict[str, float]:
     return {f"log_var_{name}": round(value, 4) for name, value in zip(weights.branches, log_vars.tolist())}
 
 
-__all__ = ["log_variances", "own_loss"]
+def with_counted_rows(
+    criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy, smoothing: float = 0.0, **inputs: Any
+) -> dict[str, Any]:
+    """Model inputs whose loss leaves out distractors where labels are probabilities, which torch's losses do not.
+
+    Finding the rows synchronizes with the device, so this is for batches with distractors only.
+    """
+    if smoothing > 0:
+        criterion = partial(criterion, label_smoothing=smoothing)
+
+    def counted(logits: Tensor, labels: Tensor) -> Tensor:
+        rows = labels[:, 0] != IGNORED
+        return criterion(logits[rows], labels[rows])
+
+    return {**inputs, "criterion": counted}
+
+
+__all__ = ["log_variances", "own_loss", "with_counted_rows"]

@@ -191,19 +191,24 @@ class PairCollator:
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The batch, with `pairs` (P, 2). The `distractor` of a sample becomes the next image of the batch."""
-        samples = [image for sample in samples for image in with_distractor(sample)]
-        batch = self.collate(samples)
+        distractors = [torch.as_tensor(sample["distractor"]) for sample in samples if "distractor" in sample]
+        batch = self.collate([{key: sample[key] for key in sample if key != "distractor"} for sample in samples])
+        if distractors:
+            batch = with_distractors(batch, torch.stack(distractors))
         pairs = batch_pairs(batch["labels"], self.strategy)
         pairs = pairs[:max(round(self.fraction * len(pairs)), 1)]
         return {**batch, "pairs": pairs}
 
 
-def with_distractor(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The sample without its distractor, followed by the distractor, if any, with the label ignored by all losses."""
-    if "distractor" not in sample:
-        return [sample]
-    image = {name: value for name, value in sample.items() if name != "distractor"}
-    return [image, {"pixel_values": sample["distractor"], "labels": IGNORED}]
+def with_distractors(batch: dict[str, Tensor], distractors: Tensor) -> dict[str, Tensor]:
+    """Inserts a distractor behind each image, with a label ignored by all losses, or a row of it for probabilities.
+
+    After the user's collator, which may mix images and labels.
+    """
+    labels = batch["labels"]
+    behind = {"pixel_values": distractors, "labels": torch.full_like(labels, IGNORED)}
+    merged = {name: torch.stack([batch[name], added], dim=1).flatten(0, 1) for name, added in behind.items()}
+    return {**batch, **merged}
 
 
 class DistractedDataset(Dataset):

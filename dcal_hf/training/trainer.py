@@ -18,7 +18,7 @@ from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
-from .losses import log_variances, own_loss
+from .losses import log_variances, own_loss, with_counted_rows
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .resumable_trainer import ResumableTrainer
@@ -227,6 +227,8 @@ class DCALTrainer(ResumableTrainer):
                 inputs = {**inputs, "pair_noise": self.pair_sampling == "noise"}
             if self.args.label_smoothing_factor > 0:
                 inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
+            if self.has_distractors and inputs["labels"].dim() == 2:
+                inputs = with_counted_rows(**inputs)
         outputs = model(**inputs)
         if model.training:
             self.finite_watch.see(self.state.global_step, outputs.loss)

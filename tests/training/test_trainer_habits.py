@@ -57,6 +57,33 @@ def test_mixed_labels_are_smoothed(tmp_path, vit_config):
     assert trainer.train().training_loss > 0
 
 
+def test_mixed_labels_count_without_the_distractors(tmp_path, vit_config):
+    """Mixed by a collator of one's own, which sees the training images alone; a branch's loss is their mean."""
+    samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(8)]
+    others = [{"pixel_values": torch.full((3, 32, 32), 5.0)}]
+
+    def mix(batch):
+        pixel_values = torch.stack([sample["pixel_values"] for sample in batch])
+        labels = torch.eye(3)[[sample["labels"] for sample in batch]]
+        mixed = {"pixel_values": pixel_values, "labels": labels}
+        return {name: 0.7 * value + 0.3 * value.flip(0) for name, value in mixed.items()}
+
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    options = {"label_smoothing_factor": 0.3}
+    trainer = plain_trainer(tmp_path, model, samples, distractor_dataset=others, data_collator=mix, arguments=options)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert (batch["pixel_values"][1::2] == 5).all() and (batch["labels"][1::2] == -100).all()
+    assert batch["labels"].shape == (16, 3)
+    outputs = trainer.compute_loss(model.train(), dict(batch), return_outputs=True)[1]
+    targets = batch["labels"][::2] * 0.7 + 0.1
+    for name, loss in outputs.losses.items():
+        # PWCA's rows are those of the pairs, (0, 1), (2, 3), ...
+        expected = -(targets * outputs[f"{name}_logits"][::2].log_softmax(-1)).sum(1).mean()
+        torch.testing.assert_close(loss, expected)
+    assert set(outputs.losses) == {"sa", "glca", "pwca"}
+    assert trainer.train().training_loss > 0
+
+
 def test_plain_training_arguments_get_a_sentence(tmp_path, vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     with pytest.raises(TypeError, match="DCALTrainer takes DCALTrainingArguments, not TrainingArguments"):
