@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 
 from .distances import DistanceMetric
+
 # evaluate copies the modules that this file imports, but not those that they import in turn.
 from .protocol import RetrievalProtocol  # noqa: F401
 from .retrieval import retrieval_metrics
