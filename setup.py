@@ -34,9 +34,11 @@ EXTRAS = {
     # The first version for NumPy 2.
     "pictures": ["matplotlib>=3.8.4,<4"],
     "peft": ["peft>=0.20,<1"],
+    # Newer ones need Pillow 11.
+    "heic": ["pillow-heif>=0.22,<2"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
-EXTRAS["test"] = EXTRAS["pictures"] + EXTRAS["peft"] + ["pytest>=8,<10", "pytest-xdist>=3.6.1,<4"]
+EXTRAS["test"] = EXTRAS["pictures"] + EXTRAS["peft"] + EXTRAS["heic"] + ["pytest>=8,<10", "pytest-xdist>=3.6.1,<4"]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
 version = {}

@@ -4,7 +4,8 @@ from .fgvc import load_fgvc
 from .fgvc_layouts import OFFICIAL_FGVC
 from .fgvc_synthetic import SYNTHETIC_CLASSES, draw_bird, synthetic_fgvc
 from .folder import unlabelled_images
-from .images import MAX_PIXELS, open_image
+from .images import MAX_PIXELS, check_image, open_image
+from .inspection import Finding, inspect_images, leave_out
 from .reid import load_reid
 from .reid_layouts import OFFICIAL_REID
 from .reid_synthetic import synthetic_reid
@@ -12,17 +13,21 @@ from .splits import stratified_split, with_classes
 
 
 __all__ = [
-    "SYNTHETIC_CLASSES",
+    "Finding",
     "MAX_PIXELS",
     "OFFICIAL_FGVC",
     "OFFICIAL_REID",
+    "SYNTHETIC_CLASSES",
+    "check_image",
     "draw_bird",
-    "synthetic_fgvc",
-    "synthetic_reid",
+    "inspect_images",
+    "leave_out",
     "load_fgvc",
     "load_reid",
     "open_image",
     "stratified_split",
+    "synthetic_fgvc",
+    "synthetic_reid",
     "unlabelled_images",
     "with_classes",
 ]

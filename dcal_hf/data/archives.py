@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import datasets
 from huggingface_hub.utils import WeakFileLock
 
-from .splits import SPLITS
+from .folder import PARTS, visible
 
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 # Default limit of the unpacked size: photographs hardly compress, but lists and padding do.
 FREE_BYTES, FREE_RATIO = 100 << 20, 100
-_PARTS = {alias for aliases in SPLITS.values() for alias in aliases} | {"query", "gallery"}
 # Errors that tarfile and zipfile raise on damaged, encrypted and unusual archives; they have no common base class.
 _UNREADABLE = (
     tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError
@@ -65,8 +64,8 @@ def data_folder(
             "the folder or such an archive"
         )
     folder = _unpacked(path.resolve(), cache_dir, max_unpacked_bytes)
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    nested = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in _PARTS
+    entries = visible(folder)
+    nested = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in PARTS
     return entries[0] if nested else folder
 
 

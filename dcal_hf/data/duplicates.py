@@ -24,10 +24,10 @@ def warn_of_duplicates(
         splits (sequence of `str`): (N,) the split that each is in.
         where (`str` or `Path`): The set, for the message.
     """
-    copies = _copies(paths)
+    found_copies = copies(paths)
     reasons = {"of two classes or identities": classes, "in two splits": splits}
     for reason, values in reasons.items():
-        found = [rows for rows in copies if len({values[row] for row in rows}) > 1]
+        found = [rows for rows in found_copies if len({values[row] for row in rows}) > 1]
         if found:
             first = found[0]
             other = next(row for row in first if values[row] != values[first[0]])
@@ -37,19 +37,19 @@ def warn_of_duplicates(
             )
 
 
-def _copies(paths: Sequence[str]) -> list[list[int]]:
-    """Rows of the same content, in groups of two and more."""
+def copies(paths: Sequence[str]) -> list[list[int]]:
+    """Indices of files of the same content, in groups of two and more. Files of one size are read, and no others."""
     groups: dict[object, list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
         groups[os.path.getsize(path)].append(row)
-    copies = []
+    same = []
     for rows in groups.values():
         if len(rows) > 1:
             contents = defaultdict(list)
             for row in rows:
                 contents[hashlib.sha256(Path(paths[row]).read_bytes()).digest()].append(row)
-            copies += [group for group in contents.values() if len(group) > 1]
-    return sorted(copies)
+            same += [group for group in contents.values() if len(group) > 1]
+    return sorted(same)
 
 
-__all__ = ["warn_of_duplicates"]
+__all__ = ["copies", "warn_of_duplicates"]

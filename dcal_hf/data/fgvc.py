@@ -9,7 +9,7 @@ from datasets import DatasetDict, concatenate_datasets
 from .archives import data_folder
 from .fgvc_layouts import AIRCRAFT_LEVELS, OFFICIAL_FGVC, official_counts, read_official
 from .fgvc_synthetic import synthetic_fgvc
-from .folder import load_image_folder
+from .folder import inner_folder, load_image_folder
 from .hub import load_hub, standardise
 from .official import check_counts
 from .splits import SPLITS, take_validation
@@ -38,6 +38,7 @@ def load_fgvc(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     max_unpacked_bytes: int | None = None,
+    warn_duplicates: bool = True,
 ) -> DatasetDict:
     """Loads a classification data set as splits of images and labels.
 
@@ -46,7 +47,8 @@ def load_fgvc(
 
     A folder has the layout `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are accepted for
     "validation"), or `root/<class>/<image>` with all images in train. Instead of a folder, an archive (.tar, .tar.gz,
-    .tgz or .zip) can be given: it is unpacked once, into the cache. Images are decoded when they are accessed. To get
+    .tgz or .zip) can be given: it is unpacked once, into the cache. A folder around the only one that holds the data
+    set is looked through. Images are decoded when they are accessed. To get
     errors that name the file, cast the column to `Image(decode=False)` and read it with [`open_image`].
 
     Without a validation split, one is taken from train, see [`stratified_split`], whatever `splits` requests.
@@ -79,6 +81,8 @@ def load_fgvc(
         cache_dir (`str` or `Path`, *optional*): Cache for data sets from the Hub and for unpacked archives.
         max_unpacked_bytes (`int`, *optional*): Largest unpacked size of an archive; by default 100 times its size, or
             100 MiB.
+        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look through a folder for the same image
+            in two classes or splits. [`inspect_images`] does so in any data set.
 
     Returns:
         `datasets.DatasetDict`: train, validation and, if present, test, each with the columns image (`datasets.Image`,
@@ -109,7 +113,7 @@ def load_fgvc(
     elif name == "imagefolder" or Path(name).expanduser().exists():
         root = _roots(name, data_dir, unpack)
         where = ", ".join(map(str, root.values())) if isinstance(root, Mapping) else str(root)
-        dataset = load_image_folder(root)
+        dataset = load_image_folder(root, warn_duplicates)
     else:
         subfolder = None if data_dir is None else str(data_dir)
         dataset = load_hub(name, config_name, data_dir=subfolder, **hub)
@@ -176,7 +180,7 @@ def _roots(
     base = Path("" if name == "imagefolder" else name).expanduser()
     if isinstance(data_dir, Mapping):
         return {split: unpack(base / Path(part).expanduser()) for split, part in data_dir.items()}
-    return unpack(base / Path(data_dir or "").expanduser())
+    return inner_folder(unpack(base / Path(data_dir or "").expanduser()))
 
 
 __all__ = ["load_fgvc"]

@@ -4,6 +4,8 @@ import logging
 import os
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 logger = logging.getLogger(__name__)
 # The formats of data sets. Some of Pillow's other formats run programs (EPS), and none is maintained as well.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# What phones call HEIC, by bytes 4 to 12 (ISO/IEC 23008-12, annex B). pillow-heif reads it, where it is installed.
+_HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"))
 # The limit at which Pillow warns.
 MAX_PIXELS = 89_478_485
 
@@ -35,7 +39,7 @@ def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIX
     The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped, as in
     transformers pipelines. The exception is 16-bit grey: it is scaled to 8 bits here by dropping the low byte, whereas
     pipelines clip it to white; pass them the output of this function instead. The first transparent and the first
-    16-bit image are logged as warnings.
+    16-bit image are logged as warnings. HEIC is read where pillow-heif is installed (`pip install "dcal_hf[heic]"`).
 
     Args:
         image (`PIL.Image.Image`, `dict`, `str` or `Path`):
@@ -48,16 +52,79 @@ def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIX
         `PIL.Image.Image`: the decoded image in mode "RGB".
 
     Raises:
-        ValueError: if the image is missing, truncated, too large, not in one of `FORMATS` or not a regular file; the
-            message names its path.
+        ValueError: if the image is missing, truncated, too large, not in one of `FORMATS` or HEIC, or not a regular
+            file; the message names its path.
     """
+    with _opened(image, max_pixels) as opened:
+        return _upright_rgb(opened, _name(image))
+
+
+def check_image(image: dict | str | Path, max_pixels: int = MAX_PIXELS, decode: bool = True) -> tuple[int, int]:
+    """Checks that [`open_image`] can read an image, without computing most of its pixels.
+
+    Args:
+        image (`dict`, `str` or `Path`): As in [`open_image`].
+        max_pixels (`int`, *optional*): As in [`open_image`].
+        decode (`bool`, *optional*, defaults to `True`):
+            Whether to read the whole file, which finds truncated ones: a JPEG at an eighth of its height and width,
+            other formats in full. Otherwise only the header is read.
+
+    Returns:
+        `tuple[int, int]`: width and height in pixels, as stored.
+
+    Raises:
+        ValueError: As [`open_image`].
+    """
+    with _opened(image, max_pixels) as opened:
+        size = opened.size
+        if decode:
+            opened.draft(None, (1, 1))
+            _upright_rgb(opened, _name(image))
+        return size
+
+
+@contextmanager
+def _opened(image: Image.Image | dict | str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The image before its pixels are read. Errors, also those of reading them, name it."""
     try:
         if isinstance(image, Image.Image):
-            return _upright_rgb(image, _name(image), max_pixels)
-        with Image.open(_source(image), formats=FORMATS) as opened:
-            return _upright_rgb(opened, _name(image), max_pixels)
+            _check_pixels(image, max_pixels)
+            yield image
+            return
+        with _identified(_source(image)) as opened:
+            _check_pixels(opened, max_pixels)
+            yield opened
     except _BROKEN as error:
         raise ValueError(f"cannot read image {_name(image)}: {_reason(error)}; remove or replace the file") from error
+
+
+def _identified(source: str | Path | BytesIO) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not _is_heic(source):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError('HEIC needs pillow-heif: pip install "dcal_hf[heic]", or convert the file') from error
+    register_heif_opener()
+    return Image.open(source, formats=("HEIF",))
+
+
+def _is_heic(source: str | Path | BytesIO) -> bool:
+    if isinstance(source, BytesIO):
+        return source.getvalue()[4:12] in _HEIC_BRANDS
+    with open(source, "rb") as file:
+        return file.read(12)[4:] in _HEIC_BRANDS
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, and max_pixels is {max_pixels}; if you trust it, raise "
+            "max_pixels"
+        )
 
 
 def _source(image: dict | str | Path) -> str | Path | BytesIO:
@@ -83,7 +150,7 @@ def _name(image: Image.Image | dict | str | Path) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image of the formats {', '.join(FORMATS)}, or damaged"
+        return f"not an image of the formats {', '.join((*FORMATS, 'HEIC'))}, or damaged"
     if isinstance(error, Image.DecompressionBombError):
         return "too many pixels; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
     if isinstance(error, OSError) and error.strerror:
@@ -91,12 +158,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"it has {image.width} x {image.height} pixels, and max_pixels is {max_pixels}; if you trust it, raise "
-            "max_pixels"
-        )
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -117,4 +179,4 @@ def _tell(news: str, name: str) -> None:
         logger.warning(_NEWS[news], name)
 
 
-__all__ = ["FORMATS", "MAX_PIXELS", "open_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "check_image", "open_image"]

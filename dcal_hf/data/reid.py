@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
 from .duplicates import warn_of_duplicates
+from .folder import inner_folder
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
 from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
 from .reid_splits import check_matches, choose_queries, split_by_identity
@@ -34,6 +35,7 @@ def load_reid(
     query_fraction: float = 0.2,
     seed: int = 42,
     max_unpacked_bytes: int | None = None,
+    warn_duplicates: bool = True,
 ) -> DatasetDict:
     """Loads a re-identification data set as training images, queries, and the gallery to search.
 
@@ -75,6 +77,8 @@ def load_reid(
             Share of the images of a held-out identity that become queries, at least one and not all.
         seed (`int`, *optional*, defaults to 42): Seed of both choices.
         max_unpacked_bytes (`int`, *optional*): What an archive may hold, by default 100 times its size, or 100 MiB.
+        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look through your own data set for the
+            same image under two identities or in two splits. [`inspect_images`] does so in any data set.
 
     Returns:
         `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
@@ -108,7 +112,7 @@ def load_reid(
         where = _source(name, data_dir, max_unpacked_bytes)
         rows = read_table(where, data_dir) if where.is_file() else read_identity_folder(where)
         columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
-        if rows.keys_are_paths:
+        if rows.keys_are_paths and warn_duplicates:
             placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
             warn_of_duplicates(*zip(*placed), where)
         is_whole = rows.parts is None or set(rows.parts) == {"train"}
@@ -245,7 +249,7 @@ def _source(name: str | Path, data_dir: str | Path | None, max_unpacked_bytes: i
             f"{str(path)!r} is none of drawn, {', '.join(OFFICIAL_REID)}, and neither an existing folder nor a table "
             f"({' or '.join(TABLE_SUFFIXES)}); check the path"
         )
-    return data_folder(path, max_unpacked_bytes=max_unpacked_bytes)
+    return inner_folder(data_folder(path, max_unpacked_bytes=max_unpacked_bytes))
 
 
 __all__ = ["load_reid"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
-from .folder import IMAGE_SUFFIXES
+from .folder import is_image_name, visible
 from .official import check_counts, check_listed, official_root, require
 
 
@@ -135,8 +135,7 @@ def read_official(
 
 def image_files(folder: Path) -> list[Path]:
     """The files of a folder with an image suffix, sorted, without hidden files."""
-    names = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in names if path.suffix.lower() in IMAGE_SUFFIXES)
+    return list(filter(is_image_name, visible(folder)))
 
 
 def _read_folder(folder: Path, layout: Layout) -> list[Photo]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from .folder import IMAGE_SUFFIXES
-from .reid_layouts import REID_SPLITS, image_files
+from .folder import empty_folders, is_image_name, visible
+from .reid_layouts import REID_SPLITS
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def read_identity_folder(root: Path) -> Rows:
     Files are listed, not opened. Files without an image suffix are skipped with one warning, hidden files silently.
 
     Raises:
-        ValueError: if there are no identity folders, or one of them has no images.
+        ValueError: if there are no identity folders, or some of them have no images; the message names all of these.
     """
     present = [part for part in PART_NAMES if (root / part).is_dir()]
     files = {part: _identity_files(root / part) for part in present} if present else {"": _identity_files(root)}
@@ -62,20 +62,21 @@ def read_identity_folder(root: Path) -> Rows:
 
 
 def _identity_files(folder: Path) -> list[Path]:
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    identities = [path for path in visible if path.is_dir()]
+    identities = [path for path in visible(folder) if path.is_dir()]
     if not identities:
         raise ValueError(
             f"{folder} holds no identity folders; put the images of an individual into {folder / '<identity>'}"
         )
-    files, skipped = [], []
+    files, skipped, empty = [], [], []
     for identity in identities:
-        images = image_files(identity)
+        entries = visible(identity)
+        images = list(filter(is_image_name, entries))
         if not images:
-            raise ValueError(f"the identity folder {identity} holds no images; put images right into it or remove it")
+            empty.append(identity)
         files += images
-        others = (path for path in identity.iterdir() if path.suffix.lower() not in IMAGE_SUFFIXES)
-        skipped += sorted(path for path in others if not path.name.startswith("."))
+        skipped += [path for path in entries if not is_image_name(path)]
+    if empty:
+        raise ValueError(empty_folders("identity", empty))
     if skipped:
         message = "%d entries in the identity folders of %s are not images and were skipped, the first is %s"
         logger.warning(message, len(skipped), folder, skipped[0])

@@ -1,13 +1,17 @@
 import os
+import sys
 from io import BytesIO
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import EpsImagePlugin, Image, ImageFile
 from transformers.image_utils import load_image
 
-from dcal_hf.data import images, open_image
+from dcal_hf.data import check_image, images, open_image
 from dcal_hf.data.folder import IMAGE_SUFFIXES
+
+from helpers import noise_picture
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +23,13 @@ def nothing_told(monkeypatch):
 def photo():
     pixels = np.random.default_rng(0).integers(0, 256, size=(20, 30, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def save(photo, path):
+    if path.suffix in (".heic", ".heif"):
+        pillow_heif.from_pillow(photo).save(path)
+    else:
+        photo.save(path, format="JPEG" if path.suffix == ".jfif" else None)
 
 
 @pytest.fixture
@@ -110,16 +121,40 @@ def test_the_image_given_is_left_as_it_was(photo):
     assert photo.tobytes() == before
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])
-def test_a_truncated_file_is_named(photo, suffix, tmp_path):
+@pytest.mark.parametrize("read", [open_image, check_image])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif", "heic"])
+def test_a_truncated_file_is_named(photo, suffix, read, tmp_path):
     path = tmp_path / f"cut.{suffix}"
-    photo.save(path)
+    save(photo, path)
     data = path.read_bytes()
     path.write_bytes(data[:len(data) * 2 // 3])
     with pytest.raises(ValueError, match="cut") as error:
-        open_image(path)
+        read(path)
     assert str(error.value).startswith(f"cannot read image {path}: ")
     assert str(error.value).endswith("; remove or replace the file")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_check_sees_the_end_of_a_photograph_unless_it_reads_the_header_alone(progressive, tmp_path):
+    path = tmp_path / "photo.jpg"
+    noise_picture(width=300, height=200).save(path, progressive=progressive)
+    assert check_image(path) == (300, 200)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="photo.jpg: image file is truncated"):
+        check_image(path)
+    assert check_image(path, decode=False) == (300, 200)
+
+
+def test_what_a_check_refuses_is_what_reading_refuses(photo, tmp_path):
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "depth.tif")
+    photo.save(tmp_path / "large.png")
+    for name in ("depth.tif", "large.png", "gone.png"):
+        messages = []
+        for read in (open_image, check_image):
+            with pytest.raises(ValueError, match=name) as error:
+                read(tmp_path / name, 599)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
@@ -163,9 +198,22 @@ def test_postscript_starts_nothing(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
 def test_every_suffix_that_is_listed_can_be_read(photo, suffix, tmp_path):
-    path = tmp_path / f"photo{suffix}"
-    photo.save(path, format="JPEG" if suffix == ".jfif" else None)
-    assert open_image(path).size == photo.size
+    save(photo, tmp_path / f"photo{suffix}")
+    assert open_image(tmp_path / f"photo{suffix}").size == photo.size
+
+
+@pytest.mark.parametrize("kind", ["file", "bytes"])
+def test_heic_is_read_under_any_name_and_its_extra_is_named_without(kind, tmp_path, monkeypatch):
+    path = tmp_path / "phone.jpg"
+    photo = Image.new("RGB", (30, 20), (200, 40, 90))
+    pillow_heif.from_pillow(photo).save(path)
+    image = path if kind == "file" else {"path": str(path), "bytes": path.read_bytes()}
+    monkeypatch.setattr(Image, "OPEN", {name: opener for name, opener in Image.OPEN.items() if name != "HEIF"})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pillow_heif", None)
+        with pytest.raises(ValueError, match=r'phone.jpg: HEIC needs pillow-heif: pip install "dcal_hf\[heic\]"'):
+            open_image(image)
+    assert np.abs(np.asarray(open_image(image), int) - np.asarray(photo, int)).mean() < 10
 
 
 def test_the_several_pictures_of_a_phone_are_one(photo, tmp_path):

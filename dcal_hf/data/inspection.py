@@ -1,0 +1,180 @@
+"""One pass over the images of a data set, before training: unreadable, tiny and repeated ones."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from os.path import isfile
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Image
+from tqdm import tqdm
+
+from .duplicates import copies
+from .images import MAX_PIXELS, check_image
+
+
+# No detail of a photograph fits into fewer pixels, but placeholders for missing ones do.
+MIN_SIDE = 8
+# Of copies in two splits, the one that is scored stays: from the first to the last of these.
+_SPLIT_ORDER = ("train", "validation", "gallery", "query", "test")
+_ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with an image.
+
+    Args:
+        split (`str`), row (`int`): Where it is.
+        image (`str`): Its path, or its row if it has none.
+        problem (`str`):
+            `"unreadable"`; `"tiny"`, with a side below `MIN_SIDE` pixels; or a copy, byte by byte, of another image:
+            `"in two classes"` of a split, `"in two splits"`, or `"repeated"` in its class.
+        detail (`str`): The reason, the size, or the other image.
+    """
+
+    split: str
+    row: int
+    image: str
+    problem: str
+    detail: str
+
+
+@dataclass
+class _Seen:
+    split: str
+    row: int
+    image: str
+    class_: Hashable
+    path: str | None
+    size: tuple[int, int] | None = None
+    error: str = ""
+    digest: bytes | None = None
+
+    def finding(self, problem: str, detail: str) -> Finding:
+        return Finding(self.split, self.row, self.image, problem, detail)
+
+
+def inspect_images(
+    dataset: DatasetDict,
+    class_column: str,
+    *,
+    decode: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = False,
+) -> list[Finding]:
+    """Looks at every image of a data set once, in parallel threads.
+
+    Of copies, those that would do harm are found: all of an image in two classes, since its class is not known; of one
+    in two splits all but the one that is scored (test before query, gallery, validation and train); else all but the
+    first. [`leave_out`] removes them.
+
+    Args:
+        dataset (`datasets.DatasetDict`): Splits with a column image (files or encoded images) and the class column.
+        class_column (`str`): The column of the classes or identities.
+        decode (`bool`, *optional*, defaults to `True`):
+            Whether to read the files to the end, see [`check_image`]; otherwise their headers, and files of one size.
+        max_pixels (`int`, *optional*): As in [`open_image`].
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `list[Finding]`: in the order of the splits and rows.
+    """
+    seen = []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=sum(map(len, dataset.values())), desc="Checking images", unit="image", disable=not progress) as bar,
+    ):
+        for split, part in dataset.items():
+            for one in _look(part, split, class_column, partial(_examine, decode, max_pixels), pool):
+                seen.append(one)
+                bar.update()
+    findings = [one.finding("unreadable", one.error) for one in seen if one.error]
+    readable = [one for one in seen if not one.error]
+    small = [one for one in readable if min(one.size) < MIN_SIDE]
+    findings += [one.finding("tiny", "{} x {} pixels".format(*one.size)) for one in small]
+    for group in _groups([one for one in readable if min(one.size) >= MIN_SIDE]):
+        findings += _copies_to_leave_out(group)
+    place = {split: number for number, split in enumerate(dataset)}
+    return sorted(findings, key=lambda finding: (place[finding.split], finding.row))
+
+
+def leave_out(dataset: DatasetDict, findings: Sequence[Finding]) -> DatasetDict:
+    """The data set without the images found.
+
+    Raises:
+        ValueError: If a split has no others.
+    """
+    rows = defaultdict(set)
+    for finding in findings:
+        rows[finding.split].add(finding.row)
+    kept = DatasetDict()
+    for split, part in dataset.items():
+        kept[split] = part.select([row for row in range(len(part)) if row not in rows[split]])
+        if not kept[split]:
+            first = next(finding for finding in findings if finding.split == split)
+            raise ValueError(f"no image of {split} can be used: {first.image}, the first, is {first.problem}")
+    return kept
+
+
+def _look(part: Dataset, split: str, class_column: str, examine: partial, pool: ThreadPoolExecutor) -> Iterator[_Seen]:
+    """The images of a split, in order; a part of them is in memory at a time."""
+    part = part.with_format(None)
+    classes = part[class_column][:]
+    images = part.select_columns("image").cast_column("image", Image(decode=False))
+    for start in range(0, len(images), _ROWS_AT_ONCE):
+        records = images[start:start + _ROWS_AT_ONCE]["image"]
+        for row, (record, (size, error, digest)) in enumerate(zip(records, pool.map(examine, records)), start=start):
+            name = record["path"] or f"row {row + 1} of {split}"
+            path = record["path"] if record["bytes"] is None else None
+            yield _Seen(split, row, name, classes[row], path, size, error, digest)
+
+
+def _examine(
+    decode: bool, max_pixels: int, record: Mapping[str, object]
+) -> tuple[tuple[int, int] | None, str, bytes | None]:
+    """Size, error and, of an image that is in memory, digest."""
+    path, content = record["path"], record["bytes"]
+    if decode and content is None and path is not None and isfile(path):
+        try:
+            content = Path(path).read_bytes()
+        except OSError:
+            # The check below says what is wrong.
+            pass
+    try:
+        size = check_image({"path": path, "bytes": content}, max_pixels, decode)
+    except ValueError as error:
+        return None, str(error), None
+    return size, "", None if content is None else hashlib.sha256(content).digest()
+
+
+def _groups(seen: Sequence[_Seen]) -> list[list[_Seen]]:
+    """Images of the same content, in groups of two and more."""
+    by_digest = defaultdict(list)
+    for one in seen:
+        if one.digest is not None:
+            by_digest[one.digest].append(one)
+    on_disk = [one for one in seen if one.digest is None]
+    groups = [[on_disk[row] for row in rows] for rows in copies([one.path for one in on_disk])]
+    return groups + [group for group in by_digest.values() if len(group) > 1]
+
+
+def _copies_to_leave_out(group: Sequence[_Seen]) -> list[Finding]:
+    classes = defaultdict(set)
+    for one in group:
+        classes[one.split].add(one.class_)
+    if any(len(own) > 1 for own in classes.values()):
+        return [
+            one.finding("in two classes", f"also {next(other.image for other in group if other.class_ != one.class_)}")
+            for one in group
+        ]
+    kept = max(group, key=lambda one: (_SPLIT_ORDER.index(one.split), -one.row))
+    problem = "repeated" if len(classes) == 1 else "in two splits"
+    detail = f"also {kept.image}" if len(classes) == 1 else f"also {kept.image}, in {kept.split}"
+    return [one.finding(problem, detail) for one in group if one is not kept]
+
+
+__all__ = ["MIN_SIDE", "Finding", "inspect_images", "leave_out"]

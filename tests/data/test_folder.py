@@ -1,0 +1,74 @@
+"""Folders as people have them: wrapped, nested, with what a Mac has left in them."""
+
+import logging
+import re
+
+import pytest
+
+from dcal_hf.data import load_fgvc, load_reid, unlabelled_images
+from dcal_hf.data.folder import misplaced_images
+
+from helpers import noise_picture
+
+
+def save(root, *paths):
+    for number, path in enumerate(paths):
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(number).save(file)
+    return root
+
+
+def names(dataset, root):
+    return {image.filename.removeprefix(f"{root}/") for image in dataset["image"]}
+
+
+BIRDS = [f"{split}/{name}/{digit}.png" for split in ("train", "test") for name in ("finch", "wren") for digit in "12"]
+
+
+def load(kind, root):
+    if kind == "fgvc":
+        return load_fgvc("imagefolder", root, validation_fraction=0)["train"]
+    return load_reid(root, splits=("train",), test_fraction=0)["train"]
+
+
+@pytest.mark.parametrize("kind", ["fgvc", "reid"])
+def test_a_folder_around_the_splits_is_looked_through(tmp_path, kind):
+    save(tmp_path, *(f"birds-main/birds/{path}" for path in BIRDS))
+    save(tmp_path, "__MACOSX/birds-main/x.png")
+    assert names(load(kind, tmp_path), tmp_path) == {f"birds-main/birds/{p}" for p in BIRDS if p.startswith("train")}
+
+
+@pytest.mark.parametrize("kind", ["fgvc", "reid"])
+def test_what_a_mac_leaves_is_not_read(tmp_path, kind, caplog):
+    root = save(tmp_path, "finch/1.png", "wren/2.png", "__MACOSX/finch/3.png", "finch/._1.png", "finch/__MACOSX/4.png")
+    with caplog.at_level(logging.WARNING):
+        assert names(load(kind, root), root) == {"finch/1.png", "wren/2.png"}
+    assert caplog.records == []
+    assert len(unlabelled_images(root)) == 2
+
+
+@pytest.mark.parametrize("kind, noun", [("fgvc", "class"), ("reid", "identity")])
+def test_class_folders_of_folders_are_named_all_at_once(tmp_path, kind, noun):
+    save(tmp_path, "finch/2019/1.png", "finch/2020/1.png", "wren/1.png")
+    (tmp_path / "tit").mkdir()
+    sentence = (
+        f"the {noun} folder {tmp_path}/finch holds no images, but folders (2019, 2020); put the images right into it, "
+        f"or, if these are the {noun} folders, move them up. 1 more hold none: tit"
+    )
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load(kind, tmp_path)
+
+
+def test_a_single_class_is_no_wrapper(tmp_path):
+    save(tmp_path, "finch/1.png", "finch/2.png")
+    assert names(load("fgvc", tmp_path), tmp_path) == {"finch/1.png", "finch/2.png"}
+
+
+def test_images_beside_and_below_the_class_folders_are_misplaced(tmp_path):
+    root = save(tmp_path, *BIRDS, "loose.png", "train/loose.png", "train/finch/more/deep/a.png", "train/wren/.b/c.png")
+    (root / "train" / "notes.txt").write_text("")
+    found = misplaced_images([str(root / path) for path in BIRDS])
+    assert [str(path.relative_to(root)) for path in found] == [
+        "loose.png", "train/loose.png", "train/finch/more/deep/a.png"
+    ]

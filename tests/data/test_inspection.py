@@ -1,0 +1,91 @@
+"""The pass over a data set before training: what it finds, and what is left."""
+
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+
+from dcal_hf.data import inspect_images, leave_out, load_fgvc
+
+from helpers import noise_picture
+
+
+def save(root, **seeds):
+    """A picture of noise for each path of `split/class/name` and its seed; equal seeds are equal files."""
+    for path, seed in seeds.items():
+        file = root / f"{path}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(seed).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path, **{
+        "train/finch/1": 1, "train/finch/2": 2, "train/finch/3": 3, "train/finch/again": 1,
+        "train/wren/4": 4, "train/wren/5": 5, "train/wren/both": 2, "train/wren/tested": 9,
+        "test/finch/8": 8, "test/wren/9": 9,
+    })
+    (tmp_path / "train/wren/cut.png").write_bytes((tmp_path / "train/wren/5.png").read_bytes()[:-200])
+    (tmp_path / "train/wren/page.jpg").write_text("<html>not found</html>")
+    PILImage.new("RGB", (1, 1)).save(tmp_path / "test/finch/pixel.gif")
+    return tmp_path
+
+
+FOUND = {
+    ("train/finch/2.png", "in two classes"),
+    ("train/finch/again.png", "repeated"),
+    ("train/wren/both.png", "in two classes"),
+    ("train/wren/cut.png", "unreadable"),
+    ("train/wren/page.jpg", "unreadable"),
+    ("train/wren/tested.png", "in two splits"),
+    ("test/finch/pixel.gif", "tiny"),
+}
+
+
+def as_encoded(dataset: DatasetDict) -> DatasetDict:
+    """The same images as a data set of the Hub holds them."""
+    def encoded(part: Dataset) -> Dataset:
+        records = part.cast_column("image", Image(decode=False))["image"]
+        images = [{"path": record["path"], "bytes": Path(record["path"]).read_bytes()} for record in records]
+        return Dataset.from_dict({"image": images, "label": part["label"][:]}, features=part.features)
+
+    return DatasetDict({split: encoded(part) for split, part in dataset.items()})
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_all_that_is_wrong_is_found_at_once(folder, encoded):
+    dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
+    findings = inspect_images(as_encoded(dataset) if encoded else dataset, "label")
+    found = {(str(finding.image).removeprefix(f"{folder}/"), finding.problem): finding.detail for finding in findings}
+    assert set(found) == FOUND and len(findings) == len(FOUND)
+    assert "page.jpg: not an image" in found["train/wren/page.jpg", "unreadable"]
+    assert found["train/wren/tested.png", "in two splits"].endswith("wren/9.png, in test")
+    assert found["test/finch/pixel.gif", "tiny"] == "1 x 1 pixels"
+    rows = {split: part.cast_column("image", Image(decode=False))["image"] for split, part in dataset.items()}
+    assert all(rows[finding.split][finding.row]["path"] == finding.image for finding in findings)
+
+
+def test_headers_alone_miss_a_truncated_file_and_nothing_else(folder):
+    dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
+    found = {finding.image.removeprefix(f"{folder}/") for finding in inspect_images(dataset, "label", decode=False)}
+    assert found == {image for image, _ in FOUND} - {"train/wren/cut.png"}
+
+
+def test_what_is_left_is_sound_and_complete(folder):
+    dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
+    dataset = leave_out(dataset, inspect_images(dataset, "label"))
+    assert inspect_images(dataset, "label") == []
+    kept = {record["path"].removeprefix(f"{folder}/") for part in dataset.values()
+            for record in part.cast_column("image", Image(decode=False))["image"]}
+    assert kept == {"train/finch/1.png", "train/finch/3.png", "train/wren/4.png", "train/wren/5.png",
+                    "test/finch/8.png", "test/wren/9.png"}
+
+
+def test_a_split_of_nothing_but_broken_images_is_an_error(tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>")
+    features = Features({"image": Image(), "label": ClassLabel(names=["finch"])})
+    part = Dataset.from_dict({"image": [str(tmp_path / "page.jpg")], "label": [0]}, features=features)
+    dataset = DatasetDict(train=part)
+    with pytest.raises(ValueError, match="no image of train can be used: .*page.jpg, the first, is unreadable"):
+        leave_out(dataset, inspect_images(dataset, "label"))
