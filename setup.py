@@ -38,7 +38,15 @@ EXTRAS = {
     "heic": ["pillow-heif>=0.22,<2"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
-EXTRAS["test"] = EXTRAS["pictures"] + EXTRAS["peft"] + EXTRAS["heic"] + ["pytest>=8,<10", "pytest-xdist>=3.6.1,<4"]
+EXTRAS["test"] = [
+    *EXTRAS["pictures"],
+    *EXTRAS["peft"],
+    *EXTRAS["heic"],
+    "pytest>=8,<10",
+    "pytest-xdist>=3.6.1,<4",
+    # Loads image encoders since 5.4.
+    "sentence-transformers>=5.4,<7",
+]
 EXTRAS["dev"] = EXTRAS["test"] + EXTRAS["quality"]
 
 version = {}

@@ -1,5 +1,8 @@
 """DCAL model configuration."""
 
+from pathlib import Path
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -7,6 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .encoder_dcal import EncoderAdapter
 from .families_dcal import find_adapter, read_fields
 from .positions_dcal import as_pair
+from .sentence_transformers_dcal import save_for_sentence_transformers
 
 
 BRANCHES = ("sa", "glca", "pwca")
@@ -105,6 +109,12 @@ class DCALConfig(PreTrainedConfig):
         # Validate before `strict` does, whose exception is not a ValueError.
         for validator in self.__class_validators__:
             validator(self)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; beside a model's configuration it tells sentence-transformers how to read embeddings."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.architectures:
+            save_for_sentence_transformers(save_directory)
 
     @property
     def adapter(self) -> type[EncoderAdapter]:
