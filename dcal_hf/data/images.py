@@ -24,13 +24,13 @@ MAX_PIXELS = 89_478_485
 # Errors that Pillow's decoders raise on damaged files; they have no common base class.
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 # Such images rarely come alone: only the first one is reported.
-_NEWS = {
+_WARNINGS = {
     "16 bits": "%s is of 16 bits and is read as 8 bits, like all that follow; pipelines of transformers would clip "
     "them to white: give them open_image(path) instead of the path",
     "transparent": "%s is transparent in part: its pixels are read without, as pipelines of transformers do, and so "
     "are all that follow; lay it over a background if what lies beneath shall not be seen",
 }
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -163,20 +163,20 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            _tell("transparent", name)
+            _warn_once("transparent", name)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range, save the image with 8 or 16 bits")
     if image.mode.startswith("I"):
-        _tell("16 bits", name)
+        _warn_once("16 bits", name)
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _tell(news: str, name: str) -> None:
+def _warn_once(kind: str, name: str) -> None:
     """Warns once per process."""
-    if news not in _told:
-        _told.add(news)
-        logger.warning(_NEWS[news], name)
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(_WARNINGS[kind], name)
 
 
 __all__ = ["FORMATS", "MAX_PIXELS", "check_image", "open_image"]

@@ -115,9 +115,9 @@ def load_reid(
         if rows.keys_are_paths and warn_duplicates:
             placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
             warn_of_duplicates(*zip(*placed), where)
-        is_whole = rows.parts is None or set(rows.parts) == {"train"}
+        is_unsplit = rows.parts is None or set(rows.parts) == {"train"}
         use = {0: "test", 1: "train"}.get(test_fraction)
-        if is_whole and use is not None and not set(splits) <= set(parts):
+        if is_unsplit and use is not None and not set(splits) <= set(parts):
             raise ValueError(f"test_fraction={test_fraction:g} leaves nobody to {use} on in {where}: choose another")
     missing = [split for split in splits if split not in parts]
     if missing:

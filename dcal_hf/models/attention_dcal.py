@@ -76,9 +76,9 @@ def dcal_attention_forward(
         outputs.append(attend(module, *own, self_mask, is_causal=False, **kwargs)[0])
     if num_paired > 0:
         paired = [x[single:] for x in (query, key, value)]
-        met = beside_noise(*paired, pair_mask) if pair_noise else beside_each_other(*paired, pair_mask, windows)
-        output = attend(module, *met, is_causal=False, **kwargs)[0]
-        outputs.append(output if pair_noise else taken_apart(output, windows))
+        paired = append_noise(*paired, pair_mask) if pair_noise else concatenate_partners(*paired, pair_mask, windows)
+        output = attend(module, *paired, is_causal=False, **kwargs)[0]
+        outputs.append(output if pair_noise else split_pairs(output, windows))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
 
 
@@ -92,7 +92,7 @@ def split_mask(attention_mask: Tensor | None, single: int) -> tuple[Tensor | Non
     return attention_mask[:single], attention_mask[single:]
 
 
-def beside_each_other(
+def concatenate_partners(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, windows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Concatenates the tokens of each pair.
@@ -102,13 +102,13 @@ def beside_each_other(
     """
     if attention_mask is not None:
         rows = attention_mask
-        rows = torch.cat([rows, rows], dim=2) if len(rows) == 1 else side_by_side(rows, windows)
+        rows = torch.cat([rows, rows], dim=2) if len(rows) == 1 else join_pairs(rows, windows)
         attention_mask = torch.cat([rows, rows], dim=3)
-    query, key, value = (side_by_side(x, windows) for x in (query, key, value))
+    query, key, value = (join_pairs(x, windows) for x in (query, key, value))
     return query, key, value, attention_mask
 
 
-def side_by_side(x: Tensor, windows: int = 1) -> Tensor:
+def join_pairs(x: Tensor, windows: int = 1) -> Tensor:
     """Concatenates the tokens of a pair, (2 P W, H, N, d) -> (P W, H, 2 N, d) with W windows per image.
 
     With one window and the memory layout of a projection, (B, N, H, d), the result is a view.
@@ -116,12 +116,12 @@ def side_by_side(x: Tensor, windows: int = 1) -> Tensor:
     return x.unflatten(0, (-1, 2, windows)).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(0, 1)
 
 
-def taken_apart(x: Tensor, windows: int = 1) -> Tensor:
+def split_pairs(x: Tensor, windows: int = 1) -> Tensor:
     """Splits the output of a pair into its two images, (P W, 2 N, H, d) -> (2 P W, N, H, d)."""
     return x.unflatten(1, (2, -1)).unflatten(0, (-1, windows)).transpose(1, 2).flatten(0, 2)
 
 
-def beside_noise(
+def append_noise(
     query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Appends as many keys and values of Gaussian noise to an image's own, (B, H, N, d) -> (B, H, 2 N, d)."""
@@ -155,8 +155,8 @@ def cls_rollout(
     flow[:, 0] += 1.0
     flow *= 0.5
     flows = [attention_flow] * len(queries) if flows is None else flows
-    for through, query, key in zip(reversed(flows[:-1]), reversed(queries[:-1]), reversed(keys[:-1])):
-        flow = 0.5 * flow + 0.5 * through(flow, query, key, scaling)
+    for propagate, query, key in zip(reversed(flows[:-1]), reversed(queries[:-1]), reversed(keys[:-1])):
+        flow = 0.5 * flow + 0.5 * propagate(flow, query, key, scaling)
     return flow
 
 

@@ -155,8 +155,8 @@ def talking_flow(
 
 def class_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """`v S`, with S the class attention for CLS and the identity for patches, (B, 1 + N) -> (B, 1 + N)."""
-    drawn = attention_flow(flow[:, :1], query, key, scaling)
-    return drawn + torch.cat([torch.zeros_like(flow[:, :1]), flow[:, 1:]], dim=1)
+    cls_flow = attention_flow(flow[:, :1], query, key, scaling)
+    return cls_flow + torch.cat([torch.zeros_like(flow[:, :1]), flow[:, 1:]], dim=1)
 
 
 class CaiTAdapter(TimmAdapter):

@@ -130,7 +130,7 @@ class EncoderAdapter(ABC):
 
     def rotate(self, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         """Applies rotary positions to the patches' keys, (B, H, prefix + N, d)."""
-        raise NotImplementedError(f"{type(self).__name__} has rotary positions, but no way to turn keys.")
+        raise NotImplementedError(f"{type(self).__name__} has rotary positions, but does not implement rotate.")
 
     def run(self, block: nn.Module, tokens: Tensor, rotary: tuple[Tensor, ...] | None, **kwargs: Any) -> Tensor:
         """Runs a block, (B, N, D) -> (B, N, D); `kwargs` are those of `dcal_attention_forward`."""

@@ -40,13 +40,13 @@ class PairedEvaAttention(EvaAttention):
         """(B, N, D) -> (B, N, D); `memory` and `kwargs` are those of `dcal_attention_forward`."""
         if memory is None:
             query, key, value = self.project(hidden_states, 0, 3)
-            key = self.turn(self.k_norm(key), position_embeddings)
+            key = self.apply_rotary(self.k_norm(key), position_embeddings)
         else:
             (query,) = self.project(hidden_states, 0, 1)
             key, value = memory
         output, _ = dcal_attention_forward(
             self,
-            self.turn(self.q_norm(query), position_embeddings),
+            self.apply_rotary(self.q_norm(query), position_embeddings),
             key,
             value,
             attention_mask,
@@ -78,14 +78,14 @@ class PairedEvaAttention(EvaAttention):
         projected = self.qkv(hidden_states)[..., rows]
         return projected if bias is None else projected + bias
 
-    def turn(self, x: Tensor, position_embeddings: tuple[Tensor, ...] | None) -> Tensor:
+    def apply_rotary(self, x: Tensor, position_embeddings: tuple[Tensor, ...] | None) -> Tensor:
         """Applies rotary positions to the patches' queries or keys, (B, H, prefix + N, d)."""
         if position_embeddings is None:
             return x
         (sine_cosine,) = position_embeddings
         prefix, patches = x.tensor_split([x.size(2) - sine_cosine.size(-2)], dim=2)
-        turned = apply_rot_embed_cat(patches, sine_cosine, half=self.rotate_half)
-        return torch.cat([prefix, turned], dim=2).type_as(x)
+        rotated = apply_rot_embed_cat(patches, sine_cosine, half=self.rotate_half)
+        return torch.cat([prefix, rotated], dim=2).type_as(x)
 
 
 class PairedEvaBlock(GradientCheckpointingLayer, EvaBlock):
@@ -115,9 +115,9 @@ class EvaAdapter(TimmAdapter):
             ValueError: If the model is another architecture that timm builds with the same class.
         """
         is_eva = all(type(block) is EvaBlock and type(block.attn) is EvaAttention for block in model.blocks)
-        is_turned = type(model.rope) is RotaryEmbeddingCat
+        is_rotary = type(model.rope) is RotaryEmbeddingCat
         num_norms = sum(not isinstance(norm, nn.Identity) for norm in (model.norm, model.fc_norm))
-        if not (is_eva and is_turned and model.cls_token is not None and model.patch_drop is None and num_norms == 1):
+        if not (is_eva and is_rotary and model.cls_token is not None and model.patch_drop is None and num_norms == 1):
             raise ValueError(
                 f"DCAL cannot use timm's '{name}': it is built from the class of EVA-02, but has not EVA-02's blocks "
                 "and rotary positions, a CLS token and one final norm."
@@ -147,7 +147,7 @@ class EvaAdapter(TimmAdapter):
         return (self.backbone.timm_model.rope.get_embed(),)
 
     def rotate(self, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
-        return self.attention(self.blocks[-1]).turn(key, rotary)
+        return self.attention(self.blocks[-1]).apply_rotary(key, rotary)
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:

@@ -44,8 +44,8 @@ class GLCA(nn.Module):
         positions = rotary and tuple(x[indices][:, None] if with_patches else x[:0] for x in rotary)
 
         for block in self.blocks:
-            seen, turned = (local, positions) if is_local_scope else (tokens, rotary)
-            memory = self.encoder.keys_values(block, seen, turned)
+            memory_tokens, memory_positions = (local, positions) if is_local_scope else (tokens, rotary)
+            memory = self.encoder.keys_values(block, memory_tokens, memory_positions)
             local = self.encoder.run(block, local, positions, memory=memory, **kwargs)
         return local[:, :1] if self.readout == "cls" else local[:, int(with_cls):]
 

@@ -12,7 +12,7 @@ NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
 SHOWN = 3
 
 
-def check_whole(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
+def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
     """Checks that the checkpoint has all tensors of a [`DCALPreTrainedModel`].
 
     The head may be missing if the checkpoint is of another task or has none.
@@ -53,4 +53,4 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown}, ... ({len(names)} tensors)"
 
 
-__all__ = ["NEW_PARTS", "check_finite", "check_whole"]
+__all__ = ["NEW_PARTS", "check_complete", "check_finite"]

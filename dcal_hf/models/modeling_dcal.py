@@ -18,7 +18,7 @@ from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, 
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
-from .loading_dcal import NEW_PARTS, check_finite, check_whole
+from .loading_dcal import NEW_PARTS, check_complete, check_finite
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
 from .positions_dcal import patch_grid, resize_positions
@@ -113,7 +113,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} are damaged ({error}): get the checkpoint again.") from error
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
-            check_whole(model, source, info)
+            check_complete(model, source, info)
         check_finite(model, source)
         return (model, info) if output_loading_info else model
 
@@ -311,11 +311,11 @@ class DCALModel(DCALPreTrainedModel):
             pair_tokens = hidden_states[batch_size:] if first < num_shared else tokens.index_select(0, paired)
         for depth, block in enumerate(blocks[num_shared:], start=num_shared):
             if paired is not None:
-                pair_tokens = self.read_pairs(block, pair_tokens, rotary, attend, pair_noise)
+                pair_tokens = self.run_last_block_for_pairs(block, pair_tokens, rotary, attend, pair_noise)
             tokens = self.encoder.run(block, tokens, rotary, attend=attend, record=records.get(depth))
         return tokens, pair_tokens, rotary, list(records.values())
 
-    def read_pairs(
+    def run_last_block_for_pairs(
         self,
         block: nn.Module,
         tokens: Tensor,
@@ -326,9 +326,9 @@ class DCALModel(DCALPreTrainedModel):
         """Runs the last block for PWCA, (2P, N, D) -> (2P, 1, D): PWCA needs only its CLS output."""
         memory = self.encoder.keys_values(block, tokens, rotary)
         # Rotary positions apply to patches only, not to prefix tokens.
-        unturned = rotary and tuple(x[:0] for x in rotary)
+        no_positions = rotary and tuple(x[:0] for x in rotary)
         pair = {"num_paired": len(tokens), "pair_noise": pair_noise}
-        return self.encoder.run(block, tokens[:, :1], unturned, attend=attend, memory=memory, **pair)
+        return self.encoder.run(block, tokens[:, :1], no_positions, attend=attend, memory=memory, **pair)
 
     def select(
         self, tokens: Tensor, records: list[Record], runs_glca: bool

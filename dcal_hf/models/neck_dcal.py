@@ -15,26 +15,26 @@ class Neck(nn.BatchNorm1d):
         del self.bias
         self.register_buffer("bias", bias)
 
-    def forward(self, features: Tensor, counted: Tensor | None = None, remember: bool = True) -> Tensor:
+    def forward(self, features: Tensor, counted: Tensor | None = None, update_stats: bool = True) -> Tensor:
         """(B, D) -> (B, D).
 
         Args:
             counted (`Tensor` of shape `(B,)`, bool, *optional*):
                 The images that the statistics of a training batch include. Defaults to all.
-            remember (`bool`): Whether to update the running statistics when `counted` is given.
+            update_stats (`bool`): Whether to update the running statistics when `counted` is given.
         """
         if not self.training or counted is None:
             return super().forward(features)
         number, values = counted.sum(), features.float()
         mean = torch.where(counted[:, None], values, 0).sum(dim=0) / number
         variance = torch.where(counted[:, None], values - mean, 0).square().sum(dim=0) / number
-        if remember:
-            self.remember(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
+        if update_stats:
+            self.update_running_stats(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
         normed = (values - mean) * (variance + self.eps).rsqrt()
         return (normed * self.weight + self.bias).to(features.dtype)
 
     @torch.no_grad()
-    def remember(self, mean: Tensor, variance: Tensor) -> None:
+    def update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked += 1

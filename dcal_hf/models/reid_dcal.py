@@ -99,7 +99,7 @@ class DCALForReID(DCALForBranches):
         """Classifies the feature after the neck, (B, D) -> (B, identities)."""
         shared = "sa" if branch == "pwca" else branch
         # PWCA does not run at inference, so it must not update the running statistics.
-        feature = self.dcal.necks[shared](feature, counted=labels != IGNORED, remember=branch == shared)
+        feature = self.dcal.necks[shared](feature, counted=labels != IGNORED, update_stats=branch == shared)
         return self.classifiers[shared](feature)
 
 

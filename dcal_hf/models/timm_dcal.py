@@ -131,7 +131,7 @@ class TimmAdapter(EncoderAdapter):
             ValueError: If the model is not built from timm's standard blocks or has no CLS token.
         """
         if not all(type(block) is Block and type(block.attn) is Attention for block in model.blocks):
-            refuse(name)
+            raise_unsupported(name)
         if not model.has_class_token or isinstance(model.norm, nn.Identity):
             raise ValueError(f"DCAL cannot use timm's '{name}': it pools its patches, and DCAL reads a CLS token.")
         return {"num_hidden_layers": len(model.blocks), "num_prefix_tokens": model.num_prefix_tokens}
@@ -204,7 +204,7 @@ def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[T
             model = create_model(config.architecture, num_classes=0, **config.model_args)
         adapter = next((adapter for adapter in adapters.values() if isinstance(model, adapter.architecture)), None)
         if adapter is None:
-            refuse(config.architecture)
+            raise_unsupported(config.architecture)
         config.update({**adapter.describe(model, config.architecture), **measure(model)})
     family = getattr(config, "timm_family", TIMM)
     if family not in adapters:
@@ -226,7 +226,7 @@ def measure(model: nn.Module) -> dict[str, int | list[int]]:
     }
 
 
-def refuse(architecture: str) -> NoReturn:
+def raise_unsupported(architecture: str) -> NoReturn:
     """
     Raises:
         ValueError: Always: pairs of images cannot be passed to the attention of this architecture.

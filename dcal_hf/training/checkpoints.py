@@ -80,17 +80,17 @@ def last_checkpoint(output_dir: str | Path) -> str:
     """
     output_dir = Path(output_dir)
     own = _read_json(output_dir / RUN_FILE).get("run")
-    passed_over = []
+    skipped = []
     for checkpoint in checkpoint_folders(output_dir):
         flaw = _find_flaw(checkpoint)
         if flaw is None and _read_json(checkpoint / MANIFEST_FILE)["run"] != own:
             flaw = "it is of another run"
         if flaw is None:
-            if passed_over:
-                logger.warning("Resuming from %s, because of %s", checkpoint, "; ".join(passed_over))
+            if skipped:
+                logger.warning("Resuming from %s, because of %s", checkpoint, "; ".join(skipped))
             return str(checkpoint)
-        passed_over.append(f"{checkpoint.name}: {flaw}")
-    found = f" ({'; '.join(passed_over)})" if passed_over else ""
+        skipped.append(f"{checkpoint.name}: {flaw}")
+    found = f" ({'; '.join(skipped)})" if skipped else ""
     raise FileNotFoundError(
         f"No complete checkpoint in {output_dir} of the run that it belongs to{found}: start without "
         "--resume_from_checkpoint, or name a checkpoint."

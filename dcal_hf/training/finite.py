@@ -18,7 +18,7 @@ class FiniteWatch:
     def __init__(self, device: torch.device):
         self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
 
-    def see(self, step: int, number: Tensor) -> None:
+    def update(self, step: int, number: Tensor) -> None:
         """Checks a scalar of a step, asynchronously on the device."""
         self._first = torch.where(number.detach().isfinite(), self._first, self._first.clamp(max=step))
 

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..models.loss_dcal import IGNORED, UncertaintyWeights
 
 
-def own_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+def custom_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
     """Applies a `compute_loss_func` of `transformers.Trainer` to the logits of one branch.
 
     `num_items_in_batch` is None, so that the function returns the mean: the Trainer's number counts all accumulated
@@ -50,4 +50,4 @@ def with_counted_rows(
     return {**inputs, "criterion": counted}
 
 
-__all__ = ["log_variances", "own_loss", "with_counted_rows"]
+__all__ = ["custom_loss", "log_variances", "with_counted_rows"]

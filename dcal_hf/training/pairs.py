@@ -115,7 +115,7 @@ def _is_same_class(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return first == second
 
 
-def lay_out(pairs: np.ndarray, unpaired: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+def order_pairs(pairs: np.ndarray, unpaired: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """Order of an epoch: shuffled, with the images of a pair at positions 2k and 2k + 1 of a batch.
 
     Unpaired images are adjacent, where `batch_pairs` does not pair them. The last position of an odd batch takes an
@@ -168,7 +168,7 @@ class PairSampler(Sampler[int]):
     def order(self) -> np.ndarray:
         """Indices of the epoch (N,)."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        return lay_out(*pair_up(self.labels, self.strategy, rng), self.batch_size, rng)
+        return order_pairs(*pair_up(self.labels, self.strategy, rng), self.batch_size, rng)
 
     def count_unpaired(self) -> int:
         """Number of images of the epoch without a partner."""
@@ -234,4 +234,12 @@ class DistractedDataset(Dataset):
         return {**sample, "distractor": self.distractors[distractor]["pixel_values"]}
 
 
-__all__ = ["PAIR_SAMPLING", "DistractedDataset", "PairCollator", "PairSampler", "batch_pairs", "lay_out", "pair_up"]
+__all__ = [
+    "PAIR_SAMPLING",
+    "DistractedDataset",
+    "PairCollator",
+    "PairSampler",
+    "batch_pairs",
+    "order_pairs",
+    "pair_up",
+]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from .pairs import count_unpaired, lay_out, pair_up
+from .pairs import count_unpaired, order_pairs, pair_up
 
 
 class IdentityBalancedSampler(Sampler[int]):
@@ -82,7 +82,8 @@ class IdentityBalancedSampler(Sampler[int]):
         # A separate generator: which images are in a batch does not depend on how they are paired.
         rng = np.random.default_rng([self.seed, self.epoch, 1])
         arranged = (
-            lay_out(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng) for batch in batches
+            order_pairs(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng)
+            for batch in batches
         )
         return np.concatenate([batch[positions] for batch, positions in zip(batches, arranged)])
 

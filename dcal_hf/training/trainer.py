@@ -18,7 +18,7 @@ from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
-from .losses import log_variances, own_loss, with_counted_rows
+from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .resumable_trainer import ResumableTrainer
@@ -218,7 +218,7 @@ class DCALTrainer(ResumableTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Passes pair noise and label smoothing to the model, which computes the loss."""
         if self.compute_loss_func is not None:
-            inputs = {**inputs, "criterion": partial(own_loss, self.compute_loss_func)}
+            inputs = {**inputs, "criterion": partial(custom_loss, self.compute_loss_func)}
         if model.training:
             if self.args.freeze_backbone:
                 # Frozen features cannot adapt to stochastic depth and dropout, so these would only add noise.
@@ -231,7 +231,7 @@ class DCALTrainer(ResumableTrainer):
                 inputs = with_counted_rows(**inputs)
         outputs = model(**inputs)
         if model.training:
-            self.finite_watch.see(self.state.global_step, outputs.loss)
+            self.finite_watch.update(self.state.global_step, outputs.loss)
             for name, loss in outputs.losses.items():
                 self.branch_losses[name].append(loss.detach())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -253,7 +253,7 @@ class DCALTrainer(ResumableTrainer):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         # In half precision, scaled gradients overflow occasionally; the scaler skips those steps.
         if isinstance(grad_norm, Tensor) and self.accelerator.scaler is None:
-            self.finite_watch.see(self.state.global_step, grad_norm)
+            self.finite_watch.update(self.state.global_step, grad_norm)
         if self.checks_every_step:
             self.check_finite()
         return grad_norm

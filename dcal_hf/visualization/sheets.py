@@ -66,8 +66,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     side = 2.5 + 0.35 * min(len(names), READABLE_CLASSES)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(drawn, label="share of the true class")
+    mappable = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(mappable, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if len(names) <= READABLE_CLASSES:
         places = range(len(names))

@@ -16,7 +16,7 @@ from helpers import noise_picture
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(images, "_told", set())
+    monkeypatch.setattr(images, "_warned", set())
 
 
 @pytest.fixture

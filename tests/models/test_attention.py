@@ -10,8 +10,8 @@ from dcal_hf.models.attention_dcal import (
     cls_rollout,
     dcal_attention_forward,
     gather_tokens,
-    side_by_side,
-    taken_apart,
+    join_pairs,
+    split_pairs,
     top_patches,
 )
 
@@ -118,19 +118,19 @@ def test_a_mask_holds_for_the_distractors_keys_as_for_the_images_own(masks):
 def test_windows_meet_the_same_window_of_the_other_image(windows):
     """Two pairs; a window of image i at place w is row i W + w."""
     x = torch.randn(4 * windows, 2, 5, 3)
-    rows = side_by_side(x, windows)
+    rows = join_pairs(x, windows)
     for pair in range(2):
         for window in range(windows):
             both = [x[image * windows + window] for image in (2 * pair, 2 * pair + 1)]
             assert torch.equal(rows[pair * windows + window], torch.cat(both, dim=1))
-    assert torch.equal(taken_apart(rows.transpose(1, 2), windows), x.transpose(1, 2))
+    assert torch.equal(split_pairs(rows.transpose(1, 2), windows), x.transpose(1, 2))
 
 
 def test_images_of_a_pair_are_put_side_by_side_without_a_copy():
     projected = torch.randn(6, 5, 2, 3).transpose(1, 2)
-    assert side_by_side(projected[2:]).data_ptr() == projected[2:].data_ptr()
+    assert join_pairs(projected[2:]).data_ptr() == projected[2:].data_ptr()
     output = torch.randn(2, 10, 2, 3)
-    assert taken_apart(output).data_ptr() == output.data_ptr()
+    assert split_pairs(output).data_ptr() == output.data_ptr()
 
 
 def test_noise_takes_the_place_of_the_distractor():

@@ -116,7 +116,7 @@ def test_a_neck_in_training_is_torchs_batch_norm_over_what_counts():
     torch.testing.assert_close(features.grad, again.grad)
     torch.testing.assert_close(neck.running_var, reference.running_var)
     before = neck.running_mean.clone()
-    neck(features, counted, remember=False)
+    neck(features, counted, update_stats=False)
     assert torch.equal(neck.running_mean, before) and neck.num_batches_tracked == 1
 
 

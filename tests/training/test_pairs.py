@@ -8,7 +8,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from dcal_hf.training.pairs import PairCollator, PairSampler, batch_pairs, lay_out, pair_up
+from dcal_hf.training.pairs import PairCollator, PairSampler, batch_pairs, order_pairs, pair_up
 
 
 STRATEGIES = ("any", "inter_class", "intra_class", "half")
@@ -146,7 +146,7 @@ def test_labels_may_be_probabilities():
 
 def test_lay_out_keeps_pairs_at_even_places():
     pairs, unpaired = np.arange(10).reshape(5, 2), np.array([10, 11, 12])
-    order = lay_out(pairs, unpaired, 4, np.random.default_rng(0))
+    order = order_pairs(pairs, unpaired, 4, np.random.default_rng(0))
     places = {image: place for place, image in enumerate(order.tolist())}
     assert all(places[second] == places[first] + 1 and places[first] % 2 == 0 for first, second in pairs)
 
