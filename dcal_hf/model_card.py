@@ -1,4 +1,4 @@
-"""The model card of a trained model: README.md with the metadata that the Hub reads."""
+"""Writes the model card of a trained model: README.md with metadata for the Hub."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 BRANCHES = {"SA": "sa_", "GLCA": "glca_", "SA + GLCA": ""}
-# Of each task, titles and keys of what its results are told in, and what the Hub finds it by.
+# For each task, the metrics in the results table (title and key), and the tags on the Hub.
 COLUMNS = {
     "image-classification": {"Top-1": "accuracy", "Top-5": "top5_accuracy", "Class mean": "class_mean_accuracy"},
     "image-feature-extraction": {
@@ -32,40 +32,39 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "timm")
 
 @dataclass(frozen=True)
 class ModelCardFacts:
-    """What a model card tells of a model.
+    """The facts in a model card.
 
     Args:
         model_name (`str`):
-            The model's name, or its repository on the Hub, by which it is loaded.
+            Name of the model: its repository on the Hub, or any other name.
         dataset (`str`):
-            The data set's name, for people.
+            Display name of the data set.
         metrics (`Mapping[str, float]`):
-            The results, as shares from 0 to 1: for each branch and column, the key is the branch's prefix followed by
-            the column's key.
+            The results, from 0 to 1. A key is the prefix of a branch followed by the key of a metric.
         hyperparameters (`Mapping[str, object]`):
-            Names and values of the training's settings.
+            Names and values of the hyperparameters.
         data (`Mapping[str, object]`):
-            Facts about the data, such as the numbers of images and classes and the seed of the split.
+            Names and values of facts about the data, such as the number of images and the seed of the split.
         task (`str`, *optional*, defaults to `"image-classification"`):
-            The Hub's name of the task; `"image-feature-extraction"` for re-identification.
+            Name of the task on the Hub; `"image-feature-extraction"` for re-identification.
         branches (`Mapping[str, str]`, *optional*):
-            The rows of the results: their titles, and the prefixes of their metrics.
+            The rows of the results table: title and prefix of the metrics.
         base_model (`str`, *optional*):
-            The backbone that training started from. Only one that is named as on the Hub goes into the metadata; of a
-            local folder the card tells the last part of the path.
+            The backbone that training started from. If it is a local folder, the card contains only the last part of
+            the path, and the metadata do not mention it.
         dataset_id (`str`, *optional*):
-            The data set's repository on the Hub.
+            Repository of the data set on the Hub.
         dataset_split (`str`, *optional*):
-            The split that the results are on.
+            The evaluated split.
         dataset_layout (`str`, *optional*):
-            The published set whose folders the data set is laid out like: it need not be that set.
+            The published data set whose layout the data set has. It may be a different data set in that layout.
         chosen_by (`str`, *optional*):
-            The metric by which the best epoch was chosen on the images that the results are on, if it was.
+            The metric that selected the best epoch, if it was selected on the evaluated images.
         license (`str`, *optional*):
-            The licence of the weights, as the Hub abbreviates it. None is claimed if not given: what the data set and
-            the base model allow is for people to say.
+            Identifier of the licence of the weights on the Hub. By default the card claims none, because the licence
+            depends on the terms of the data set and the base model.
         evaluation (`str`, *optional*):
-            How the results were come by, in Markdown.
+            The evaluation settings, in Markdown.
     """
 
     model_name: str
@@ -88,29 +87,29 @@ class ModelCardFacts:
         missing = [key for key in keys if key not in self.metrics]
         if missing:
             raise ValueError(
-                f"The model card needs the metrics {', '.join(missing)}; it was given {', '.join(self.metrics)}."
+                f"The model card needs the metrics {', '.join(missing)}, got {', '.join(self.metrics)}."
             )
 
 
 def write_model_card(
     output_dir: str | os.PathLike, facts: ModelCardFacts, template: str | os.PathLike = TEMPLATE
 ) -> Path:
-    """Writes `README.md`, which appears under its name only once it is complete.
+    """Writes `README.md` atomically.
 
     Args:
         output_dir (`str` or `os.PathLike`):
-            The folder of the saved model; it is made if it does not exist.
+            The folder of the saved model; it is created if it does not exist.
         facts (`ModelCardFacts`):
-            What the card tells.
+            The content of the card.
         template (`str` or `os.PathLike`, *optional*):
-            A Jinja template for another text. It gets `card_data`, `facts` and, as Markdown, `where`, `results`,
+            Another Jinja template. Its variables are `card_data`, `facts` and, in Markdown, `where`, `results`,
             `data`, `training` and `versions`.
 
     Returns:
-        `Path`: the card.
+        `Path`: the path of the card.
     """
     dataset = _link(facts.dataset, facts.dataset_id, "datasets/")
-    layout = {} if facts.dataset_layout is None else {"layout": f"that of {facts.dataset_layout}"}
+    layout = {} if facts.dataset_layout is None else {"layout": facts.dataset_layout}
     card = ModelCard.from_template(
         _card_data(facts),
         template_path=template,
@@ -152,7 +151,7 @@ def _card_data(facts: ModelCardFacts) -> ModelCardData:
 
 
 def framework_versions() -> dict[str, str]:
-    """Returns this package's version, and that of each that training rests on, or `"not installed"`."""
+    """Versions of dcal_hf and of the packages that training depends on, or `"not installed"`."""
     return {"dcal_hf": __version__} | {package: _installed_version(package) for package in PACKAGES}
 
 

@@ -121,7 +121,7 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     for fact in (
         "| train images, identities | 24, 4 |", "| gallery images, identities | 21, 4 |", "| market_c3/query |",
         "4; 1 without a match in the gallery are excluded", '"step" AP', "before the BatchNorm neck, L2-normalised",
-        "on market_c3 (in the layout of market1501), query", "The best epoch was chosen by map on these same images",
+        "on market_c3 (in the layout of market1501), query", "The best epoch was selected by map on the same images",
         "k-reciprocal, k1 20", "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |",
     ):
         assert fact in card.text
