@@ -67,6 +67,12 @@ class ReIDModelArguments(ModelArguments):
     normalize_embeddings: bool | None = field(
         default=None, metadata={"help": "L2-normalise embeddings (default)."}
     )
+    identity_loss: str | None = field(
+        default=None, metadata={"help": "cross_entropy (the default) or arcface, beside the triplet loss."}
+    )
+    arcface_subcenters: int | None = field(default=None, metadata={"help": "Sub-centres of each identity, default 3."})
+    arcface_margin: float | None = field(default=None, metadata={"help": "ArcFace's margin in radians, default 0.5."})
+    arcface_scale: float | None = field(default=None, metadata={"help": "ArcFace's scale, default 64."})
 
 
 @dataclass
@@ -312,9 +318,14 @@ def describe_evaluation(trainer: DCALReIDTrainer, metrics: dict[str, float]) -> 
 
 def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, object]:
     """The hyperparameters that reproduce the training."""
-    args = trainer.args
+    args, config = trainer.args, trainer.model.config
+    loss = config.identity_loss
+    if loss == "arcface":
+        loss += f", {config.arcface_subcenters} sub-centres, margin {config.arcface_margin:g}"
+        loss += f", scale {config.arcface_scale:g}"
     rows = {
         **hyperparameters(trainer),
+        "identity loss": loss,
         "images per identity": args.instances_per_identity,
         "padding, random erasing": f"{data_args.padding}, {data_args.random_erasing}",
         **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),

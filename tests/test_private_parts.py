@@ -132,6 +132,6 @@ def test_the_code_that_a_checkpoint_carries_finds_all_its_files():
     from transformers.dynamic_module_utils import get_relative_import_files
 
     folder = Path(models_file).parent
-    copied = {Path(file).name for file in get_relative_import_files(str(folder / "modeling_dcal.py"))}
-    task_models = {"classification_dcal.py", "reid_dcal.py", "heads_dcal.py", "modeling_dcal.py"}
-    assert copied | task_models == {file.name for file in folder.glob("*_dcal.py")}
+    models = {name: str(folder / name) for name in ("modeling_dcal.py", "classification_dcal.py", "reid_dcal.py")}
+    copied = {Path(file).name for model in models.values() for file in get_relative_import_files(model)}
+    assert copied | set(models) == {file.name for file in folder.glob("*_dcal.py")}

@@ -43,9 +43,12 @@ class DCALForImageClassification(DCALForBranches):
         if config.num_labels < 2:
             raise ValueError(f"A classifier needs at least two classes, got num_labels={config.num_labels}.")
 
-    def add_classifiers(self, branches: list[str], width: int) -> None:
-        self.sa_classifier = nn.Linear(width, self.config.num_labels) if "sa" in branches else None
-        self.glca_classifier = nn.Linear(width, self.config.num_labels) if "glca" in branches else None
+    def add_classifiers(self, branches: list[str]) -> None:
+        self.sa_classifier = self.make_classifier() if "sa" in branches else None
+        self.glca_classifier = self.make_classifier() if "glca" in branches else None
+
+    def make_classifier(self) -> nn.Linear:
+        return nn.Linear(self.config.backbone_config.hidden_size, self.config.num_labels)
 
     @can_return_tuple
     def forward(

@@ -1,5 +1,6 @@
 """DCAL model configuration."""
 
+from math import pi
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class DCALConfig(PreTrainedConfig):
             Whether embeddings are taken `"before"` (TransReID) or `"after"` the neck.
         normalize_embeddings (`bool`):
             Whether to L2-normalise embeddings.
+        identity_loss (`str`):
+            Loss of `DCALForReID` beside the triplet loss: `"cross_entropy"` of a linear classifier (TransReID) or
+            `"arcface"`, sub-centre ArcFace (Deng et al. 2020; not in the paper).
+        arcface_subcenters (`int`), arcface_margin (`float`, radians), arcface_scale (`float`):
+            Sub-centres per identity, margin and scale of ArcFace. The defaults are those of its authors.
         loss_weighting (`str`):
             How the branch losses are weighted: `"uncertainty"` (learned log-variances) or `"equal"` (fixed 1 : 1 : 1,
             without log-variances; an ablation that is not in the paper).
@@ -89,6 +95,10 @@ class DCALConfig(PreTrainedConfig):
     glca_scope: str = "global"
     glca_readout: str = "local"
     drop_path_rate: float | int = 0.0
+    identity_loss: str = "cross_entropy"
+    arcface_subcenters: int = 3
+    arcface_margin: float | int = 0.5
+    arcface_scale: float | int = 64.0
     loss_weighting: str = "uncertainty"
     initial_log_var: float | int = 0.0
     neck: bool = False
@@ -208,6 +218,11 @@ class DCALConfig(PreTrainedConfig):
             raise ValueError(f"local_query_ratio={self.local_query_ratio} must be above 0 and at most 1.")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate={self.drop_path_rate} must be at least 0 and below 1.")
+        if self.arcface_subcenters < 1 or self.arcface_scale <= 0 or not 0 <= self.arcface_margin < pi / 2:
+            raise ValueError(
+                f"arcface_subcenters={self.arcface_subcenters} must be at least 1, arcface_scale={self.arcface_scale} "
+                f"above 0, and arcface_margin={self.arcface_margin} at least 0 and below pi / 2."
+            )
 
     def validate_switches(self):
         switches = {
@@ -216,6 +231,7 @@ class DCALConfig(PreTrainedConfig):
             "glca_readout": ("local", "cls"),
             "loss_weighting": ("uncertainty", "equal"),
             "neck_feature": ("before", "after") if self.neck else ("before",),
+            "identity_loss": ("cross_entropy", "arcface") if self.neck else ("cross_entropy",),
         }
         for name, choices in switches.items():
             if getattr(self, name) not in choices:

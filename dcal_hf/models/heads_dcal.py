@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .configuration_dcal import BRANCHES, DCALConfig
 from .loss_dcal import branch_labels, counted_branches, make_loss_weights, total_loss
@@ -24,7 +24,7 @@ class DCALForBranches(DCALPreTrainedModel):
         # `post_init` initialises the weights. Random numbers that constructors draw before must not depend on the
         # branches: for a given seed, SA's classifier is initialised the same with and without GLCA's.
         with torch.random.fork_rng(devices=[]):
-            self.add_classifiers(config.classified_branches, config.backbone_config.hidden_size)
+            self.add_classifiers(config.classified_branches)
         self.loss_weights = make_loss_weights(config.branches, config.initial_log_var, config.loss_weighting)
         self.post_init()
 
@@ -35,8 +35,12 @@ class DCALForBranches(DCALPreTrainedModel):
         """
         raise NotImplementedError
 
-    def add_classifiers(self, branches: list[str], width: int) -> None:
-        """Adds a classifier of `width` input features for each of the branches."""
+    def add_classifiers(self, branches: list[str]) -> None:
+        """Adds a classifier for each of the branches."""
+        raise NotImplementedError
+
+    def make_classifier(self) -> nn.Linear:
+        """Creates a classifier of the encoder's features, with the same number of rows for each class, in order."""
         raise NotImplementedError
 
     def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:

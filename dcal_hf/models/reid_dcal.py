@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .arcface_dcal import SubCenterClassifier, add_angular_margin
 from .configuration_dcal import DCALConfig
 from .heads_dcal import DCALForBranches
 from .loss_dcal import IGNORED, batch_hard_triplet, counted_branches
@@ -15,6 +16,8 @@ from .loss_dcal import IGNORED, batch_hard_triplet, counted_branches
 
 # Initial standard deviation of the identity classifiers' weights, as in TransReID's baseline.
 CLASSIFIER_STD = 0.001
+# That of ArcFace's centres, as in insightface. Only their directions count: shorter ones turn faster.
+CENTER_STD = 0.01
 
 
 @dataclass
@@ -22,10 +25,11 @@ class DCALReIDOutput(ModelOutput):
     """
     Args:
         loss (`Tensor`): Uncertainty-weighted total loss over the branches that ran, if labels are given.
-        losses (`dict` of `Tensor`): Cross-entropy plus triplet loss of each of these branches.
+        losses (`dict` of `Tensor`): Identity loss plus triplet loss of each of these branches.
         embeddings (`Tensor` of shape `(B, branches * D)`): Embeddings for retrieval; the same as `AutoModel`'s.
         sa_logits, glca_logits (`Tensor` of shape `(B, identities)`), pwca_logits (`Tensor` of shape
-            `(2P, identities)`): Logits of the training identities; None if the branch did not run.
+            `(2P, identities)`): Logits of the training identities, without ArcFace's margin; None if the branch did
+            not run.
         rollout, local_query_indices: As in `DCALModelOutput`.
     """
 
@@ -40,7 +44,11 @@ class DCALReIDOutput(ModelOutput):
 
 
 class DCALForReID(DCALForBranches):
-    """DCAL with a BatchNorm neck and a classifier without bias on SA and on GLCA; PWCA shares SA's."""
+    """DCAL with a BatchNorm neck and a classifier without bias on SA and on GLCA; PWCA shares SA's.
+
+    The classifiers are saved and resumed with the model, whether linear or ArcFace's sub-centres, and unused at
+    inference.
+    """
 
     config_defaults = {"neck": True, "normalize_embeddings": True, "local_query_ratio": 0.3}
 
@@ -52,16 +60,26 @@ class DCALForReID(DCALForBranches):
         if not config.neck:
             raise ValueError("DCALForReID needs neck=True in its configuration; from_backbone sets it.")
 
-    def add_classifiers(self, branches: list[str], width: int) -> None:
-        self.classifiers = nn.ModuleDict(
-            {name: nn.Linear(width, self.config.num_labels, bias=False) for name in branches}
-        )
+    def add_classifiers(self, branches: list[str]) -> None:
+        self.classifiers = nn.ModuleDict({name: self.make_classifier() for name in branches})
+
+    def make_classifier(self) -> nn.Linear:
+        config = self.config
+        width = config.backbone_config.hidden_size
+        if self.has_centers:
+            return SubCenterClassifier(width, config.num_labels, config.arcface_subcenters, config.arcface_scale)
+        return nn.Linear(width, config.num_labels, bias=False)
+
+    @property
+    def has_centers(self) -> bool:
+        """Whether the classifiers are ArcFace's sub-centres."""
+        return self.config.identity_loss == "arcface"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module in self.classifiers.values():
-            init.normal_(module.weight, std=CLASSIFIER_STD)
+            init.normal_(module.weight, std=CENTER_STD if self.has_centers else CLASSIFIER_STD)
 
     @can_return_tuple
     def forward(
@@ -93,6 +111,8 @@ class DCALForReID(DCALForBranches):
     def branch_loss(
         self, feature: Tensor, logits: Tensor, target: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
+        if self.has_centers:
+            logits = add_angular_margin(logits, target, self.config.arcface_margin, self.config.arcface_scale)
         return super().branch_loss(feature, logits, target, criterion) + batch_hard_triplet(feature, target)
 
     def identity_logits(self, branch: str, feature: Tensor, labels: Tensor) -> Tensor:
