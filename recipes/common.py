@@ -227,7 +227,7 @@ def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
         "image size": " x ".join(map(str, config.image_size)),
         **{name: getattr(config, name) for name in switches},
         **{name: getattr(args, name) for name in ("pair_sampling", "pwca_fraction")},
-        **{name: getattr(args, name) for name in ("freeze_backbone", "layer_decay", "lora_rank")},
+        **{name: getattr(args, name) for name in ("freeze_backbone", "layer_decay", "lora_rank", "lora_targets")},
         "optimiser": args.optim.value,
         "learning rate": args.learning_rate,
         "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",

@@ -283,11 +283,13 @@ def report(
 
 def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:
     """The hyperparameters that reproduce the training."""
+    args = trainer.args
     augmentation = f"{data_args.auto_augment}, {data_args.color_jitter}, {data_args.random_erasing}"
     return {
         **hyperparameters(trainer),
         "resize ratio": round(data_args.resize_ratio, 4),
         "RandAugment, colour jitter, random erasing": augmentation,
+        "class weights, logit adjustment": f"{args.class_weights}, {args.logit_adjustment:g}",
         **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
 

@@ -18,6 +18,7 @@ LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
 # The output of the adapters is scaled by alpha / rank. Most recipes use 2 for any rank.
 ALPHA_PER_RANK = 2
+LORA_TARGETS = ("attention", "all")
 
 
 def check_peft() -> None:
@@ -29,11 +30,14 @@ def check_peft() -> None:
         raise ImportError('LoRA needs peft: pip install "dcal_hf[peft]"')
 
 
-def add_lora(model: DCALPreTrainedModel, rank: int) -> nn.Module:
-    """Adds adapters to the linear layers of the backbone's attention, and freezes the rest of the backbone.
+def add_lora(model: DCALPreTrainedModel, rank: int, targets: str = "attention") -> nn.Module:
+    """Adds adapters to linear layers of the backbone, and freezes the rest of it.
 
     Args:
         rank (`int`): Rank of each adapter.
+        targets (`str`):
+            `"attention"`: the linear layers of each block's attention; `"all"`: also those of its FFN and of what runs
+            with the block (Swin's patch merging).
 
     Returns:
         peft's `LoraModel` around the backbone; its `merge_and_unload` removes the adapters.
@@ -42,8 +46,10 @@ def add_lora(model: DCALPreTrainedModel, rank: int) -> nn.Module:
     from peft import LoraConfig, LoraModel
 
     dcal = model.base_model
-    attentions = [dcal.encoder.attention(block) for block in dcal.encoder.blocks]
-    adapted = {layer for attention in attentions for layer in attention.modules() if isinstance(layer, nn.Linear)}
+    encoder = dcal.encoder
+    parts = [encoder.parts(block) if targets == "all" else (encoder.attention(block),) for block in encoder.blocks]
+    modules = [module for part in parts for root in part for module in root.modules()]
+    adapted = {module for module in modules if isinstance(module, nn.Linear)}
     names = [name for name, module in dcal.backbone.named_modules() if module in adapted]
     config = LoraConfig(r=rank, lora_alpha=ALPHA_PER_RANK * rank, target_modules=names)
     return LoraModel(dcal.backbone, config, ADAPTER)
@@ -81,12 +87,16 @@ def with_adapted_layers(model: nn.Module, state: dict[str, Tensor], folder: str 
 
     Raises:
         FileNotFoundError: If the checkpoint was trained without LoRA.
+        ValueError: If other layers have adapters in the checkpoint.
     """
     file = Path(folder, LORA_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"{folder} was trained without LoRA: to resume it, leave out lora_rank.")
-    prefixes = tuple(f"{name}." for name in adapted_layers(model))
-    return {key: value for key, value in state.items() if not key.startswith(prefixes)} | load_file(file)
+    saved, adapted = load_file(file), adapted_layers(model)
+    if saved.keys() != {f"{name}.{key}" for name, layer in adapted.items() for key in layer.state_dict()}:
+        raise ValueError(f"{folder} was trained with adapters of other layers: to resume it, give its lora_targets.")
+    prefixes = tuple(f"{name}." for name in adapted)
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)} | saved
 
 
-__all__ = ["add_lora", "check_peft", "merged_state_dict", "save_adapted_layers", "with_adapted_layers"]
+__all__ = ["LORA_TARGETS", "add_lora", "check_peft", "merged_state_dict", "save_adapted_layers", "with_adapted_layers"]

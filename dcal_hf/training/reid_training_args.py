@@ -58,7 +58,8 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
     > Changed defaults: 120 epochs with a batch size of 64, evaluation batch size 128, `metric_for_best_model="map"`.
 
     Raises:
-        ValueError: For an unknown schedule, an optimiser that the schedule does not support, or label smoothing.
+        ValueError: For an unknown schedule, an optimiser that the schedule does not support, label smoothing, class
+            weights or logit adjustment.
     """
 
     schedule: str = field(
@@ -102,6 +103,10 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
             raise ValueError(
                 "Re-identification trains without label smoothing: its triplets need hard labels. Set "
                 "label_smoothing_factor to 0."
+            )
+        if self.class_weights is not None or self.logit_adjustment != 0:
+            raise ValueError(
+                "Re-identification trains on identity-balanced batches: leave out class_weights and logit_adjustment."
             )
 
 

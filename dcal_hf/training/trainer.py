@@ -16,6 +16,8 @@ from transformers.trainer_utils import TrainOutput
 
 from ..models.configuration_dcal import BRANCHES
 from ..transforms import SeededDataset
+from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
+from .classes import class_names
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
@@ -118,8 +120,31 @@ class DCALTrainer(ResumableTrainer):
             check_distractors(self.model, args.pair_sampling)
         if self.is_fsdp_enabled:
             shard_by_blocks(self.model, self.accelerator.state.fsdp_plugin)
+        self.balanced_loss = self.make_balanced_loss()
         self.add_callback(EpochCallback(self.begin_epoch))
         self.branch_losses: dict[str, list[Tensor]] = defaultdict(list)
+
+    def make_balanced_loss(self) -> BalancedCrossEntropy | None:
+        """The loss in training with class weights or logit adjustment; None without them, or without training images.
+
+        Raises:
+            ValueError: If `compute_loss_func` is given as well, or a class is unknown or cannot be counted.
+        """
+        args = self.args
+        if self.labelled_dataset is None or (args.class_weights is None and args.logit_adjustment == 0):
+            return None
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func replaces the loss that class_weights and logit_adjustment change: give either."
+            )
+        return make_balanced_loss(
+            args.class_weights,
+            args.logit_adjustment,
+            args.label_smoothing_factor,
+            class_names(self.model),
+            self.labelled_dataset,
+            args.device,
+        )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As in `transformers.Trainer`; the new model is frozen and gets adapters like the one it replaces."""
@@ -127,7 +152,7 @@ class DCALTrainer(ResumableTrainer):
         if self.args.freeze_backbone:
             model.base_model.backbone.requires_grad_(False)
         if self.has_adapters:
-            self.adapters = add_lora(model, self.args.lora_rank)
+            self.adapters = add_lora(model, self.args.lora_rank, self.args.lora_targets)
         return model
 
     def begin_epoch(self, epoch: int) -> None:
@@ -151,14 +176,7 @@ class DCALTrainer(ResumableTrainer):
         """
         if self.pair_sampling not in BY_CLASS:
             return np.zeros(len(self.labelled_dataset), dtype=np.int64)
-        columns = getattr(self.labelled_dataset, "column_names", [])
-        names = [name for name in ("label", "labels") if name in columns]
-        if not names:
-            raise ValueError(
-                f"pair_sampling='{self.pair_sampling}' needs the class of every training image: give train_dataset as "
-                "a datasets.Dataset with a column label, or choose pair_sampling='any'."
-            )
-        return np.asarray(self.labelled_dataset.with_format(None)[names[0]][:])
+        return read_labels(self.labelled_dataset, f"pair_sampling='{self.pair_sampling}'")
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `transformers.Trainer`; with PWCA, batches include `pairs`."""
@@ -189,7 +207,7 @@ class DCALTrainer(ResumableTrainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
         if self.model_init is None:
-            self.adapters = add_lora(self.model, self.args.lora_rank)
+            self.adapters = add_lora(self.model, self.args.lora_rank, self.args.lora_targets)
         self.has_adapters = True
         try:
             return super()._train(*args, **kwargs)
@@ -216,7 +234,7 @@ class DCALTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Passes pair noise and label smoothing to the model, which computes the loss."""
+        """Passes pair noise, label smoothing and class balance to the model, which computes the loss."""
         if self.compute_loss_func is not None:
             inputs = {**inputs, "criterion": partial(custom_loss, self.compute_loss_func)}
         if model.training:
@@ -225,7 +243,9 @@ class DCALTrainer(ResumableTrainer):
                 self.model.base_model.backbone.eval()
             if "pairs" in inputs:
                 inputs = {**inputs, "pair_noise": self.pair_sampling == "noise"}
-            if self.args.label_smoothing_factor > 0:
+            if self.balanced_loss is not None:
+                inputs = {**inputs, "criterion": self.balanced_loss}
+            elif self.args.label_smoothing_factor > 0:
                 inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
             if self.has_distractors and inputs["labels"].dim() == 2:
                 inputs = with_counted_rows(**inputs)

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .lora import check_peft
+from .class_balance import check_class_balance
+from .lora import LORA_TARGETS, check_peft
 from .pairs import PAIR_SAMPLING
 
 
@@ -43,6 +44,19 @@ class DCALTrainingArguments(TrainingArguments):
             The learning rate. By default `base_learning_rate / 512 x batch`, with the batch over all processes and
             accumulation steps.
 
+    > Parameters for classes of unequal size, applied in training only
+
+    Args:
+        class_weights (`str` or `dict`, *optional*):
+            Weight of each class in the loss of each branch: `"balanced"`, in inverse proportion to its number of
+            training images, or weights by class name, `{"robin": 2.0}` (JSON on the command line), with 1 for the
+            others.
+        logit_adjustment (`float`, *optional*, defaults to 0.0):
+            Add this factor times the logarithm of each class's share of the training images to the logits in the loss
+            (Menon et al. 2021, https://huggingface.co/papers/2007.07314), so that the logits at inference are those of
+            the balanced error. The usual value is 1; 0 disables it. Both options correct the same imbalance; one of
+            them is usually enough.
+
     > Parameters that control what is trained. GLCA, necks, heads and log-variances are always trained in full.
 
     Args:
@@ -53,9 +67,11 @@ class DCALTrainingArguments(TrainingArguments):
             times this factor, see [`~dcal_hf.training.parameter_groups.parameter_groups`]. Common values are 0.65 to
             0.75; 1 disables it.
         lora_rank (`int`, *optional*, defaults to 0):
-            Train adapters of this rank on the linear layers of the backbone's attention instead of the backbone (LoRA,
-            with peft and an alpha of twice the rank). Common values are 8 to 16; 0 disables it. Saved models have the
-            adapters merged.
+            Train adapters of this rank on linear layers of the backbone instead of the backbone (LoRA, with peft and
+            an alpha of twice the rank). Common values are 8 to 16; 0 disables it. Saved models have the adapters
+            merged.
+        lora_targets (`str`, *optional*, defaults to `"attention"`):
+            The linear layers that have adapters: those of the `"attention"`, or `"all"` of each block, the FFN's too.
 
     > Inherited default, not in the paper: gradients are clipped at a norm of 1 (`max_grad_norm`; 0 disables it).
 
@@ -65,11 +81,13 @@ class DCALTrainingArguments(TrainingArguments):
     > gets a gradient, and `logging_nan_inf_filter`, which synchronises with the GPU and hides infinite losses.
 
     Raises:
-        ValueError: For an unknown `pair_sampling`, a `pwca_fraction`, `layer_decay` or `lora_rank` out of range, a
-            frozen backbone with `layer_decay` or `lora_rank`, or a `train_sampling_strategy`, because pairs need an
-            order of their own.
+        ValueError: For an unknown `pair_sampling` or `lora_targets`, a `pwca_fraction`, `layer_decay` or `lora_rank`
+            out of range, wrong `class_weights` or `logit_adjustment`, a frozen backbone with `layer_decay` or
+            `lora_rank`, or a `train_sampling_strategy`, because pairs need an order of their own.
         ImportError: If `lora_rank` is given, but peft is not installed.
     """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "class_weights"]
 
     pair_sampling: str = field(
         default="any",
@@ -92,12 +110,22 @@ class DCALTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning-rate schedule."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up in steps, or below 1 as a share of all."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the losses."})
+    class_weights: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "balanced, or weights of classes as JSON: '{\"robin\": 2.0}', others 1."}
+    )
+    logit_adjustment: float = field(
+        default=0.0, metadata={"help": "Factor of the log class shares added to training logits, e.g. 1; 0 for none."}
+    )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train only GLCA, necks and heads."})
     layer_decay: float = field(
         default=1.0, metadata={"help": "Learning rate of a block relative to the next one, e.g. 0.75; 1 disables it."}
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Rank of LoRA adapters in the backbone, e.g. 8; 0 disables them. Needs peft."}
+    )
+    lora_targets: str = field(
+        default="attention",
+        metadata={"help": "Linear layers with adapters: attention, or all of each block.", "choices": LORA_TARGETS},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Remove columns that the model does not accept, before the transforms."}
@@ -112,6 +140,7 @@ class DCALTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self.check_what_is_trained()
+        check_class_balance(self.class_weights, self.logit_adjustment)
         if self.pair_sampling not in PAIR_SAMPLING:
             raise ValueError(
                 f"pair_sampling='{self.pair_sampling}' is unknown; choose one of {', '.join(PAIR_SAMPLING)}."
@@ -144,6 +173,10 @@ class DCALTrainingArguments(TrainingArguments):
             )
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank={self.lora_rank} must be at least 1, or 0 for no adapters.")
+        if self.lora_targets not in LORA_TARGETS:
+            raise ValueError(
+                f"lora_targets='{self.lora_targets}' is unknown; choose one of {', '.join(LORA_TARGETS)}."
+            )
         if self.lora_rank > 0:
             check_peft()
 

@@ -17,7 +17,7 @@ from dcal_hf import (
     DCALTrainingArguments,
 )
 from dcal_hf.training import last_checkpoint
-from dcal_hf.training.lora import LORA_FILE, add_lora, merged_state_dict
+from dcal_hf.training.lora import LORA_FILE, LORA_TARGETS, add_lora, merged_state_dict
 from dcal_hf.training.parameter_groups import parameter_depths, parameter_groups
 
 from helpers import RememberSaved, assert_same_weights, branches_for, copy_of_weights, is_cait, train_until_killed
@@ -155,6 +155,33 @@ def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path
     assert moved - expected == names - in_backbone(names)
 
 
+def test_adapters_of_all_linear_layers_have_this_many_parameters(vit_config):
+    """By hand: three blocks of width 32 with an FFN of 64; four layers of attention, two of the FFN, rank 2."""
+    counts = {}
+    for targets in ("attention", "all"):
+        model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+        add_lora(model, 2, targets)
+        backbone = model.dcal.backbone.named_parameters()
+        counts[targets] = sum(parameter.numel() for _, parameter in backbone if parameter.requires_grad)
+    attention, ffn = 4 * 2 * (32 + 32), 2 * (32 + 64) + 2 * (64 + 32)
+    assert counts == {"attention": 3 * attention, "all": 3 * (attention + ffn)}
+
+
+def test_adapters_of_all_linear_layers_move_them_and_resume(tmp_path, make_trainer, vit_config):
+    kwargs = {"lora_rank": 2, "lora_targets": "all", "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(tmp_path / "whole", vit_config, **kwargs)
+    blocks = {id(m.weight) for b in trainer.model.dcal.encoder.blocks for m in b.modules() if isinstance(m, nn.Linear)}
+    expected = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in blocks}
+    assert len(expected) == 3 * 6 and in_backbone(moved_by_training(trainer)) == expected
+    train_until_killed(make_trainer(tmp_path / "killed", vit_config, **kwargs), 3)
+    checkpoint = last_checkpoint(tmp_path / "killed")
+    resumed = make_trainer(tmp_path / "killed", vit_config, **kwargs)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert_same_weights(trainer.model.state_dict(), resumed.model.state_dict())
+    with pytest.raises(ValueError, match="was trained with adapters of other layers"):
+        make_trainer(tmp_path / "killed", vit_config, lora_rank=2).train(resume_from_checkpoint=checkpoint)
+
+
 def test_an_update_has_the_adapters_rank(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
     before = copy_of_weights(trainer.model)
@@ -198,17 +225,18 @@ def test_the_merge_is_pefts_own(any_backbone_config):
     assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items())
 
 
-def test_all_branches_attend_through_the_adapters(any_backbone_config):
+@pytest.mark.parametrize("targets", LORA_TARGETS)
+def test_all_branches_attend_through_the_adapters(any_backbone_config, targets):
     """The adapters compute what the merged weights compute, including PWCA and its last block."""
     branches = branches_for(any_backbone_config)
     # In float32 adapters of this size let the order of sums show.
     model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval().double()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32).double(), "pairs": torch.tensor([[0, 3], [2, 1]])}
-    lora = add_lora(model, 2)
+    lora = add_lora(model, 2, targets)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.normal_()
+                parameter.normal_(std=1.0 if targets == "attention" else 0.1)
     adapted = model(**inputs)
     lora.merge_and_unload()
     merged = model(**inputs)
@@ -262,6 +290,7 @@ def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, make_t
         ({"layer_decay": 0.0}, "layer_decay=0.0 must be above 0 and at most 1"),
         ({"layer_decay": 1.5}, "layer_decay=1.5 must be above 0 and at most 1"),
         ({"lora_rank": -1}, "lora_rank=-1 must be at least 1, or 0"),
+        ({"lora_rank": 2, "lora_targets": "ffn"}, "lora_targets='ffn' is unknown; choose one of attention, all"),
         ({"freeze_backbone": True, "lora_rank": 8}, "freeze_backbone leaves nothing in the backbone"),
         ({"freeze_backbone": True, "layer_decay": 0.5}, "freeze_backbone leaves nothing in the backbone"),
     ],
