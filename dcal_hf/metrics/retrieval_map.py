@@ -5,9 +5,7 @@ import evaluate
 import numpy as np
 
 from .distances import DistanceMetric
-
-# evaluate copies the modules that this file imports, but not those that they import in turn.
-from .protocol import RetrievalProtocol  # noqa: F401
+from .protocol import Column
 from .retrieval import retrieval_metrics
 
 
@@ -15,6 +13,7 @@ class RetrievalMAP(evaluate.Metric):
     """mAP, CMC, mINP and the verification ROC of query and gallery features, as an `evaluate` metric.
 
     Use the class directly, or load it with `evaluate.load` and the path of this file. Neither needs a network.
+    `evaluate.load` copies only the modules that this file imports, so it imports all that [`retrieval_metrics`] needs.
     `evaluate` passes inputs to a metric as Python lists in single precision, so this class is for sets of up to some
     ten thousand images; [`retrieval_metrics`] computes the same without that limit.
 
@@ -69,10 +68,10 @@ Returns:
     def _compute(
         self,
         predictions: list[list[float]],
-        references: list[int],
-        is_query: list[bool],
-        cameras: list[int] | None = None,
-        images: list[int] | None = None,
+        references: Column,
+        is_query: Column,
+        cameras: Column | None = None,
+        images: Column | None = None,
         metric: DistanceMetric = "euclidean",
     ) -> dict[str, float | int]:
         if len({len(features) for features in predictions}) > 1:
