@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import datasets
 from huggingface_hub.utils import WeakFileLock
 
-from .folder import PARTS, visible
+from .image_files import PARTS, visible
 
 
 logger = logging.getLogger(__name__)

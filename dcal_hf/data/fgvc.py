@@ -9,8 +9,9 @@ from datasets import DatasetDict, concatenate_datasets
 from .archives import data_folder
 from .fgvc_layouts import AIRCRAFT_LEVELS, OFFICIAL_FGVC, official_counts, read_official
 from .fgvc_synthetic import synthetic_fgvc
-from .folder import inner_folder, load_image_folder
+from .folder import load_image_folder
 from .hub import load_hub, standardise
+from .image_files import inner_folder
 from .official import check_counts
 from .splits import SPLITS, take_validation
 

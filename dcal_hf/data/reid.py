@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
 from .duplicates import warn_of_duplicates
-from .folder import inner_folder
+from .image_files import inner_folder
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
 from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
 from .reid_splits import check_matches, choose_queries, split_by_identity

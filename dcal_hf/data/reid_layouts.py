@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
-from .folder import is_image_name, visible
+from .image_files import image_files
 from .official import check_counts, check_listed, official_root, require
 
 
@@ -133,11 +133,6 @@ def read_official(
     return photos
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The files of a folder with an image suffix, sorted, without hidden files."""
-    return list(filter(is_image_name, visible(folder)))
-
-
 def _read_folder(folder: Path, layout: Layout) -> list[Photo]:
     files = image_files(folder)
     if not files:
@@ -188,4 +183,4 @@ def _parse_row(row: str, source: Path, folder: Path) -> Photo:
     return Photo(str(folder / match["path"]), int(match["identity"]), int(camera))
 
 
-__all__ = ["OFFICIAL_REID", "REID_SPLITS", "Photo", "image_files", "read_official"]
+__all__ = ["OFFICIAL_REID", "REID_SPLITS", "Photo", "read_official"]

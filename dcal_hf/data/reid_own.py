@@ -1,7 +1,6 @@
 """Custom re-identification data sets: folders of identities, and tables."""
 
 import csv
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import isfile
@@ -9,11 +8,9 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from .folder import empty_folders, is_image_name, visible
+from .image_files import images_by_name
 from .reid_layouts import REID_SPLITS
 
-
-logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 PART_NAMES = (*REID_SPLITS, "test")
@@ -50,37 +47,15 @@ def read_identity_folder(root: Path) -> Rows:
         ValueError: if there are no identity folders, or some of them have no images; the message names all of these.
     """
     present = [part for part in PART_NAMES if (root / part).is_dir()]
-    files = {part: _identity_files(root / part) for part in present} if present else {"": _identity_files(root)}
-    paths = [path for part in files.values() for path in part]
+    files = images_by_name([root / part for part in present] or [root], "identity", root)
+    paths = [path for listed in files for path in listed]
     keys = [str(path) for path in paths]
     return Rows(
         images=image_dataset(keys),
         keys=keys,
         identities=[path.parent.name for path in paths],
-        parts=[part for part, listed in files.items() for _ in listed] if present else None,
+        parts=[part for part, listed in zip(present, files) for _ in listed] if present else None,
     )
-
-
-def _identity_files(folder: Path) -> list[Path]:
-    identities = [path for path in visible(folder) if path.is_dir()]
-    if not identities:
-        raise ValueError(
-            f"{folder} holds no identity folders; put the images of an individual into {folder / '<identity>'}"
-        )
-    files, skipped, empty = [], [], []
-    for identity in identities:
-        entries = visible(identity)
-        images = list(filter(is_image_name, entries))
-        if not images:
-            empty.append(identity)
-        files += images
-        skipped += [path for path in entries if not is_image_name(path)]
-    if empty:
-        raise ValueError(empty_folders("identity", empty))
-    if skipped:
-        message = "%d entries in the identity folders of %s are not images and were skipped, the first is %s"
-        logger.warning(message, len(skipped), folder, skipped[0])
-    return files
 
 
 def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:

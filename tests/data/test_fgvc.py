@@ -128,7 +128,7 @@ class TestFolder:
         with caplog.at_level(logging.WARNING):
             dataset = load_fgvc(root, validation_fraction=0)
         assert len(dataset["train"]) == 4
-        messages = [record.getMessage() for record in caplog.records if record.name == "dcal_hf.data.folder"]
+        messages = [record.getMessage() for record in caplog.records if record.name == "dcal_hf.data.image_files"]
         assert len(messages) == 1
         assert messages[0].startswith("3 entries")
         assert messages[0].endswith(str(tmp_path / "train" / "auk" / "notes.txt"))

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dcal_hf.data import load_fgvc, load_reid, unlabelled_images
-from dcal_hf.data.folder import misplaced_images
+from dcal_hf.data.image_files import misplaced_images
 
 from helpers import noise_picture
 

@@ -9,7 +9,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from transformers.image_utils import load_image
 
 from dcal_hf.data import check_image, images, open_image
-from dcal_hf.data.folder import IMAGE_SUFFIXES
+from dcal_hf.data.image_files import IMAGE_SUFFIXES
 
 from helpers import noise_picture
 

@@ -140,7 +140,7 @@ class TestFolder:
         (root / "2" / ".DS_Store").write_text("x")
         with caplog.at_level(logging.WARNING):
             load_reid(root)
-        (message,) = [record.getMessage() for record in caplog.records if record.name == "dcal_hf.data.reid_own"]
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "dcal_hf.data.image_files"]
         assert message.startswith("1 entries")
         assert message.endswith(str(root / "1" / "notes.txt"))
 
@@ -171,7 +171,7 @@ class TestFolderErrors:
 
     def test_no_identity_folders(self, root):
         write_all(root, ["1.png"])
-        with pytest.raises(ValueError, match=f"{root} holds no identity folders; put the images of an individual"):
+        with pytest.raises(ValueError, match=f"{root} holds no identity folders; put the images of each identity"):
             load_reid(root)
 
     def test_an_empty_identity_folder_is_named(self, root):

@@ -1,0 +1,146 @@
+"""Finds the image files in folders. Files are listed, not opened."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import filterfalse
+from pathlib import Path
+
+from .splits import SPLITS
+
+
+logger = logging.getLogger(__name__)
+
+# What folders of splits are called, in both tasks.
+PARTS = frozenset(alias for aliases in SPLITS.values() for alias in aliases) | {"query", "gallery"}
+
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
+)
+
+
+def image_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The images in a folder, by their suffix, sorted by path, without hidden files.
+
+    Args:
+        folder (`Path`): An existing folder.
+        recursive (`bool`, *optional*, defaults to `False`): Whether to include the images in visible subfolders.
+    """
+    if not recursive:
+        return list(filter(_is_image_name, visible(folder)))
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if _is_image_name(path) and all(map(_is_visible, path.relative_to(folder).parts))
+    )
+
+
+def visible(folder: Path) -> list[Path]:
+    """The visible entries of a folder, sorted by path."""
+    return sorted(path for path in folder.iterdir() if _is_visible(path.name))
+
+
+def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[list[Path]]:
+    """The images `folder/<name>/<image>` in folders with a folder for each class or identity, in order.
+
+    Entries of the named folders that are no images are skipped with one warning, hidden files silently.
+
+    Args:
+        folders (iterable of `Path`): Existing folders, such as one for each split.
+        kind (`str`): What has a folder of its own, "class" or "identity", for messages.
+        where: The data set, for the warning.
+
+    Returns:
+        `list[list[Path]]`: the images in each of `folders`.
+
+    Raises:
+        ValueError: If one of `folders` has no folders, or some of these have no images; the message names these.
+    """
+    files, skipped = [], []
+    for folder in folders:
+        named = [path for path in visible(folder) if path.is_dir()]
+        if not named:
+            raise ValueError(
+                f"{folder} holds no {kind} folders; put the images of each {kind} into {folder / f'<{kind}>'}"
+            )
+        entries = {path: visible(path) for path in named}
+        empty = [path for path in named if not any(map(_is_image_name, entries[path]))]
+        if empty:
+            raise ValueError(_describe_empty(kind, empty))
+        listed = [entry for path in named for entry in entries[path]]
+        files.append(list(filter(_is_image_name, listed)))
+        skipped += filterfalse(_is_image_name, listed)
+    if skipped:
+        message = "%d entries in the %s folders of %s are not images and were skipped, the first is %s"
+        logger.warning(message, len(skipped), kind, where, skipped[0])
+    return files
+
+
+def inner_folder(root: Path) -> Path:
+    """The folder itself, or the one inside it that holds the data set, if an unpacker has put nothing else around it.
+
+    A folder is taken for such a wrapper if its only entry is a folder of nothing but folders. A folder of splits is
+    none, even if it has only one.
+    """
+    while True:
+        entries = visible(root)
+        if len(entries) != 1 or not entries[0].is_dir() or entries[0].name in PARTS:
+            return root
+        inner = visible(entries[0])
+        if not inner or not all(entry.is_dir() for entry in inner):
+            return root
+        logger.info("%s holds nothing but the folder %s, which is read in its place", root, entries[0].name)
+        root = entries[0]
+
+
+def misplaced_images(paths: Sequence[str]) -> list[Path]:
+    """The images that are not read because they lie beside the class folders, or in folders inside of these.
+
+    Args:
+        paths (sequence of `str`): All images that are read, `.../<class>/<image>`.
+
+    Returns:
+        `list[Path]`: the others, sorted within each folder.
+    """
+    class_folders = sorted({Path(path).parent for path in paths})
+    tops = {folder.parent for folder in class_folders}
+    tops |= {top.parent for top in tops if top.name in PARTS}
+    beside = [path for top in sorted(tops) for path in visible(top) if _is_image_name(path) and path.is_file()]
+    inner = [path for folder in class_folders for path in visible(folder) if path.is_dir()]
+    return beside + [path for folder in inner for path in image_files(folder, recursive=True)]
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_visible(name: str) -> bool:
+    """Neither hidden nor the folder of metadata that macOS adds to archives; its `._` files are hidden."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _describe_empty(kind: str, folders: Sequence[Path]) -> str:
+    """The message of an error: what the first of these class folders without images holds, and the others' names."""
+    first, *others = folders
+    nested = [path.name for path in visible(first) if path.is_dir()]
+    message = f"the {kind} folder {first} holds no images; put images right into it or remove it"
+    if nested:
+        message = (
+            f"the {kind} folder {first} holds no images, but folders ({', '.join(nested[:3])}"
+            f"{', ...' if len(nested) > 3 else ''}); put the images right into it, or, if these are the {kind} "
+            "folders, move them up"
+        )
+    if others:
+        names = ", ".join(path.name for path in others[:10])
+        message += f". {len(others)} more hold none: {names}{', ...' if len(others) > 10 else ''}"
+    return message
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PARTS",
+    "image_files",
+    "images_by_name",
+    "inner_folder",
+    "misplaced_images",
+    "visible",
+]
