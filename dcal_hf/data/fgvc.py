@@ -1,4 +1,25 @@
-"""Loads fine-grained classification data sets by name."""
+"""Loads fine-grained classification data sets by name.
+
+The first match counts:
+
+- "drawn": the built-in data set of [`synthetic_fgvc`] with its default sizes;
+- "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): the official folder `data_dir`, its parent folder
+  or its archive; by default a copy on the Hub. A warning tells if its size differs from the official one. Classes keep
+  the official names and order;
+- "imagefolder": the folder or archive `data_dir`, or one per split, `{"train": ..., "validation": ...}`;
+- an existing folder or archive; `data_dir` is a folder inside it;
+- the id of a data set on the Hub; `data_dir` is a folder inside it.
+
+A folder has the layout `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are accepted for
+"validation"), or `root/<class>/<image>` with all images in train. An archive (.tar, .tar.gz, .tgz or .zip) is unpacked
+once, into the cache. A folder around the only one that holds the data set is looked through. Images are decoded when
+they are accessed. To get errors that name the file, cast the column to `Image(decode=False)` and read it with
+[`open_image`].
+
+Without a validation split, one is taken from train, see [`stratified_split`], whatever `splits` requests.
+FGVC-Aircraft has an official one; `validation_fraction=0` adds it to train, for training on all 6,667 images as in
+papers.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -43,45 +64,22 @@ def load_fgvc(
 ) -> DatasetDict:
     """Loads a classification data set as splits of images and labels.
 
-    A published data set is read from its official folder or, by default, from the Hub. A warning tells if its size
-    differs from the official one. Classes keep the official names and order.
-
-    A folder has the layout `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are accepted for
-    "validation"), or `root/<class>/<image>` with all images in train. Instead of a folder, an archive (.tar, .tar.gz,
-    .tgz or .zip) can be given: it is unpacked once, into the cache. A folder around the only one that holds the data
-    set is looked through. Images are decoded when they are accessed. To get
-    errors that name the file, cast the column to `Image(decode=False)` and read it with [`open_image`].
-
-    Without a validation split, one is taken from train, see [`stratified_split`], whatever `splits` requests.
-    FGVC-Aircraft has an official one; `validation_fraction=0` adds it to train, for training on all 6,667 images as in
-    papers.
+    Names, layouts, and how a validation split is taken: see [`dcal_hf.data.fgvc`].
 
     Args:
-        name (`str`): What to load. The first match counts:
-
-            - "drawn": the built-in data set of [`synthetic_fgvc`] with its default sizes;
-            - "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): the data set in `data_dir` or on the
-              Hub;
-            - "imagefolder": the folder `data_dir`;
-            - an existing folder or archive;
-            - the id of a data set on the Hub.
-        data_dir (`str`, `Path` or `Mapping`, *optional*):
-            The official folder, its parent folder, or its archive; for "imagefolder" the folder or archive, or one
-            per split: `{"train": ..., "validation": ...}`; otherwise a folder inside `name`.
+        name (`str`): "drawn", "cub200", "stanford_cars", "fgvc_aircraft", "imagefolder", a folder, or a Hub id.
+        data_dir (`str`, `Path` or `Mapping`, *optional*): The folder or archive, or one per split.
         config_name (`str`, *optional*): Configuration of a data set on the Hub; for "fgvc_aircraft" the level of the
             classes: "variant" (100 classes, the default), "family" (70) or "manufacturer" (30).
         splits (sequence of `str`, *optional*): Which of train, validation and test to return. All of these must exist.
             By default all existing splits are returned.
-        validation_fraction (`float`, *optional*, defaults to 0.15):
-            Share of train, in [0, 1), that becomes validation if there is no such split; 0 takes none.
-        seed (`int`, *optional*, defaults to 42): Seed of that split.
-        image_column (`str`, *optional*, defaults to "image"): Image column of a data set given by its id on the Hub.
-        label_column (`str`, *optional*, defaults to "label"): Its label column (`ClassLabel`, strings or integers).
-        revision (`str`, *optional*): Branch, tag or commit of a data set on the Hub.
-        token (`str` or `bool`, *optional*): Hub token.
+        validation_fraction (`float`, *optional*, defaults to 0.15), seed (`int`, *optional*, defaults to 42):
+            Share of train, in [0, 1), that becomes validation if there is no such split, and the seed of this choice.
+        image_column, label_column (`str`, *optional*): Columns (labels as `ClassLabel`, strings or integers) of a data
+            set given by its id on the Hub.
+        revision (`str`, *optional*), token (`str` or `bool`, *optional*): Branch, tag or commit on the Hub; its token.
         cache_dir (`str` or `Path`, *optional*): Cache for data sets from the Hub and for unpacked archives.
-        max_unpacked_bytes (`int`, *optional*): Largest unpacked size of an archive; by default 100 times its size, or
-            100 MiB.
+        max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look through a folder for the same image
             in two classes or splits. [`inspect_images`] does so in any data set.
 
@@ -90,36 +88,36 @@ def load_fgvc(
         RGB) and label (`ClassLabel`, the same in every split).
 
     Raises:
-        FileNotFoundError: If `name` is neither a folder nor available on the Hub, or a file of an official folder is
-            missing. The message names it.
-        ValueError: If a split, a column or a class folder is missing, a class folder is empty, a row has no label or
-            cannot be parsed, an archive cannot be unpacked, or validation or test contains a class that is missing in
-            train.
+        FileNotFoundError: If `name` is not found, or a file of an official folder is missing. The message names it.
+        ValueError: If a split, column or class folder is missing or unusable, or an archive cannot be unpacked.
     """
+    _check_arguments(splits, validation_fraction)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    unpack = partial(data_folder, cache_dir=cache_dir, max_unpacked_bytes=max_unpacked_bytes)
+    if name == "drawn":
+        dataset, where = synthetic_fgvc(), name
+    elif name in OFFICIAL_FGVC:
+        dataset, where = _load_official(name, data_dir, config_name, splits, unpack, validation_fraction == 0, **hub)
+    elif name == "imagefolder" or Path(name).expanduser().exists():
+        dataset, where = _load_folder(name, data_dir, unpack, warn_duplicates)
+    else:
+        dataset = load_hub(name, config_name, data_dir=None if data_dir is None else str(data_dir), **hub)
+        dataset, where = standardise(dataset, name, splits, image_column, label_column), name
+    return _choose_splits(dataset, where, splits, validation_fraction, seed)
+
+
+def _check_arguments(splits: Sequence[str] | None, validation_fraction: float) -> None:
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, not {validation_fraction}")
     unknown = [split for split in splits or () if split not in SPLITS]
     if unknown:
         raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(SPLITS)}")
 
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    unpack = partial(data_folder, cache_dir=cache_dir, max_unpacked_bytes=max_unpacked_bytes)
-    where = name
-    if name == "drawn":
-        dataset = synthetic_fgvc()
-    elif name in OFFICIAL_FGVC:
-        dataset, where = _load_official(name, data_dir, config_name, splits, unpack, **hub)
-        if "validation" in dataset and validation_fraction == 0:
-            dataset["train"] = concatenate_datasets([dataset["train"], dataset.pop("validation")])
-    elif name == "imagefolder" or Path(name).expanduser().exists():
-        root = _roots(name, data_dir, unpack)
-        where = ", ".join(map(str, root.values())) if isinstance(root, Mapping) else str(root)
-        dataset = load_image_folder(root, warn_duplicates)
-    else:
-        subfolder = None if data_dir is None else str(data_dir)
-        dataset = load_hub(name, config_name, data_dir=subfolder, **hub)
-        dataset = standardise(dataset, name, splits, image_column, label_column)
 
+def _choose_splits(
+    dataset: DatasetDict, where: str, splits: Sequence[str] | None, validation_fraction: float, seed: int
+) -> DatasetDict:
+    """The requested splits, with a part of train as validation if there is none."""
     if "validation" not in dataset and validation_fraction > 0:
         dataset = take_validation(dataset, where, validation_fraction, seed)
     missing = [split for split in splits or () if split not in dataset]
@@ -134,9 +132,13 @@ def _load_official(
     level: str | None,
     splits: Sequence[str] | None,
     unpack: Callable[[Path], Path],
+    trains_on_validation: bool,
     **hub: str | bool | Path | None,
 ) -> tuple[DatasetDict, str]:
-    """Loads a published data set, and returns it with its source."""
+    """Loads a published data set, and returns it with its source.
+
+    With `trains_on_validation`, an official validation split becomes a part of train.
+    """
     if isinstance(data_dir, Mapping):
         raise ValueError(f"{name!r} is read from one official folder or archive, not from one per split; set data_dir")
     if name != "fgvc_aircraft" and level is not None:
@@ -153,6 +155,8 @@ def _load_official(
         dataset, where = read_official(name, folder, wanted, level), str(data_dir)
     found = {split: (len(set(part["label"][:])), len(part)) for split, part in dataset.items() if split in counts}
     check_counts(name, where, found, counts, "classes")
+    if trains_on_validation and "validation" in dataset:
+        dataset["train"] = concatenate_datasets([dataset["train"], dataset.pop("validation")])
     return dataset, where
 
 
@@ -170,6 +174,18 @@ def _official_from_hub(
     # The official class lists are sorted, those of this copy are not.
     column = _HUB_AIRCRAFT_COLUMNS[level]
     return standardise(dataset, _HUB_IDS[name], splits, "image", column, sort_classes=True)
+
+
+def _load_folder(
+    name: str,
+    data_dir: str | Path | Mapping[str, str | Path] | None,
+    unpack: Callable[[Path], Path],
+    warn_duplicates: bool,
+) -> tuple[DatasetDict, str]:
+    """Loads a folder, or one per split, and returns it with its source."""
+    root = _roots(name, data_dir, unpack)
+    where = ", ".join(map(str, root.values())) if isinstance(root, Mapping) else str(root)
+    return load_image_folder(root, warn_duplicates), where
 
 
 def _roots(

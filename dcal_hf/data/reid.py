@@ -1,4 +1,22 @@
-"""Loads re-identification data sets by name."""
+"""Loads re-identification data sets by name.
+
+A published data set is read from its official folders. A warning tells if its size differs from the official one. Junk
+images (identity -1) are removed, distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
+identities of train separately from those of query and gallery, both from 0.
+
+Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a CSV or
+Parquet table with the columns image (a path relative to the table or to `data_dir`), identity and, optionally, camera
+and split. If query and gallery are missing, they are made from the identities of test (a folder or split of that name)
+or, without test, from a share of the identities of train, which are removed from train. Some images of each of these
+identities become queries, provided that they have a match in the gallery. Identities that are all integers are kept as
+ids. Others are numbered in the order of their names, and `identity` is a `ClassLabel` with the names. The same holds
+for cameras.
+
+Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it is unpacked once, into the cache of
+`datasets`.
+
+Without cameras there is no column `camera_id`, and every gallery image except the query itself counts.
+"""
 
 import logging
 import re
@@ -13,7 +31,7 @@ from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
 from .duplicates import warn_of_duplicates
 from .image_files import inner_folder
-from .reid_layouts import OFFICIAL_REID, REID_SPLITS, Photo, read_official
+from .reid_layouts import OFFICIAL_REID, REID_SPLITS, read_official
 from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
 from .reid_splits import check_matches, choose_queries, split_by_identity
 from .reid_synthetic import synthetic_reid
@@ -39,22 +57,7 @@ def load_reid(
 ) -> DatasetDict:
     """Loads a re-identification data set as training images, queries, and the gallery to search.
 
-    A published data set is read from its official folders. A warning tells if its size differs from the official one.
-    Junk images (identity -1) are removed, distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers
-    the identities of train separately from those of query and gallery, both from 0.
-
-    Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a
-    CSV or Parquet table with the columns image (a path relative to the table or to `data_dir`), identity and,
-    optionally, camera and split. If query and gallery are missing, they are made from the identities of test (a folder
-    or split of that name) or, without test, from a share of the identities of train, which are removed from train.
-    Some images of each of these identities become queries, provided that they have a match in the gallery. Identities
-    that are all integers are kept as ids. Others are numbered in the order of their names, and `identity` is a
-    `ClassLabel` with the names. The same holds for cameras.
-
-    Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it is unpacked once, into the cache of
-    `datasets`.
-
-    Without cameras there is no column `camera_id`, and every gallery image except the query itself counts.
+    Published data sets and your own, their layouts and how splits are made: see [`dcal_hf.data.reid`].
 
     Args:
         name (`str` or `Path`): What to load. The first match counts:
@@ -73,9 +76,8 @@ def load_reid(
         test_fraction (`float`, *optional*, defaults to 0.3):
             Share of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 leaves
             only train. The log tells how many there are of each.
-        query_fraction (`float`, *optional*, defaults to 0.2):
-            Share of the images of a held-out identity that become queries, at least one and not all.
-        seed (`int`, *optional*, defaults to 42): Seed of both choices.
+        query_fraction (`float`, *optional*, defaults to 0.2), seed (`int`, *optional*, defaults to 42):
+            Share of the images of a held-out identity that become queries, at least one and not all; seed of both.
         max_unpacked_bytes (`int`, *optional*): What an archive may hold, by default 100 times its size, or 100 MiB.
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look through your own data set for the
             same image under two identities or in two splits. [`inspect_images`] does so in any data set.
@@ -90,44 +92,16 @@ def load_reid(
         ValueError: If a file name, row or column is malformed, an archive cannot be unpacked, a split is missing or
             cannot be made, or no query has a match in the gallery that counts.
     """
-    unknown = [split for split in splits if split not in REID_SPLITS]
-    if unknown:
-        raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(REID_SPLITS)}")
-    if not 0 <= test_fraction <= 1:
-        raise ValueError(f"test_fraction must be from 0 to 1, not {test_fraction}")
-    if not 0 < query_fraction < 1:
-        raise ValueError(f"query_fraction must be above 0 and below 1, not {query_fraction}")
-
+    _check_arguments(splits, test_fraction, query_fraction)
     if name == "drawn":
         dataset = synthetic_reid()
         return DatasetDict({split: dataset[split] for split in splits})
     if name in OFFICIAL_REID:
-        if data_dir is None:
-            raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it, or its archive")
-        where = Path(data_dir)
-        columns, parts = _from_official_lists(
-            read_official(name, where, splits, include_val, max_unpacked_bytes)
-        )
+        columns, parts, where = _read_official(name, data_dir, splits, include_val, max_unpacked_bytes)
     else:
         where = _source(name, data_dir, max_unpacked_bytes)
-        rows = read_table(where, data_dir) if where.is_file() else read_identity_folder(where)
-        columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
-        if rows.keys_are_paths and warn_duplicates:
-            placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
-            warn_of_duplicates(*zip(*placed), where)
-        is_unsplit = rows.parts is None or set(rows.parts) == {"train"}
-        use = {0: "test", 1: "train"}.get(test_fraction)
-        if is_unsplit and use is not None and not set(splits) <= set(parts):
-            raise ValueError(f"test_fraction={test_fraction:g} leaves nobody to {use} on in {where}: choose another")
-    missing = [split for split in splits if split not in parts]
-    if missing:
-        raise ValueError(f"{where} has no {missing[0]}; it has {', '.join(parts)}: add it, or leave it out of splits")
-    if {"query", "gallery"} <= set(splits):
-        query, gallery = (
-            (columns.identities[parts[split]].tolist(), columns.views[parts[split]].tolist())
-            for split in ("query", "gallery")
-        )
-        check_matches(*query, *gallery, has_cameras=columns.cameras is not None, where=where)
+        columns, parts = _read_own(where, data_dir, splits, test_fraction, query_fraction, seed, warn_duplicates)
+    _check_parts(columns, parts, splits, where)
     return _assemble(columns, {split: parts[split] for split in splits})
 
 
@@ -143,13 +117,65 @@ class _Columns:
     camera_feature: Value | ClassLabel
 
 
-def _from_official_lists(photos: dict[str, list[Photo]]) -> tuple[_Columns, dict[str, np.ndarray]]:
+def _check_arguments(splits: Sequence[str], test_fraction: float, query_fraction: float) -> None:
+    unknown = [split for split in splits if split not in REID_SPLITS]
+    if unknown:
+        raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(REID_SPLITS)}")
+    if not 0 <= test_fraction <= 1:
+        raise ValueError(f"test_fraction must be from 0 to 1, not {test_fraction}")
+    if not 0 < query_fraction < 1:
+        raise ValueError(f"query_fraction must be above 0 and below 1, not {query_fraction}")
+
+
+def _read_official(
+    name: str, data_dir: str | Path | None, splits: Sequence[str], include_val: bool, max_unpacked_bytes: int | None
+) -> tuple[_Columns, dict[str, np.ndarray], Path]:
+    """A published data set: its images, the row indices of each split, and where it is."""
+    if data_dir is None:
+        raise ValueError(f"{name!r} needs data_dir, the official folder or the one above it, or its archive")
+    photos = read_official(name, data_dir, splits, include_val, max_unpacked_bytes)
     ends = np.cumsum([len(listed) for listed in photos.values()])
     parts = dict(zip(photos, np.split(np.arange(ends[-1]), ends[:-1])))
     paths, identities, cameras = zip(*(photo for listed in photos.values() for photo in listed))
     cameras = np.array(cameras)
     integer = Value("int64")
-    return _Columns(image_dataset(paths), np.array(identities), cameras, cameras, integer, integer), parts
+    columns = _Columns(image_dataset(paths), np.array(identities), cameras, cameras, integer, integer)
+    return columns, parts, Path(data_dir)
+
+
+def _read_own(
+    where: Path,
+    image_dir: str | Path | None,
+    splits: Sequence[str],
+    test_fraction: float,
+    query_fraction: float,
+    seed: int,
+    warn_duplicates: bool,
+) -> tuple[_Columns, dict[str, np.ndarray]]:
+    """A data set of the user's: its images, and the row indices of each split."""
+    rows = read_table(where, image_dir) if where.is_file() else read_identity_folder(where)
+    columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
+    if rows.keys_are_paths and warn_duplicates:
+        placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
+        warn_of_duplicates(*zip(*placed), where)
+    is_unsplit = rows.parts is None or set(rows.parts) == {"train"}
+    use = {0: "test", 1: "train"}.get(test_fraction)
+    if is_unsplit and use is not None and not set(splits) <= set(parts):
+        raise ValueError(f"test_fraction={test_fraction:g} leaves nobody to {use} on in {where}: choose another")
+    return columns, parts
+
+
+def _check_parts(columns: _Columns, parts: dict[str, np.ndarray], splits: Sequence[str], where: Path) -> None:
+    """Checks that the splits exist, and that a query has a match in the gallery."""
+    missing = [split for split in splits if split not in parts]
+    if missing:
+        raise ValueError(f"{where} has no {missing[0]}; it has {', '.join(parts)}: add it, or leave it out of splits")
+    if {"query", "gallery"} <= set(splits):
+        query, gallery = (
+            (columns.identities[parts[split]].tolist(), columns.views[parts[split]].tolist())
+            for split in ("query", "gallery")
+        )
+        check_matches(*query, *gallery, has_cameras=columns.cameras is not None, where=where)
 
 
 def _from_own_rows(

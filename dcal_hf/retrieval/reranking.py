@@ -81,24 +81,19 @@ def rerank(
     - The reciprocal set of a neighbour, for half of `k1`, is added if *more* than two thirds of it are shared; the
       paper says at least two thirds.
 
-    With `N` images, memory is three copies of the normalised features (one in the index), some hundred numbers per
-    image and some thousand per query; no `N x N` matrix is created. Most of the time goes to two searches of the index
-    with each of the `N` images, on the CPU and in float32.
+    Memory is three copies of the normalised features (one in the index), some hundred numbers per image and some
+    thousand per query. Most of the time goes to two searches of the index with each image, on the CPU, in float32.
 
     Args:
-        query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
-            The features of the queries. Queries and gallery are normalised here.
-        gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
-            The features of the gallery.
-        k1 (`int`, *optional*, defaults to 20):
-            Number of neighbours for the reciprocal sets.
+        query, gallery (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)` and `(gallery items, dim)`):
+            The features. They are normalised here.
+        k1 (`int`, *optional*, defaults to 20): Number of neighbours for the reciprocal sets.
         k2 (`int`, *optional*, defaults to 6):
             Number of neighbours, including the image, over which encodings are averaged; 1 disables averaging.
         lambda_value (`float`, *optional*, defaults to 0.3):
             Weight of the original distance, from 0 (Jaccard distance only) to 1.
         index (`str`, *optional*, defaults to `"Flat"`):
-            A faiss factory string for the neighbour search. The default is exact; with any other index the neighbour
-            lists and the farthest distances are approximate.
+            A faiss factory string for the neighbour search. The default is exact; other indexes approximate.
 
     Returns:
         [`RerankedDistances`]: input of [`~dcal_hf.metrics.distance_metrics`]; its `rows` are the distances.
