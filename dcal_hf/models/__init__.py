@@ -1,4 +1,4 @@
-"""DCAL's models and their configuration, in flat files that are saved with a checkpoint as its code."""
+"""DCAL models and their configuration. `save_pretrained` saves these files as the code of a checkpoint."""
 
 from .attention_dcal import top_patches
 from .classification_dcal import DCALForImageClassification, DCALImageClassifierOutput

@@ -73,7 +73,7 @@ class DCALConfig(PreTrainedConfig):
 
     model_type = "dcal"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")}
-    # Trainer's predictions are then the logits alone, as `compute_metrics` functions expect.
+    # Trainer then returns only the logits as predictions, as `compute_metrics` functions expect.
     keys_to_ignore_at_inference = [
         "losses",
         "sa_logits",
@@ -188,8 +188,8 @@ class DCALConfig(PreTrainedConfig):
             raise ValueError(f"branches={self.branches} must name one or more of {BRANCHES}, each once.")
         if "glca" in self.branches and not self.has_cls:
             raise ValueError(
-                f"branches={self.branches} must leave 'glca' out: a backbone of type "
-                f"'{self.backbone_config.model_type}' has no CLS token from which a rollout could select patches; use "
+                f"branches={self.branches} cannot include 'glca': a backbone of type "
+                f"'{self.backbone_config.model_type}' has no CLS token, which the patch selection needs; use "
                 "branches=('sa', 'pwca')."
             )
         readable = INFERENCE_BRANCHES if "glca" in self.branches else ("sa",)
@@ -204,7 +204,7 @@ class DCALConfig(PreTrainedConfig):
     def validate_blocks(self):
         if not 0 <= self.num_pwca_blocks <= self.num_layers:
             raise ValueError(
-                f"num_pwca_blocks={self.num_pwca_blocks} must lie between 0 and the backbone's {self.num_layers} "
+                f"num_pwca_blocks={self.num_pwca_blocks} must be between 0 and the backbone's {self.num_layers} "
                 "blocks."
             )
         if self.num_glca_blocks < 1:

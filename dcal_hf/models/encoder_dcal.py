@@ -36,7 +36,7 @@ class EncoderAdapter(ABC):
         positions (`str`, *optional*): Name of the position embeddings in the state dict, if they are added to tokens.
         antialias (`bool`): Whether the family applies antialiasing when it downsamples position embeddings.
         has_cls (`bool`): Whether the first token is CLS, which GLCA requires.
-        has_pooler (`bool`): Whether the backbone has a pooler by default.
+        has_pooler (`bool`): Whether the backbone has a pooler by default; DCAL builds it without.
         rollout_reads_weights (`bool`): Whether `flow` uses parameters of a block.
 
     Args:
@@ -178,7 +178,7 @@ class EncoderAdapter(ABC):
         return (block,)
 
     def prepare(self, image_size: tuple[int, int]) -> None:
-        """Makes further changes to a new backbone."""
+        """Modifies a new backbone where its family needs it."""
 
     def init_weights(self, module: nn.Module) -> None:
         """Initialises parameters that the backbone's `_init_weights` does not."""
@@ -218,7 +218,7 @@ def project_memory(layer: nn.Module, normed: Tensor) -> Tensor:
 
 
 def freeze_mask_token(embeddings: nn.Module) -> None:
-    """Makes the mask token a buffer: it gets no gradient, for which DistributedDataParallel would wait."""
+    """Makes the mask token a buffer. It gets no gradient, and DistributedDataParallel would wait for one."""
     mask_token = getattr(embeddings, "mask_token", None)
     if mask_token is not None:
         del embeddings.mask_token

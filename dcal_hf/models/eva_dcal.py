@@ -119,8 +119,8 @@ class EvaAdapter(TimmAdapter):
         num_norms = sum(not isinstance(norm, nn.Identity) for norm in (model.norm, model.fc_norm))
         if not (is_eva and is_rotary and model.cls_token is not None and model.patch_drop is None and num_norms == 1):
             raise ValueError(
-                f"DCAL cannot use timm's '{name}': it is built from the class of EVA-02, but has not EVA-02's blocks "
-                "and rotary positions, a CLS token and one final norm."
+                f"DCAL cannot use timm's '{name}': it has the model class of EVA-02, but not EVA-02's blocks, rotary "
+                "positions, CLS token and single final norm."
             )
         blocks = {"num_hidden_layers": len(model.blocks), "num_prefix_tokens": model.num_prefix_tokens}
         return {**blocks, "timm_family": "timm_eva"}

@@ -28,8 +28,8 @@ def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) 
     is_own = type(model).__name__ in (model.config.architectures or ())
     if missing and (is_own or model.base_model is model):
         raise ValueError(
-            f"The checkpoint {source} is not whole, it lacks {_some(missing)}: get it again; with "
-            "output_loading_info=True they start anew."
+            f"The checkpoint {source} is incomplete, it lacks {_some(missing)}: download it again, or pass "
+            "output_loading_info=True to initialise these tensors."
         )
 
 
@@ -44,7 +44,7 @@ def check_finite(model: nn.Module, source: str) -> None:
     broken = sorted(name for name, tensor in numbers.items() if not torch.isfinite(tensor).all())
     if broken:
         raise ValueError(
-            f"The checkpoint {source} has NaN or infinity in {_some(broken)}: take one from before the run diverged."
+            f"The checkpoint {source} has NaN or infinity in {_some(broken)}: use one from before the run diverged."
         )
 
 

@@ -111,7 +111,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         try:
             model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
-            raise ValueError(f"The weights of {source} are damaged ({error}): get the checkpoint again.") from error
+            raise ValueError(f"The weights of {source} are damaged ({error}): download them again.") from error
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
             check_complete(model, source, info)
         check_finite(model, source)
@@ -253,8 +253,8 @@ class DCALModel(DCALPreTrainedModel):
     def check_inputs(self, pixel_values: Tensor, has_pair: bool, output_rollout: bool) -> None:
         if tuple(pixel_values.shape[-2:]) != tuple(self.config.image_size):
             raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])} pixels, the model takes "
-                f"{tuple(self.config.image_size)}: resize them, or build the model with that image_size."
+                f"pixel_values have {tuple(pixel_values.shape[-2:])} pixels, but the model takes "
+                f"{tuple(self.config.image_size)}: resize them, or build the model with their image_size."
             )
         if has_pair and not self.config.uses_pwca:
             raise ValueError(
@@ -263,14 +263,14 @@ class DCALModel(DCALPreTrainedModel):
             )
         if self.training and self.config.uses_pwca and not has_pair and not torch.compiler.is_compiling():
             logger.warning_once(
-                "PWCA does not run: the training batch names no `pairs`. DCALTrainer arranges them; transformers' own "
-                "Trainer does not, nor does it bring the weights of a best checkpoint back."
+                "PWCA does not run, because the training batch has no `pairs`. Use DCALTrainer, which adds them; the "
+                "Trainer of transformers does not, and it cannot load the best checkpoint."
             )
         if output_rollout and not self.encoder.has_cls:
-            raise ValueError("The encoder has no CLS token for a rollout to start from: output_rollout must be False.")
+            raise ValueError("The encoder has no CLS token, which the rollout needs: set output_rollout=False.")
         if self.backbone.config._attn_implementation != ATTENTION_NAME:
             raise ValueError(
-                f"The backbone attends through '{self.backbone.config._attn_implementation}', which ignores pairs; "
+                f"The backbone uses the attention '{self.backbone.config._attn_implementation}', which ignores pairs: "
                 "call set_attn_implementation on the DCAL model, not on its backbone."
             )
 
@@ -366,19 +366,19 @@ def check_pairs(pairs: Tensor, batch_size: int) -> None:
     """
     if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.size(1) != 2:
         raise ValueError(
-            f"pairs is {pairs.dtype} of shape {tuple(pairs.shape)}: it must be int64 of shape (P, 2), a row for each "
-            "two images that distract each other."
+            f"pairs must be int64 of shape (P, 2), one row for each two images that distract each other, got "
+            f"{pairs.dtype} of shape {tuple(pairs.shape)}."
         )
     if pairs.device.type != "cpu" or torch.compiler.is_compiling():
         return
     named = [image for first, second in pairs.tolist() for image in {first, second}]
     for image, count in Counter(named).items():
         if not 0 <= image < batch_size:
-            raise ValueError(f"pairs names image {image}, but the batch has images 0 to {batch_size - 1}.")
+            raise ValueError(f"pairs contains image {image}, but the batch has images 0 to {batch_size - 1}.")
         if count > 1:
             raise ValueError(
-                f"pairs names image {image} in {count} rows: an image has one partner, itself in a row "
-                f"[{image}, {image}]."
+                f"pairs contains image {image} in {count} rows: an image can have only one partner (itself in a row "
+                f"[{image}, {image}])."
             )
 
 

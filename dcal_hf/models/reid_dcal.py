@@ -55,7 +55,7 @@ class DCALForReID(DCALForBranches):
     def check_config(self, config: DCALConfig) -> None:
         if config.num_labels < 2:
             raise ValueError(
-                f"Individuals cannot be told apart with fewer than two identities, got num_labels={config.num_labels}."
+                f"Re-identification needs at least two training identities, got num_labels={config.num_labels}."
             )
         if not config.neck:
             raise ValueError("DCALForReID needs neck=True in its configuration; from_backbone sets it.")

@@ -25,21 +25,21 @@ MODEL_ARGS = frozenset(
 
 
 def check_timm_args(config: PreTrainedConfig) -> None:
-    """Checks that a configuration asks timm only for a named architecture, with sizes and switches.
+    """Checks that a configuration passes only the name of an architecture, sizes and switches to timm.
 
     Raises:
         ValueError: If the name is a path or URL, or if an argument is not in `MODEL_ARGS`.
     """
     if not re.fullmatch(r"[\w.-]+", config.architecture):
         raise ValueError(
-            f"'{config.architecture}' is no name of an architecture of timm: it must have letters, digits, '_', '-' "
-            "and '.' alone, and be no path and no address."
+            f"'{config.architecture}' is not the name of a timm architecture: a name has only letters, digits, '_', "
+            "'-' and '.', and a path or URL is not allowed."
         )
     unknown = sorted(set(config.model_args or {}) - MODEL_ARGS)
     if unknown:
         raise ValueError(
-            f"model_args of timm's '{config.architecture}' name '{unknown[0]}', which is no size or switch of an "
-            "architecture that DCAL knows: leave it out. Weights are read from the checkpoint alone."
+            f"model_args of timm's '{config.architecture}' contain '{unknown[0]}', which is not a supported size or "
+            "switch: remove it. Weights are read only from the checkpoint."
         )
 
 

@@ -133,7 +133,7 @@ class TimmAdapter(EncoderAdapter):
         if not all(type(block) is Block and type(block.attn) is Attention for block in model.blocks):
             raise_unsupported(name)
         if not model.has_class_token or isinstance(model.norm, nn.Identity):
-            raise ValueError(f"DCAL cannot use timm's '{name}': it pools its patches, and DCAL reads a CLS token.")
+            raise ValueError(f"DCAL cannot use timm's '{name}': it pools the patches, and DCAL needs a CLS token.")
         return {"num_hidden_layers": len(model.blocks), "num_prefix_tokens": model.num_prefix_tokens}
 
     @classmethod
@@ -209,7 +209,8 @@ def complete_timm_config(config: PreTrainedConfig, adapters: Mapping[str, type[T
     family = getattr(config, "timm_family", TIMM)
     if family not in adapters:
         raise ValueError(
-            f"DCAL cannot use a backbone of type '{TIMM}' and family '{family}': it knows {', '.join(adapters)}."
+            f"DCAL cannot use a backbone of type '{TIMM}' and family '{family}': the supported families are "
+            f"{', '.join(adapters)}."
         )
     return family
 
@@ -232,9 +233,9 @@ def raise_unsupported(architecture: str) -> NoReturn:
         ValueError: Always: pairs of images cannot be passed to the attention of this architecture.
     """
     raise ValueError(
-        f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, through "
-        "which pairs of images are passed. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP, CaiT or EVA-02 of "
-        "timm, or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224 say."
+        f"DCAL cannot use timm's '{architecture}': it is not built from timm's standard Block and Attention, which "
+        "DCAL needs to pass pairs of images. Use a ViT, DeiT, DeiT-3, R50 hybrid, DINOv2, CLIP, CaiT or EVA-02 of "
+        "timm, or a Swin of transformers, such as microsoft/swin-tiny-patch4-window7-224."
     )
 
 

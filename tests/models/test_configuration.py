@@ -59,7 +59,7 @@ def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
         ({"glca_readout": "mean"}, "choose one of local, cls"),
         ({"loss_weighting": "fixed"}, "loss_weighting='fixed' is unknown; choose one of uncertainty, equal"),
         ({"loss_weighting": "equal", "initial_log_var": 1.0}, "initial_log_var=1.0 has no effect with"),
-        ({"num_pwca_blocks": 13}, "num_pwca_blocks=13 must lie between 0 and the backbone's 12 blocks"),
+        ({"num_pwca_blocks": 13}, "num_pwca_blocks=13 must be between 0 and the backbone's 12 blocks"),
         ({"num_glca_blocks": 0}, "num_glca_blocks=0 must be at least 1"),
         ({"image_size": 450}, r"image_size=\(450, 450\) must be a multiple of the backbone's patch size \(16, 16\)"),
         ({"image_size": (256, 120)}, "must be a multiple"),

@@ -74,5 +74,5 @@ def test_adapters_around_one_layer_reach_all_branches():
     ],
 )
 def test_what_else_timm_builds_from_its_class_is_refused(architecture, model_args):
-    with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*has not EVA-02's blocks"):
+    with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*but not EVA-02's blocks"):
         DCALModel.from_backbone(TimmWrapperConfig(architecture=architecture, model_args=model_args))

@@ -1,4 +1,4 @@
-"""A checkpoint that is not whole, or not finite, is refused with the names of its tensors."""
+"""Loading rejects checkpoints with missing or non-finite tensors, and names them."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ LOADERS = [AutoModelForImageClassification, DCALForImageClassification, AutoMode
 def test_a_missing_tensor_is_named(checkpoint, loader):
     name = next(name for name in names(checkpoint) if "glca.blocks" in name)
     change(checkpoint, lambda tensors: tensors.pop(name))
-    with pytest.raises(ValueError, match="is not whole, it lacks (dcal.)?glca.blocks.0.*: get it again"):
+    with pytest.raises(ValueError, match="is incomplete, it lacks (dcal.)?glca.blocks.0.*: download it again"):
         loader.from_pretrained(checkpoint)
 
 
@@ -44,19 +44,19 @@ def test_what_is_not_finite_is_named(checkpoint, loader, number):
         next(value for name, value in sorted(tensors.items()) if "embeddings" in name).view(-1)[3] = number
 
     change(checkpoint, spoil)
-    with pytest.raises(ValueError, match="has NaN or infinity in (dcal.)?backbone.emb.*: take one from before"):
+    with pytest.raises(ValueError, match="has NaN or infinity in (dcal.)?backbone.emb.*: use one from before"):
         loader.from_pretrained(checkpoint)
 
 
 def test_every_tensor_counts_and_many_are_counted(checkpoint):
     change(checkpoint, lambda tensors: [tensors.pop(name) for name in names(checkpoint)[:16]])
-    with pytest.raises(ValueError, match=r"it lacks [^,]*, [^,]*, [^,]*, \.\.\. \(16 tensors\): get it again"):
+    with pytest.raises(ValueError, match=r"it lacks [^,]*, [^,]*, [^,]*, \.\.\. \(16 tensors\): download it again"):
         DCALForImageClassification.from_pretrained(checkpoint)
 
 
 def test_a_missing_classifier_counts_for_the_classifier_alone(checkpoint):
     change(checkpoint, lambda tensors: tensors.pop("sa_classifier.weight"))
-    with pytest.raises(ValueError, match="it lacks sa_classifier.weight: get it again"):
+    with pytest.raises(ValueError, match="it lacks sa_classifier.weight: download it again"):
         DCALForImageClassification.from_pretrained(checkpoint)
     assert isinstance(AutoModel.from_pretrained(checkpoint), DCALModel)
 
@@ -64,7 +64,7 @@ def test_a_missing_classifier_counts_for_the_classifier_alone(checkpoint):
 def test_weights_that_cannot_be_read_are_named(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="The weights of .* are damaged .*: get the checkpoint again"):
+    with pytest.raises(ValueError, match="The weights of .* are damaged .*: download them again"):
         DCALForImageClassification.from_pretrained(checkpoint)
 
 

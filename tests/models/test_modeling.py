@@ -299,7 +299,7 @@ def test_sa_alone_costs_the_plain_parameters(vit_config):
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"pixel_values": torch.zeros(2, 3, 32, 40)}, r"are \(32, 40\) pixels, the model takes \(32, 32\)"),
+        ({"pixel_values": torch.zeros(2, 3, 32, 40)}, r"have \(32, 40\) pixels, but the model takes \(32, 32\)"),
         ({"pixel_values": torch.zeros(2, 3, 32, 32), "pairs": torch.tensor([[0, 1]])}, "has no PWCA branch"),
         ({"pixel_values": torch.zeros(2, 3, 32, 32), "pair_noise": True}, "has no PWCA branch"),
     ],
@@ -317,7 +317,7 @@ def test_one_class_is_refused(vit_config):
 def test_an_implementation_that_ignores_pairs_is_refused(vit_config):
     model = classifier(vit_config)
     model.dcal.backbone.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="ignores pairs; call set_attn_implementation on the DCAL model"):
+    with pytest.raises(ValueError, match="ignores pairs: call set_attn_implementation on the DCAL model"):
         model(images(), pairs=PAIRS)
     with CaptureLogger(get_logger("transformers.modeling_utils")) as log:
         model.set_attn_implementation("eager")

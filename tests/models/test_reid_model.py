@@ -181,7 +181,7 @@ def test_every_way_of_loading_gives_the_evaluated_vector(tmp_path, vit_config):
 
 
 def test_one_identity_is_refused(vit_config):
-    with pytest.raises(ValueError, match="fewer than two identities, got num_labels=1"):
+    with pytest.raises(ValueError, match="at least two training identities, got num_labels=1"):
         DCALForReID.from_backbone(vit_config, num_labels=1)
 
 

@@ -115,5 +115,5 @@ def test_absolute_positions_are_resampled_as_well(tmp_path):
 
 
 def test_there_is_no_rollout():
-    with pytest.raises(ValueError, match="has no CLS token for a rollout to start from"):
+    with pytest.raises(ValueError, match="has no CLS token, which the rollout needs"):
         swin((32, 32))(torch.zeros(1, 3, 32, 32), output_rollout=True)

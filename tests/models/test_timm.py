@@ -68,10 +68,10 @@ def test_cait_has_both_kinds_of_blocks():
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "or a Swin of transformers, microsoft/swin-tiny-patch4-window7-224"),
+        ("swin_tiny_patch4_window7_224", "or a Swin of transformers, such as microsoft/swin-tiny-patch4-window7-224"),
         ("xcit_nano_12_p16_224", "not built from timm's standard Block and Attention"),
         ("vit_base_patch16_rpn_224", "not built from timm's standard Block and Attention"),
-        ("vit_base_patch16_siglip_224", "reads a CLS token"),
+        ("vit_base_patch16_siglip_224", "needs a CLS token"),
     ],
 )
 def test_a_model_that_pairs_cannot_reach_is_refused_by_name(architecture, reason):
@@ -106,7 +106,7 @@ def test_a_checkpoint_sets_sizes_and_switches_of_timm_and_nothing_else(tmp_path,
     """timm's constructor reads files and addresses by some of them, at `AutoConfig.from_pretrained` already."""
     write_config(tmp_path, is_complete, model_args={"depth": 2, **model_args})
     (name,) = model_args
-    with pytest.raises(ValueError, match=f"model_args of timm's 'vit_tiny_patch16_224' name '{name}'"):
+    with pytest.raises(ValueError, match=f"model_args of timm's 'vit_tiny_patch16_224' contain '{name}'"):
         AutoConfig.from_pretrained(tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_sets_sizes_and_switches_of_timm_and_nothing_else(tmp_path,
 @pytest.mark.parametrize("architecture", ["local-dir:weights", "hf-hub:someone/weights", "../weights", "C:weights"])
 def test_an_architecture_of_timm_is_a_name_and_no_place(tmp_path, architecture, is_complete):
     write_config(tmp_path, is_complete, architecture=architecture)
-    with pytest.raises(ValueError, match=f"'{architecture}' is no name of an architecture of timm"):
+    with pytest.raises(ValueError, match=f"'{architecture}' is not the name of a timm architecture"):
         AutoConfig.from_pretrained(tmp_path)
 
 
