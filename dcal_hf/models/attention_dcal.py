@@ -64,7 +64,7 @@ def dcal_attention_forward(
         record (`Record`, *optional*):
             Receives the SA branch's queries and keys. Recomputation in activation checkpointing overwrites them.
     """
-    single = len(query) - num_paired
+    single = query.shape[0] - num_paired
     if record is not None:
         record.query, record.key = query[:single].detach(), key[:single].detach()
     if memory is not None:
@@ -87,7 +87,7 @@ AttentionInterface.register(ATTENTION_NAME, dcal_attention_forward)
 
 def split_mask(attention_mask: Tensor | None, single: int) -> tuple[Tensor | None, Tensor | None]:
     """Splits a mask into SA's and PWCA's rows; a mask of one row, (1, H, N, N), applies to both."""
-    if attention_mask is None or len(attention_mask) == 1:
+    if attention_mask is None or attention_mask.shape[0] == 1:
         return attention_mask, attention_mask
     return attention_mask[:single], attention_mask[single:]
 
@@ -177,10 +177,11 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 def attention_flow(flow: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """`mean_h(v softmax(s Q_h K_h^T))` in float32, computed in chunks of rows: (B, M), (B, H, M, d) -> (B, N)."""
     with torch.autocast(query.device.type, enabled=False):
-        # One image at a time on the CPU, so that a chunk fits the cache. A compiled graph must not fix the batch size.
-        one_by_one = query.device.type == "cpu" and not torch.compiler.is_compiling()
-        images = 1 if one_by_one else len(query)
-        parts = zip(*(x.float().split(images) for x in (flow, query, key)))
+        # A compiled or exported graph must not fix the batch size, as a split into images would.
+        if query.device.type != "cpu" or torch.compiler.is_compiling():
+            return batch_flow(flow.float(), query.float(), key.float() * scaling)
+        # One image at a time on the CPU, so that a chunk fits the cache.
+        parts = zip(*(x.float().split(1) for x in (flow, query, key)))
         return torch.cat([batch_flow(part, rows, columns * scaling) for part, rows, columns in parts])
 
 

@@ -189,7 +189,7 @@ class CaiTAdapter(TimmAdapter):
         cait = self.backbone.timm_model
         with at_hand(cait):
             patches = cait.pos_drop(cait.patch_embed(pixel_values.to(cait.cls_token.dtype)) + cait.pos_embed)
-            return torch.cat([cait.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            return torch.cat([cait.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
 
     def project(self, attention: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor]:
         return class_keys_values(attention, normed)

@@ -43,7 +43,7 @@ class CLIPAdapter(EncoderAdapter):
         patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
         patches = patches.flatten(2).transpose(1, 2)
         with at_hand(embeddings), at_hand(embeddings.position_embedding):
-            tokens = torch.cat([embeddings.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+            tokens = torch.cat([embeddings.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
             tokens = tokens + embeddings.position_embedding.weight
         return self.backbone.pre_layrnorm(tokens)
 

@@ -39,7 +39,7 @@ class DINOv2Adapter(EncoderAdapter):
         """Same as DINOv2's own embedding, which would interpolate the positions of a non-square image."""
         embeddings = self.backbone.embeddings
         patches = embeddings.patch_embeddings(pixel_values)
-        tokens = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([embeddings.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return tokens + embeddings.position_embeddings
 
 
@@ -56,7 +56,7 @@ class DINOv2WithRegistersAdapter(DINOv2Adapter):
     def add_positions(self, pixel_values: Tensor) -> Tensor:
         """Inserts the registers, which have no position embeddings."""
         tokens = super().add_positions(pixel_values)
-        registers = self.backbone.embeddings.register_tokens.expand(len(tokens), -1, -1)
+        registers = self.backbone.embeddings.register_tokens.expand(tokens.shape[0], -1, -1)
         return torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
 
 

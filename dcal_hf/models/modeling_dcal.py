@@ -294,7 +294,7 @@ class DCALModel(DCALPreTrainedModel):
         """
         hidden_states = self.encoder.embed(pixel_values)
         rotary = self.encoder.rotary(pixel_values)
-        batch_size, attend = len(hidden_states), self.attend
+        batch_size, attend = hidden_states.shape[0], self.attend
         paired = paired_images(pairs, pair_noise, hidden_states)
         records = {depth: Record() for depth in recorded}
         blocks = self.encoder.blocks
@@ -304,7 +304,7 @@ class DCALModel(DCALPreTrainedModel):
             if depth == first:
                 hidden_states = torch.cat([hidden_states, hidden_states.index_select(0, paired)])
             kwargs = {"attend": attend, "record": records.get(depth), "pair_noise": pair_noise}
-            num_paired = len(hidden_states) - batch_size
+            num_paired = hidden_states.shape[0] - batch_size
             hidden_states = self.encoder.run(block, hidden_states, rotary, num_paired=num_paired, **kwargs)
         tokens, pair_tokens = hidden_states[:batch_size], None
         if paired is not None:
@@ -353,7 +353,7 @@ class DCALModel(DCALPreTrainedModel):
             elif selection == "similarity":
                 scores = cls_similarity(tokens, prefix)
             else:
-                scores = torch.rand(len(tokens), tokens.size(1) - prefix, device=tokens.device)
+                scores = torch.rand(tokens.size(0), tokens.size(1) - prefix, device=tokens.device)
             indices = top_patches(scores, self.config.num_local_queries)
         return rollout, indices
 
