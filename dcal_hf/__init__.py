@@ -10,8 +10,16 @@ from .models import (
     DCALModel,
     DCALModelOutput,
     DCALReIDOutput,
+    EncoderAdapter,
+    register_encoder,
 )
-from .training import DCALReIDTrainer, DCALReIDTrainingArguments, DCALTrainer, DCALTrainingArguments
+from .training import (
+    DCALReIDTrainer,
+    DCALReIDTrainingArguments,
+    DCALTrainer,
+    DCALTrainingArguments,
+    register_pair_strategy,
+)
 from .version import __version__
 
 
@@ -37,5 +45,8 @@ __all__ = [
     "DCALReIDTrainingArguments",
     "DCALTrainer",
     "DCALTrainingArguments",
+    "EncoderAdapter",
     "__version__",
+    "register_encoder",
+    "register_pair_strategy",
 ]

@@ -3,6 +3,8 @@
 from .attention_dcal import top_patches
 from .classification_dcal import DCALForImageClassification, DCALImageClassifierOutput
 from .configuration_dcal import DCALConfig
+from .encoder_dcal import EncoderAdapter
+from .families_dcal import register_encoder
 from .modeling_dcal import DCALModel, DCALModelOutput, DCALPreTrainedModel
 from .reid_dcal import DCALForReID, DCALReIDOutput
 
@@ -16,5 +18,7 @@ __all__ = [
     "DCALModelOutput",
     "DCALPreTrainedModel",
     "DCALReIDOutput",
+    "EncoderAdapter",
+    "register_encoder",
     "top_patches",
 ]

@@ -3,7 +3,8 @@
 A DCAL model never calls the backbone's own `forward`. It embeds the image, runs the blocks one by one (so that the
 PWCA branch can join at any of them) and applies the final norm, all with the backbone's own modules and weights.
 
-To add a family, write a file `<family>_dcal.py` with a subclass of [`EncoderAdapter`], and add it to
+To add a family from your own code, write a subclass of [`EncoderAdapter`] and pass it to `dcal_hf.register_encoder`;
+steps 1 and 2 below apply. To add one here, write a file `<family>_dcal.py` with the subclass, and add it to
 `families_dcal.ADAPTERS`:
 
 1. Its blocks must pass keyword arguments to the attention, and the attention must pass them to the function that

@@ -1,8 +1,8 @@
-"""The families of encoders that DCAL supports, by model type. `encoder_dcal` explains how to add one."""
+"""The families of encoders that DCAL supports, by model type. `encoder_dcal` explains how to write an adapter."""
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .cait_dcal import CaiTAdapter
 from .clip_dcal import CLIPAdapter
@@ -31,6 +31,28 @@ ADAPTERS: dict[str, type[EncoderAdapter]] = {
 }
 
 
+def register_encoder(model_type: str, adapter: type[EncoderAdapter]) -> None:
+    """Adds a family of encoders. A checkpoint of such an encoder loads where the same registration was made before.
+
+    Args:
+        model_type (`str`):
+            `model_type` of the encoder's configuration. If transformers does not have it, its classes must be
+            registered there as well (`AutoConfig.register`, `AutoModel.register`).
+        adapter (`type[EncoderAdapter]`): Its adapter; `encoder_dcal` explains what it must define.
+
+    Raises:
+        TypeError: If `adapter` is not a subclass of [`EncoderAdapter`].
+        ValueError: If there is an adapter for this type already.
+    """
+    if not (isinstance(adapter, type) and issubclass(adapter, EncoderAdapter)):
+        raise TypeError(f"The adapter of '{model_type}' must be a subclass of EncoderAdapter, got {adapter!r}.")
+    if model_type in ADAPTERS:
+        raise ValueError(
+            f"There is an adapter for '{model_type}' already, {ADAPTERS[model_type].__name__}: choose another name."
+        )
+    ADAPTERS[model_type] = adapter
+
+
 def find_adapter(config: PreTrainedConfig) -> type[EncoderAdapter]:
     """Finds the adapter class for the configuration of an encoder; completes the configuration of a timm encoder.
 
@@ -43,15 +65,26 @@ def find_adapter(config: PreTrainedConfig) -> type[EncoderAdapter]:
         family = complete_timm_config(config, families)
     if family not in ADAPTERS:
         raise ValueError(
-            f"DCAL cannot use a backbone of type '{family}': pairs of images cannot be passed to its attention. Use "
-            f"one of {', '.join(ADAPTERS)}."
+            f"DCAL cannot use a backbone of type '{family}': it has no adapter through which pairs of images are "
+            f"passed to its attention. Use one of {', '.join(ADAPTERS)}; or call dcal_hf.register_encoder('{family}', "
+            "...) with an adapter first, also before loading a checkpoint."
         )
     return ADAPTERS[family]
 
 
 def read_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Adds the fields that transformers requires to read a backbone's configuration from a dictionary."""
+    """Adds the fields that transformers requires to read a backbone's configuration from a dictionary.
+
+    Raises:
+        ValueError: If neither transformers nor a registration knows the type of the backbone.
+    """
+    model_type = fields.get("model_type", "vit")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"transformers does not know a backbone of type '{model_type}': before loading, call AutoConfig.register, "
+            "AutoModel.register and dcal_hf.register_encoder with its configuration, model and adapter."
+        )
     return ADAPTERS.get(fields.get("model_type"), EncoderAdapter).read_fields(fields)
 
 
-__all__ = ["ADAPTERS", "find_adapter", "read_fields"]
+__all__ = ["ADAPTERS", "find_adapter", "read_fields", "register_encoder"]

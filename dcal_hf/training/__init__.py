@@ -2,7 +2,7 @@
 
 from .checkpoints import checkpoint_folders, last_checkpoint
 from .classes import class_names, has_class_names, name_classes, set_classes
-from .pairs import DistractedDataset, PairCollator, PairSampler
+from .pairs import DistractedDataset, PairCollator, PairSampler, register_pair_strategy
 from .reid_trainer import DCALReIDTrainer, column, protocol_columns
 from .reid_training_args import DCALReIDTrainingArguments
 from .samplers import IdentityBalancedSampler
@@ -26,5 +26,6 @@ __all__ = [
     "last_checkpoint",
     "name_classes",
     "protocol_columns",
+    "register_pair_strategy",
     "set_classes",
 ]

@@ -5,6 +5,8 @@ random numbers are needed at a step. Paper: section 3.3, and Table 4 for the str
 (https://huggingface.co/papers/2205.02151).
 """
 
+import operator
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +19,36 @@ from torch.utils.data import Dataset, Sampler
 from ..models.loss_dcal import IGNORED
 
 
-PAIR_SAMPLING = ("any", "inter_class", "intra_class", "half", "noise")
-# Strategies that depend on the classes.
-BY_CLASS = ("inter_class", "intra_class", "half")
+# `register_pair_strategy` adds to both.
+PAIR_SAMPLING = ["any", "inter_class", "intra_class", "half", "noise"]
+# Which classes may be paired, as a function of two arrays of classes; strategies that are missing here allow all.
+RULES: dict[str, Callable[[Any, Any], Any]] = {"inter_class": operator.ne, "intra_class": operator.eq}
+
+
+def register_pair_strategy(name: str, allows: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """Adds a value of `pair_sampling`: two images may distract each other if their classes are allowed to.
+
+    Args:
+        name (`str`): The value.
+        allows (`Callable`):
+            Two arrays of classes (N,), int64 -> bool (N,), whether each two may be paired. Must be symmetric and
+            depend on the classes only. Data-loading processes that do not fork import it by its name.
+
+    Raises:
+        TypeError: If `allows` is not callable.
+        ValueError: If there is a strategy of this name already.
+    """
+    if not callable(allows):
+        raise TypeError(f"The pair strategy '{name}' must be a function of two arrays of classes, got {allows!r}.")
+    if name in PAIR_SAMPLING:
+        raise ValueError(f"There is a pair strategy '{name}' already: choose another name.")
+    PAIR_SAMPLING.append(name)
+    RULES[name] = allows
+
+
+def depends_on_classes(strategy: str) -> bool:
+    """Whether a strategy depends on the classes of the images."""
+    return strategy == "half" or strategy in RULES
 
 
 def batch_pairs(labels: Tensor, strategy: str) -> Tensor:
@@ -27,17 +56,22 @@ def batch_pairs(labels: Tensor, strategy: str) -> Tensor:
 
     Args:
         labels (`Tensor` of shape `(B,)`, or `(B, classes)` for probabilities): The class of each image.
-        strategy (`str`): `"inter_class"` or `"intra_class"`; any other allows all pairs.
+        strategy (`str`): `"inter_class"`, `"intra_class"` or a registered one; any other allows all pairs.
 
     Returns:
         `Tensor` of shape `(P, 2)`, int64: the `pairs` argument of the model. P may be 0.
     """
+    return allowed_pairs(labels, RULES.get(strategy))
+
+
+def allowed_pairs(labels: Tensor, allows: Callable[[Any, Any], Any] | None) -> Tensor:
+    """[`batch_pairs`] by the rule of the strategy, one of `RULES`; None allows all pairs."""
     pairs = torch.arange(len(labels) // 2 * 2).view(-1, 2)
-    if strategy not in ("inter_class", "intra_class"):
+    if allows is None:
         return pairs
     classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
-    first, second = classes[pairs].unbind(dim=1)
-    return pairs[(first == second) == (strategy == "intra_class")]
+    first, second = classes[pairs].numpy().T
+    return pairs[torch.from_numpy(np.asarray(allows(first, second), dtype=bool))]
 
 
 def count_unpaired(order: np.ndarray, labels: np.ndarray, batch_size: int, strategy: str) -> int:
@@ -52,8 +86,8 @@ def pair_up(labels: np.ndarray, strategy: str, rng: np.random.Generator) -> tupl
     Args:
         labels (`np.ndarray` of shape `(N,)`): Class of each image.
         strategy (`str`):
-            `"inter_class"`, `"intra_class"`, or `"half"` for half of the pairs of either kind, if there are enough of
-            the same class; any other allows all pairs.
+            `"inter_class"`, `"intra_class"`, `"half"` for half of the pairs of either kind, if there are enough of the
+            same class, or a registered one, which is paired greedily; any other allows all pairs.
         rng (`np.random.Generator`): Source of random numbers.
 
     Returns:
@@ -68,6 +102,8 @@ def pair_up(labels: np.ndarray, strategy: str, rng: np.random.Generator) -> tupl
         same_class = rng.permutation(_pair_same_class(order, labels)[0])[:len(labels) // 4]
         different_classes, unpaired = _pair_different_classes(order[~np.isin(order, same_class)], labels)
         return np.concatenate([same_class, different_classes]), unpaired
+    if strategy in RULES:
+        return _pair_by_rule(order, labels, RULES[strategy], rng)
     return _consecutive_pairs(order)
 
 
@@ -108,6 +144,41 @@ def _swap_partners(pairs: np.ndarray, same_class: np.ndarray, labels: np.ndarray
     others = np.flatnonzero((labels[pairs] != labels[same_class[0, 0]]).all(axis=1))[:len(same_class)]
     swapped = np.stack([same_class[:len(others)], pairs[others]], axis=2).reshape(-1, 2)
     return np.concatenate([np.delete(pairs, others, axis=0), swapped]), same_class[len(others):]
+
+
+def _pair_by_rule(
+    order: np.ndarray, labels: np.ndarray, allows: Callable[[Any, Any], Any], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs each image in turn with a random one of those that are left and allowed.
+
+    Raises:
+        ValueError: If the rule is not symmetric.
+    """
+    classes, own = np.unique(labels, return_inverse=True)
+    allowed = np.array([allows(np.full(len(classes), number), classes) for number in classes], dtype=bool)
+    if (allowed != allowed.T).any():
+        first, second = classes[np.argwhere(allowed != allowed.T)[0]]
+        raise ValueError(
+            f"The pair strategy allows classes {first} and {second} in one order only: make it symmetric."
+        )
+    waiting = [deque(order[own[order] == number]) for number in range(len(classes))]
+    counts = np.bincount(own)
+    pairs, unpaired, is_paired = [], [], np.zeros(len(labels), dtype=bool)
+    for image in order:
+        if is_paired[image]:
+            continue
+        # It is the first of its class: those before it in the order have been paired or left.
+        waiting[own[image]].popleft()
+        counts[own[image]] -= 1
+        left = np.cumsum(counts * allowed[own[image]])
+        if left[-1] == 0:
+            unpaired.append(image)
+            continue
+        partner = waiting[np.searchsorted(left, rng.integers(left[-1]), side="right")].pop()
+        counts[own[partner]] -= 1
+        is_paired[partner] = True
+        pairs.append((image, partner))
+    return np.array(pairs, dtype=order.dtype).reshape(-1, 2), np.array(unpaired, dtype=order.dtype)
 
 
 def _is_same_class(pairs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -189,13 +260,17 @@ class PairCollator:
     strategy: str
     fraction: float = 1.0
 
+    def __post_init__(self):
+        # A process that loads data but was not forked has no registered strategies.
+        self.allows = RULES.get(self.strategy)
+
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The batch, with `pairs` (P, 2). The `distractor` of a sample becomes the next image of the batch."""
         distractors = [torch.as_tensor(sample["distractor"]) for sample in samples if "distractor" in sample]
         batch = self.collate([{key: sample[key] for key in sample if key != "distractor"} for sample in samples])
         if distractors:
             batch = with_distractors(batch, torch.stack(distractors))
-        pairs = batch_pairs(batch["labels"], self.strategy)
+        pairs = allowed_pairs(batch["labels"], self.allows)
         pairs = pairs[:max(round(self.fraction * len(pairs)), 1)]
         return {**batch, "pairs": pairs}
 
@@ -240,6 +315,8 @@ __all__ = [
     "PairCollator",
     "PairSampler",
     "batch_pairs",
+    "depends_on_classes",
     "order_pairs",
     "pair_up",
+    "register_pair_strategy",
 ]

@@ -48,6 +48,8 @@ class IdentityBalancedSampler(Sampler[int]):
                 f"A batch of {batch_size} images does not divide into identities of {instances_per_identity} images: "
                 "make the batch size per device a multiple of instances_per_identity."
             )
+        # Pairing by a registered strategy needs the identities as they are.
+        self.identities = np.asarray(labels)
         _, self.labels = np.unique(labels, return_inverse=True)
         counts = np.bincount(self.labels)
         if len(counts) * instances_per_identity < batch_size:
@@ -82,14 +84,14 @@ class IdentityBalancedSampler(Sampler[int]):
         # A separate generator: which images are in a batch does not depend on how they are paired.
         rng = np.random.default_rng([self.seed, self.epoch, 1])
         arranged = (
-            order_pairs(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng)
+            order_pairs(*pair_up(self.identities[batch], self.pair_sampling, rng), self.batch_size, rng)
             for batch in batches
         )
         return np.concatenate([batch[positions] for batch, positions in zip(batches, arranged)])
 
     def count_unpaired(self) -> int:
         """Number of images of the epoch without a partner."""
-        return count_unpaired(self.order(), self.labels, self.batch_size, self.pair_sampling)
+        return count_unpaired(self.order(), self.identities, self.batch_size, self.pair_sampling)
 
     def groups(self) -> np.ndarray:
         """Indices of the epoch in groups of K images of one identity."""

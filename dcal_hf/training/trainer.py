@@ -21,7 +21,7 @@ from .classes import class_names
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
-from .pairs import BY_CLASS, DistractedDataset, PairCollator, PairSampler
+from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
 from .parameter_groups import parameter_groups, weight_matrix_names
 from .resumable_trainer import ResumableTrainer
 from .sharding import connect_shards, shard_by_blocks
@@ -174,7 +174,7 @@ class DCALTrainer(ResumableTrainer):
         Raises:
             ValueError: If pair sampling uses classes and the data set has no label column.
         """
-        if self.pair_sampling not in BY_CLASS:
+        if not depends_on_classes(self.pair_sampling):
             return np.zeros(len(self.labelled_dataset), dtype=np.int64)
         return read_labels(self.labelled_dataset, f"pair_sampling='{self.pair_sampling}'")
 

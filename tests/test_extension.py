@@ -1,0 +1,128 @@
+"""Encoders and pair strategies from outside of the package, as the README registers them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler
+from transformers import AutoModel, HfArgumentParser, ViTMSNConfig, ViTMSNModel
+
+import dcal_hf
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALTrainer
+from dcal_hf.models import families_dcal
+from dcal_hf.training import IdentityBalancedSampler, PairSampler, pairs
+from dcal_hf.training.pairs import PairCollator, batch_pairs, pair_up
+
+from helpers import TINY_SIZES, shaken
+
+
+README = Path(__file__).parents[1] / "README.md"
+# Of the ten pairs of classes, five are allowed: 0 with all, 1 with itself.
+ALLOWED = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=bool)
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch):
+    """What a test registers is forgotten."""
+    monkeypatch.setattr(families_dcal, "ADAPTERS", dict(families_dcal.ADAPTERS))
+    monkeypatch.setattr(pairs, "RULES", dict(pairs.RULES))
+    strategies = list(pairs.PAIR_SAMPLING)
+    yield
+    # The arguments' choices are this very list.
+    pairs.PAIR_SAMPLING[:] = strategies
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch) -> dict:
+    """What the README's lines define, run beside a small checkpoint of the encoder that they name."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    plain = shaken(ViTMSNModel(ViTMSNConfig(image_size=16, **TINY_SIZES)), 0.1)
+    plain.save_pretrained(tmp_path / "facebook" / "vit-msn-small")
+    section = README.read_text(encoding="utf-8").split("### Encoders and pairs of your own")[1]
+    namespace = {"plain": plain}
+    exec(re.search("```python\n(.*?)```", section, re.DOTALL)[1], namespace)
+    return namespace
+
+
+def test_the_readmes_lines_bring_an_encoder_and_pairs(registered, tmp_path):
+    model, pixel_values = registered["model"].eval(), torch.randn(4, 3, 16, 16)
+    tokens = registered["plain"](pixel_values).last_hidden_state
+    torch.testing.assert_close(model.dcal(pixel_values).last_hidden_state, tokens)
+    own = model.dcal(pixel_values, pairs=torch.tensor([[1, 1], [2, 2]])).pwca_embedding
+    torch.testing.assert_close(own, tokens[[1, 1, 2, 2], 0])
+    assert not torch.allclose(model.dcal(pixel_values, pairs=torch.tensor([[1, 2]])).pwca_embedding, tokens[1:3, 0])
+
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "saved").eval()(pixel_values)[0], tokens)
+    samples = [{"pixel_values": image, "labels": number} for number, image in enumerate(pixel_values)]
+    arguments = registered["arguments"]
+    trainer = DCALTrainer(model, arguments, train_dataset=samples)
+    # A list has no column of classes to pair by.
+    with pytest.raises(ValueError, match="pair_sampling='same_genus' needs the class of every training image"):
+        trainer.get_train_dataloader()
+
+
+def test_a_checkpoint_without_its_registration_says_what_is_missing(registered, tmp_path):
+    registered["model"].save_pretrained(tmp_path / "saved")
+    del families_dcal.ADAPTERS["vit_msn"]
+    with pytest.raises(ValueError, match=r"'vit_msn': it has no adapter.* call dcal_hf.register_encoder\('vit_msn'"):
+        DCALForImageClassification.from_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="does not know a backbone of type 'my_vit': .*call AutoConfig.register"):
+        DCALConfig(backbone_config={"model_type": "my_vit"})
+
+
+def test_names_are_given_once_and_mistakes_get_a_sentence():
+    with pytest.raises(ValueError, match="There is an adapter for 'vit' already, ViTAdapter"):
+        dcal_hf.register_encoder("vit", families_dcal.ViTAdapter)
+    with pytest.raises(TypeError, match="adapter of 'new' must be a subclass of EncoderAdapter"):
+        dcal_hf.register_encoder("new", ViTMSNModel)
+    with pytest.raises(ValueError, match="There is a pair strategy 'noise' already"):
+        dcal_hf.register_pair_strategy("noise", np.equal)
+    with pytest.raises(TypeError, match="'new' must be a function of two arrays of classes"):
+        dcal_hf.register_pair_strategy("new", "any")
+    dcal_hf.register_pair_strategy("later", np.less)
+    with pytest.raises(ValueError, match="allows classes 0 and 1 in one order only: make it symmetric"):
+        pair_up(np.arange(4), "later", np.random.default_rng(0))
+
+
+def test_a_registered_strategy_is_known_to_command_lines(tmp_path):
+    parser = HfArgumentParser((dcal_hf.DCALTrainingArguments,))
+    dcal_hf.register_pair_strategy("equal", np.equal)
+    command = ["--output_dir", str(tmp_path), "--use_cpu", "--pair_sampling", "equal"]
+    assert parser.parse_args_into_dataclasses(command)[0].pair_sampling == "equal"
+
+
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_an_epoch_pairs_what_the_rule_allows(batch_size):
+    labels = np.random.default_rng(0).choice(4, size=101, p=[0.4, 0.3, 0.2, 0.1])
+    dcal_hf.register_pair_strategy("with_0", lambda first, second: ALLOWED[first, second])
+    partners, alone = pair_up(labels, "with_0", np.random.default_rng(1))
+    assert sorted([*partners.ravel(), *alone]) == list(range(101))
+    assert all(ALLOWED[labels[first], labels[second]] for first, second in partners)
+    # Nothing that is left could have been paired.
+    assert not any(ALLOWED[labels[a], labels[b]] for a in alone for b in alone if a != b)
+    sampler, counted, kinds = PairSampler(labels, batch_size, "with_0"), 0, set()
+    for batch in BatchSampler(sampler, batch_size, drop_last=False):
+        classes = labels[batch]
+        collate = PairCollator(lambda samples: {"labels": torch.tensor([s["labels"] for s in samples])}, "with_0")
+        found = collate([{"labels": label} for label in classes])["pairs"]
+        assert torch.equal(found, batch_pairs(torch.from_numpy(classes), "with_0"))
+        assert all(ALLOWED[classes[a], classes[b]] for a, b in found)
+        kinds |= {frozenset((classes[a], classes[b])) for a, b in found.tolist()}
+        counted += 2 * len(found)
+    assert counted == 101 - sampler.count_unpaired() and len(kinds) == 5
+    sampler.set_epoch(1)
+    assert list(sampler) != list(PairSampler(labels, batch_size, "with_0"))
+
+
+def test_the_rule_sees_identities_as_they_are():
+    """Only every third number is an individual: the balanced sampler counts them anew."""
+    labels = np.repeat([0, 3, 6, 9], 6)
+    dcal_hf.register_pair_strategy("neighbours", lambda first, second: abs(first - second) == 3)
+    sampler = IdentityBalancedSampler(labels, 8, 2, pair_sampling="neighbours")
+    batches = torch.from_numpy(labels[sampler.order()]).split(8)
+    found = [batch[batch_pairs(batch, "neighbours")] for batch in batches]
+    assert sampler.count_unpaired() < 12 and all(((x[:, 0] - x[:, 1]).abs() == 3).all() for x in found)
