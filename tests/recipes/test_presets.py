@@ -6,13 +6,21 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from transformers import PreTrainedConfig, SwinConfig, TimmWrapperConfig, ViTConfig
+from transformers import (
+    CLIPVisionConfig,
+    Dinov2Config,
+    DINOv3ViTConfig,
+    PreTrainedConfig,
+    SwinConfig,
+    TimmWrapperConfig,
+    ViTConfig,
+)
 
-from dcal_hf import DCALForImageClassification, DCALForReID, DCALReIDTrainer, DCALTrainer
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALForReID, DCALReIDTrainer, DCALTrainer
 
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
-PRESETS = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if "base" in yaml.safe_load(path.read_text())}
+ALL = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml")) if "base" in yaml.safe_load(path.read_text())}
 NUM_CLASSES = {
     "cub200": 200,
     "stanford_cars": 196,
@@ -22,7 +30,18 @@ NUM_CLASSES = {
     "market1501": 751,
     "dukemtmc": 702,
 }
+# The paper's runs, named by their data set; and those for own data, named by their encoder.
+PRESETS = [name for name in ALL if name.startswith(tuple(NUM_CLASSES))]
+OWN = [name for name in ALL if name not in PRESETS]
 REID = ("veri776", "msmt17", "market1501", "dukemtmc")
+SMALL = {"hidden_size": 384, "num_attention_heads": 6}
+OWN_ENCODERS = {
+    "facebook/dinov2-small": Dinov2Config(image_size=518, patch_size=14, **SMALL),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": DINOv3ViTConfig(
+        num_register_tokens=4, intermediate_size=1536, **SMALL
+    ),
+    "openai/clip-vit-base-patch16": CLIPVisionConfig(patch_size=16),
+}
 # One of each input size is enough for every day.
 FAST = ("cub200_deit_tiny", "market1501_deit_small", "veri776_deit_tiny", "msmt17_swin_tiny")
 STEPS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
@@ -34,6 +53,8 @@ ONE_STEP = ("--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 2 --da
 def architecture(checkpoint: str) -> PreTrainedConfig:
     """What the checkpoint's own config.json says, without a download."""
     widths = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
+    if checkpoint in OWN_ENCODERS:
+        return OWN_ENCODERS[checkpoint]
     if checkpoint.startswith("timm/"):
         name = checkpoint.removeprefix("timm/").partition(".")[0]
         # A new CaiT's layer scale is so small that one step in float32 would not move what is behind it.
@@ -45,14 +66,18 @@ def architecture(checkpoint: str) -> PreTrainedConfig:
     return ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
 
 
+def is_reid(name: str) -> bool:
+    return name.startswith(REID) or name.endswith("_reid")
+
+
 @pytest.fixture
 def parse(import_recipe, tmp_path):
     """The recipe's own reading of a preset, with what a test adds: model, data and training arguments."""
 
     def read(name: str, *options: str) -> tuple:
         options = ["--data_dir", "images", "--output_dir", str(tmp_path), "--use_cpu", *options]
-        recipe = import_recipe("run_reid" if name.startswith(REID) else "run_fgvc")
-        return recipe.parse_arguments(recipe.ARGUMENTS, [str(PRESETS[name]), *options])
+        recipe = import_recipe("run_reid" if is_reid(name) else "run_fgvc")
+        return recipe.parse_arguments(recipe.ARGUMENTS, [str(ALL[name]), *options])
 
     return read
 
@@ -67,7 +92,7 @@ def test_there_is_a_preset_for_each_of_the_papers_results():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_papers_recipe_and_says_what_to_expect(parse, name):
     model_args, data_args, training_args = parse(name)
-    text = PRESETS[name].read_text()
+    text = ALL[name].read_text()
     assert text.startswith("# ") and "The paper: " in text and f"recipes/configs/{name}.yaml --data_dir" in text
     assert data_args.dataset_name in NUM_CLASSES and name.startswith(data_args.dataset_name)
     assert yaml.safe_load(text)["output_dir"] == f"out/{name}"
@@ -87,16 +112,37 @@ def test_a_preset_is_the_papers_recipe_and_says_what_to_expect(parse, name):
         assert data_args.eval_split == "test"
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", OWN)
+def test_a_preset_of_todays_encoders_is_marked_as_untried(parse, name):
+    model_args, data_args, training_args = parse(name)
+    text = ALL[name].read_text()
+    recipe, folder = ("run_reid", "turtles") if is_reid(name) else ("run_fgvc", "birds")
+    assert f"recipes/{recipe}.py recipes/configs/{name}.yaml --data_dir {folder}" in text
+    assert "Untried on real weights" in text and yaml.safe_load(text)["output_dir"] == f"out/{name}"
+    assert training_args.optim.value == "adamw_torch_fused" and training_args.load_best_model_at_end
+    lora = (16, "all") if "lora" in name else (0, "attention")
+    assert (training_args.lora_rank, training_args.lora_targets) == lora
+    assert is_reid(name) or data_args.eval_split == "validation"
+    config = DCALConfig(
+        backbone_config=architecture(model_args.model_name_or_path),
+        image_size=model_args.input_size,
+        neck=is_reid(name),
+        **model_args.dcal_kwargs,
+    )
+    assert config.grid[0] in (16, 28, 32) and config.reads_local_queries
+
+
+@pytest.mark.parametrize("name", [*STEPS, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)])
 def test_a_preset_takes_a_step(parse, name):
-    is_reid = name.startswith(REID)
-    model_args, data_args, training_args = parse(name, *ONE_STEP, *["--instances_per_identity", "1"] * is_reid)
-    model_class = DCALForReID if is_reid else DCALForImageClassification
-    trainer_class = DCALReIDTrainer if is_reid else DCALTrainer
+    options = [*ONE_STEP, "--eval_strategy", "no", "--load_best_model_at_end", "false"]
+    options += ["--instances_per_identity", "1"] * is_reid(name)
+    model_args, data_args, training_args = parse(name, *options)
+    model_class = DCALForReID if is_reid(name) else DCALForImageClassification
+    trainer_class = DCALReIDTrainer if is_reid(name) else DCALTrainer
     model = model_class.from_backbone(
         architecture(model_args.model_name_or_path),
         model_args.input_size,
-        num_labels=NUM_CLASSES[data_args.dataset_name],
+        num_labels=NUM_CLASSES.get(data_args.dataset_name, 2),
         **model_args.dcal_kwargs,
     )
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -104,7 +150,9 @@ def test_a_preset_takes_a_step(parse, name):
     result = trainer.train()
     assert result.global_step == 1 and 0 < result.training_loss < 100
     still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
-    assert still == []
+    # Adapters leave all but the linear layers of the blocks alone.
+    expected = [name for name in still if ".backbone." in name] if training_args.lora_rank > 0 else []
+    assert still == expected
 
 
 def fake_images(size: tuple[int, int]) -> Dataset:
