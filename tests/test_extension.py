@@ -15,7 +15,7 @@ from dcal_hf.models import families_dcal
 from dcal_hf.training import IdentityBalancedSampler, PairSampler, pairs
 from dcal_hf.training.pairs import PairCollator, batch_pairs, pair_up
 
-from helpers import TINY_SIZES, shaken
+from helpers import TINY_SIZES, add_noise
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -39,7 +39,7 @@ def registered(tmp_path, monkeypatch) -> dict:
     """What the README's lines define, run beside a small checkpoint of the encoder that they name."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    plain = shaken(ViTMSNModel(ViTMSNConfig(image_size=16, **TINY_SIZES)), 0.1)
+    plain = add_noise(ViTMSNModel(ViTMSNConfig(image_size=16, **TINY_SIZES)), 0.1)
     plain.save_pretrained(tmp_path / "facebook" / "vit-msn-small")
     section = README.read_text(encoding="utf-8").split("### Encoders and pairs of your own")[1]
     namespace = {"plain": plain}

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 from dcal_hf import DCALConfig, DCALForImageClassification, DCALForReID
 from dcal_hf.transforms import EvalTransform, fine_grained_processor, reid_processor
 
-from helpers import noise_picture, shaken
+from helpers import add_noise, noise_picture
 
 
 @pytest.fixture(scope="module", params=["reid", "classification"])
@@ -23,7 +23,7 @@ def checkpoint(request, tmp_path_factory, backbone_configs):
         (DCALForReID, reid_processor) if is_reid else (DCALForImageClassification, fine_grained_processor)
     )
     neck = {"neck_feature": "after"} if is_reid else {}
-    model = shaken(model_class.from_backbone(backbone_configs["vit"], num_labels=3, **neck), 0.1)
+    model = add_noise(model_class.from_backbone(backbone_configs["vit"], num_labels=3, **neck), 0.1)
     model.save_pretrained(folder)
     prepare(ViTImageProcessor(), (32, 32)).save_pretrained(folder)
     return folder, model

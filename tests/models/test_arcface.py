@@ -11,7 +11,7 @@ from dcal_hf.models.arcface_dcal import SubCenterClassifier, add_angular_margin
 from dcal_hf.models.loss_dcal import batch_hard_triplet
 from dcal_hf.training import set_classes
 
-from helpers import shaken
+from helpers import add_noise
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -69,7 +69,7 @@ def test_angles_are_float32_under_autocast():
 
 def test_every_branch_has_it_after_the_neck_beside_the_triplet(vit_config):
     fields = {"arcface_subcenters": 2, "arcface_margin": 0.3, "arcface_scale": 16}
-    model = shaken(DCALForReID.from_backbone(vit_config, num_labels=3, identity_loss="arcface", **fields), 0.1)
+    model = add_noise(DCALForReID.from_backbone(vit_config, num_labels=3, identity_loss="arcface", **fields), 0.1)
     pixel_values = torch.randn(6, 3, 32, 32)
     output, features = model(pixel_values, LABELS, PAIRS), model.dcal(pixel_values, pairs=PAIRS)
     for name in ("sa", "glca", "pwca"):
