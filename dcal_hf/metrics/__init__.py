@@ -1,9 +1,9 @@
 """Metrics: pure functions, and `evaluate.Metric` classes that wrap them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..files import save_confusion_matrix
+from ..lazy import lazy_names
 from .classification import class_mean_accuracy, confusion_matrix, top_k_accuracy
 from .distances import Distances, FeatureDistances
 from .open_set import auroc, open_set_accuracy, open_set_metrics
@@ -18,20 +18,16 @@ if TYPE_CHECKING:
 
 
 # Imported on first access: these modules import evaluate or SciPy, which the other functions do not need.
-MODULES = {
-    "ClassificationMetrics": "fine_grained_accuracy",
-    "FineGrainedAccuracy": "fine_grained_accuracy",
-    "RetrievalMAP": "retrieval_map",
-    "expected_calibration_error": "calibration",
-    "fit_temperature": "calibration",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{MODULES[name]}", __name__), name)
-
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ClassificationMetrics": "fine_grained_accuracy",
+        "FineGrainedAccuracy": "fine_grained_accuracy",
+        "RetrievalMAP": "retrieval_map",
+        "expected_calibration_error": "calibration",
+        "fit_temperature": "calibration",
+    },
+)
 
 __all__ = [
     "QUERIES_PER_CHUNK",

@@ -1,8 +1,8 @@
 """Search by image: embeddings, a gallery of them on disk, query expansion, re-ranking, verification."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazy_names
 from .embedding import embed_images, model_fingerprint
 from .query_expansion import expand_queries
 from .verification import VerificationThreshold, calibrate, pair_distances
@@ -13,15 +13,8 @@ if TYPE_CHECKING:
     from .reranking import rerank
 
 
-# Imported when asked for: their modules import faiss, and who only trains a model does not need it.
-MODULES = {"GalleryIndex": "gallery", "rerank": "reranking"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{MODULES[name]}", __name__), name)
-
+# Imported on first access: these modules import faiss, which training a model does not need.
+__getattr__ = lazy_names(__name__, {"GalleryIndex": "gallery", "rerank": "reranking"})
 
 __all__ = [
     "GalleryIndex",
