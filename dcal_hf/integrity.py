@@ -38,7 +38,7 @@ def find_damage(folder: Path, files: Checksums) -> str | None:
         if size != expected.get("bytes"):
             return f"{name} has {size} bytes instead of {expected.get('bytes')}"
         if _sha256(path) != expected.get("sha256"):
-            return f"{name} is not what was saved"
+            return f"{name} has changed since it was saved"
     return None
 
 

@@ -82,13 +82,13 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     logits -= np.take_along_axis(logits, labels[:, None], axis=1)
     if (logits <= 0).all():
         raise ValueError(
-            "Every example is classified right, so that the likelihood grows as the temperature falls to 0: fit it on "
-            "examples of which some are classified wrong."
+            "All examples are classified correctly, so the likelihood increases as the temperature approaches 0: "
+            "include examples with classification errors."
         )
     if logits.mean() >= 0:
         raise ValueError(
-            "The true classes have no higher logits than the others on the whole, so that the likelihood grows with "
-            "the temperature without end: check that labels and logits are of the same examples and classes."
+            "The true classes do not have higher logits than the others on average, so the likelihood increases with "
+            "the temperature: check that labels and logits belong to the same examples and classes."
         )
 
     def slope(inverse: float) -> float:

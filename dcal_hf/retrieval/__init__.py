@@ -1,4 +1,4 @@
-"""Search by image: embeddings, a gallery of them on disk, query expansion, re-ranking, verification."""
+"""Image retrieval: embeddings, a gallery on disk, query expansion, re-ranking and verification."""
 
 from typing import TYPE_CHECKING
 

@@ -99,7 +99,7 @@ def load_folder(
                 if _lies_at(file, path):
                     return loaded
         time.sleep(PAUSE)
-    raise RuntimeError(f"{folder} is replaced again and again while it is read: load it when the writers are done.")
+    raise RuntimeError(f"{folder} keeps being replaced while it is read: load it when the writers have finished.")
 
 
 def parse_description(file: BinaryIO, path: Path, format_version: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def parse_description(file: BinaryIO, path: Path, format_version: int) -> dict[s
     try:
         description = json.load(file)
     except ValueError as error:
-        raise ValueError(f"{path.parent} is damaged: {path.name} is no JSON.") from error
+        raise ValueError(f"{path.parent} is damaged: {path.name} is not valid JSON.") from error
     found = description.get("format_version")
     if found != format_version:
         raise ValueError(f"{path.parent} has format version {found}, and this dcal_hf reads {format_version}.")

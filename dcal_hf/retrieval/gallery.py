@@ -95,7 +95,7 @@ class GalleryIndex:
             search_parameters (`Mapping[str, float]`, *optional*):
                 See [`~GalleryIndex.set_search_parameters`].
             training_size (`int`, *optional*):
-                Number of embeddings, drawn at random, to train the index on; all by default.
+                Number of randomly sampled embeddings to train the index on; all by default.
 
         Raises:
             ValueError: If the embeddings, items or options are invalid, or the embeddings too few to train the index.
@@ -171,8 +171,7 @@ class GalleryIndex:
             self.index.remove_ids(np.setdiff1d(self.ids, self.ids[keep]))
         except RuntimeError as error:
             raise ValueError(
-                f"An index {self.factory!r} cannot remove items: build it again from those that stay, or use Flat or "
-                "IVF."
+                f"An index {self.factory!r} cannot remove items: build a new one from the others, or use Flat or IVF."
             ) from error
         self.items, self.ids = self.items.select(keep), self.ids[keep]
 
@@ -269,7 +268,7 @@ class GalleryIndex:
             )
         if dimension not in (None, description["dimension"]):
             raise ValueError(
-                f"The gallery {folder} has embeddings of {description['dimension']} numbers, not of {dimension}."
+                f"The gallery {folder} has embeddings of {description['dimension']} dimensions, not {dimension}."
             )
         check_files(folder, description["files"])
         gallery = cls(
@@ -301,7 +300,7 @@ class GalleryIndex:
         except RuntimeError as error:
             raise ValueError(
                 f"An index {self.factory!r} cannot be trained on {len(vectors)} embeddings ({_reason(error)}): give "
-                "more, or choose a smaller one, such as 'Flat'."
+                "more embeddings, or choose another index, such as 'Flat'."
             ) from error
 
     def _normalised(self, vectors: np.ndarray) -> np.ndarray:
@@ -319,7 +318,8 @@ def _empty_index(dimension: int, factory: str) -> faiss.Index:
     try:
         index = faiss.index_factory(dimension, factory)
     except RuntimeError as error:
-        raise ValueError(f"faiss makes no index {factory!r} of {dimension} dimensions: {_reason(error)}.") from error
+        message = f"faiss cannot create an index {factory!r} of {dimension} dimensions: {_reason(error)}."
+        raise ValueError(message) from error
     core = index
     while isinstance(core, faiss.IndexPreTransform):
         core = faiss.downcast_index(core.index)

@@ -84,16 +84,16 @@ def last_checkpoint(output_dir: str | Path) -> str:
     for checkpoint in checkpoint_folders(output_dir):
         flaw = _find_flaw(checkpoint)
         if flaw is None and _read_json(checkpoint / MANIFEST_FILE)["run"] != own:
-            flaw = "it is of another run"
+            flaw = "it belongs to another run"
         if flaw is None:
             if skipped:
-                logger.warning("Resuming from %s, because of %s", checkpoint, "; ".join(skipped))
+                logger.warning("Resuming from %s; newer checkpoints were skipped: %s", checkpoint, "; ".join(skipped))
             return str(checkpoint)
         skipped.append(f"{checkpoint.name}: {flaw}")
     found = f" ({'; '.join(skipped)})" if skipped else ""
     raise FileNotFoundError(
         f"No complete checkpoint in {output_dir} of the run that it belongs to{found}: start without "
-        "--resume_from_checkpoint, or name a checkpoint."
+        "--resume_from_checkpoint, or give the path of a checkpoint."
     )
 
 
@@ -109,19 +109,19 @@ def check_resumable(checkpoint: str | Path, process_index: int, world_size: int)
     flaw = _find_flaw(checkpoint)
     if flaw is not None:
         raise ValueError(
-            f"{checkpoint} cannot be resumed from: {flaw}. Resume from another, or start anew with its weights alone "
-            "(--model_name_or_path)."
+            f"{checkpoint} cannot be resumed: {flaw}. Resume from another checkpoint, or start a new run from its "
+            "weights (--model_name_or_path)."
         )
     random_state = "rng_state.pth" if world_size == 1 else f"rng_state_{process_index}.pth"
     if random_state not in _read_json(checkpoint / MANIFEST_FILE)["files"]:
         raise ValueError(
-            f"{checkpoint} cannot be resumed from with {world_size} processes, for it has no {random_state}: resume "
-            "with as many as wrote it."
+            f"{checkpoint} cannot be resumed with {world_size} processes, because it has no {random_state}: use as "
+            "many processes as the run had."
         )
 
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-<step>`, newest first; `checkpoint-best`, say, is none of the Trainer's."""
+    """The folders `checkpoint-<step>`, newest first. Others, such as `checkpoint-best`, are not the Trainer's."""
     steps = {}
     for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
@@ -141,7 +141,7 @@ def delete_checkpoints(output_dir: str | Path, limit: int | None, best: str | No
     """
     if limit is None or limit < 1:
         return
-    # Of an earlier run in the same folder, there may be checkpoints of more steps.
+    # By time, not step: an earlier run in the same folder may have left checkpoints with more steps.
     oldest_first = sorted(reversed(checkpoint_folders(Path(output_dir))), key=lambda path: path.stat().st_mtime)
     kept = {Path(best)} if best is not None else set()
     if not (ended and kept):

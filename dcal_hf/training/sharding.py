@@ -1,4 +1,4 @@
-"""DCAL under FSDP2: gathers the weights of a block also for what runs outside its `forward`."""
+"""Support for FSDP2, which by default gathers the weights of a block only in its `forward`."""
 
 from functools import partial
 
@@ -23,22 +23,22 @@ def shard_by_blocks(model: DCALPreTrainedModel, plugin: FullyShardedDataParallel
     dcal = model.base_model
     blocks = {type(block).__name__ for block in dcal.encoder.blocks}
     if plugin.fsdp_version == 1:
-        raise ValueError("DCAL trains under FSDP2, not FSDP1: leave out fsdp_config['version'], or give 2.")
+        raise ValueError("DCAL supports FSDP2, not FSDP1: set fsdp_config['version'] to 2, or leave it out.")
     if dcal.encoder.rollout_reads_weights:
         raise ValueError(
-            "DCAL does not shard CaiT: its rollout mixes heads outside of the blocks' forward, where FSDP has not "
-            "gathered the weights; train it with DistributedDataParallel, without fsdp."
+            "DCAL does not shard CaiT: its rollout mixes heads outside the blocks' forward, where FSDP has not "
+            "gathered the weights. Train it with DistributedDataParallel, without fsdp."
         )
     if plugin.activation_checkpointing:
         raise ValueError(
-            "FSDP's own activation checkpointing draws stochastic depth and noise anew: give activation_checkpointing "
-            "of the training arguments instead."
+            "FSDP's own activation checkpointing samples new stochastic depth and noise when it recomputes: set "
+            "activation_checkpointing in the training arguments instead."
         )
     names = plugin.transformer_cls_names_to_wrap or blocks
     if plugin.auto_wrap_policy is size_based_auto_wrap_policy or set(names) != blocks:
         raise ValueError(
-            "DCAL is sharded by blocks: leave out auto_wrap_policy, and of transformer_layer_cls_to_wrap give "
-            f"{' and '.join(sorted(blocks))} or nothing."
+            "DCAL is sharded by blocks: leave out auto_wrap_policy, and set transformer_layer_cls_to_wrap to "
+            f"{' and '.join(sorted(blocks))}, or leave it out."
         )
     model._no_split_modules = blocks
     plugin.mixed_precision_policy = None

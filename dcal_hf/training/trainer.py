@@ -90,8 +90,8 @@ class DCALTrainer(ResumableTrainer):
     ):
         if not isinstance(args, self.args_class):
             raise TypeError(
-                f"{type(self).__name__} takes {self.args_class.__name__}, not {type(args).__name__}: they have the "
-                "same fields, and those of DCAL."
+                f"{type(self).__name__} takes {self.args_class.__name__}, not {type(args).__name__}: it has the "
+                "same fields and those of DCAL."
             )
         if args.n_gpu > 1:
             raise ValueError(
@@ -295,7 +295,7 @@ class DCALTrainer(ResumableTrainer):
         images = image_labels(self.labelled_dataset, list(sampler)[place * size:(place + 1) * size])
         logger.error("The images of step %d: %s", step + 1, ", ".join(images))
         raise FloatingPointError(
-            f"The loss or the gradients of step {step + 1}, in epoch {epoch + 1}, are not finite: look at its "
+            f"The loss or the gradients of step {step + 1}, in epoch {epoch + 1}, are not finite: check its "
             f"{len(images)} images ({', '.join(images[:3])}{', ...' if len(images) > 3 else ''}), or lower the "
             "learning rate and resume from the last checkpoint."
         )
@@ -378,9 +378,9 @@ def check_distractors(model: nn.Module, pair_sampling: str) -> None:
         ValueError: If the model has no PWCA branch, or `pair_sampling` is `"noise"`.
     """
     if not model.config.uses_pwca:
-        raise ValueError("distractor_dataset is for PWCA, and the model is trained without: leave it out.")
+        raise ValueError("distractor_dataset needs PWCA, but the model has none: leave it out.")
     if pair_sampling == "noise":
-        raise ValueError("Give either distractor_dataset or pair_sampling='noise': both would distract each image.")
+        raise ValueError("Give either distractor_dataset or pair_sampling='noise': an image has one distractor.")
 
 
 __all__ = ["DCALTrainer"]

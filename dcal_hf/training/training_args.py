@@ -12,7 +12,7 @@ from .pairs import PAIR_SAMPLING
 
 
 def without_folder(value: Any) -> Any:
-    """The last part of an absolute path; all else as it is."""
+    """Reduces an absolute path to its last part; other values are returned unchanged."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
@@ -152,14 +152,14 @@ class DCALTrainingArguments(TrainingArguments):
             )
         if self.train_sampling_strategy != "random":
             raise ValueError(
-                f"train_sampling_strategy='{self.train_sampling_strategy}' would part the pairs of PWCA: leave it at "
-                "'random'."
+                f"train_sampling_strategy='{self.train_sampling_strategy}' would separate the pairs of PWCA: leave it "
+                "at 'random'."
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `training_args.bin` holds, which a push carries: no token, and of paths the last part."""
+        """Removes tokens and the folders of paths, because `push_to_hub` uploads the pickled `training_args.bin`."""
         state = {name: without_folder(value) for name, value in self.__dict__.items()}
         return state | {name: None for name in state if name.endswith("token")}
 
@@ -168,8 +168,8 @@ class DCALTrainingArguments(TrainingArguments):
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if self.freeze_backbone and (self.lora_rank > 0 or self.layer_decay < 1):
             raise ValueError(
-                "freeze_backbone leaves nothing in the backbone for lora_rank or layer_decay to train: do not combine "
-                "them."
+                "freeze_backbone cannot be combined with lora_rank or layer_decay: it leaves no trainable parameters "
+                "in the backbone."
             )
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank={self.lora_rank} must be at least 1, or 0 for no adapters.")

@@ -90,9 +90,9 @@ def test_single_precision_and_shifted_logits():
         (lambda: expected_calibration_error([[1.5, -0.5]], np.array([0])), "row 0 is not"),
         (lambda: expected_calibration_error(np.eye(2), np.array([0, 1]), 0), "at least 1, got 0"),
         (lambda: expected_calibration_error(np.eye(2), np.array([0, 2])), "from 0 to 1, got 2"),
-        (lambda: fit_temperature(np.eye(2), np.array([0, 1])), "Every example is classified right"),
-        (lambda: fit_temperature([[2.0, 2.0]], np.array([0])), "Every example is classified right"),
-        (lambda: fit_temperature(np.eye(2), np.array([1, 0])), "no higher logits than the others"),
+        (lambda: fit_temperature(np.eye(2), np.array([0, 1])), "All examples are classified correctly"),
+        (lambda: fit_temperature([[2.0, 2.0]], np.array([0])), "All examples are classified correctly"),
+        (lambda: fit_temperature(np.eye(2), np.array([1, 0])), "do not have higher logits than the others"),
         (lambda: fit_temperature([[1.0, -np.inf]], np.array([0])), "must be finite, got -inf"),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_gallery_that_is_replaced_all_the_time_gets_a_sentence(tmp_path, monke
         return original(path)
 
     monkeypatch.setattr(faiss, "read_index", replaced)
-    with pytest.raises(RuntimeError, match="gallery is replaced again and again while it is read: load it when"):
+    with pytest.raises(RuntimeError, match="gallery keeps being replaced while it is read: load it when"):
         GalleryIndex.load(tmp_path / "gallery")
 
 
@@ -155,7 +155,7 @@ def test_another_model_or_dimension_is_refused(tmp_path):
     make(count=5, model_name="out").save(tmp_path / "gallery")
     with pytest.raises(ValueError, match=rf"embedded by model {MODEL} \(out\), not by dcal-f00: search it with"):
         GalleryIndex.load(tmp_path / "gallery", model_id="dcal-f00")
-    with pytest.raises(ValueError, match="embeddings of 16 numbers, not of 32"):
+    with pytest.raises(ValueError, match="embeddings of 16 dimensions, not 32"):
         GalleryIndex.load(tmp_path / "gallery", MODEL, dimension=32)
     with pytest.raises(FileNotFoundError, match="There is no .*gallery.json"):
         GalleryIndex.load(tmp_path)
@@ -173,7 +173,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["index.faiss", "ids.npy", "items/data-00000-of-00001.arrow", "items/state.json"])
 @pytest.mark.parametrize(
-    ("damage", "message"), [(truncate, "bytes instead of"), (flip, "not what was saved"), (Path.unlink, "is missing")]
+    ("damage", "message"), [(truncate, "bytes instead of"), (flip, "has changed since"), (Path.unlink, "is missing")]
 )
 def test_damage_is_refused(tmp_path, name, damage, message):
     make(count=5).save(tmp_path / "gallery")
@@ -187,7 +187,7 @@ def test_a_damaged_or_newer_description_is_refused(tmp_path):
     path = tmp_path / "gallery" / "gallery.json"
     content = path.read_text()
     truncate(path)
-    with pytest.raises(ValueError, match="gallery is damaged: gallery.json is no JSON"):
+    with pytest.raises(ValueError, match="gallery is damaged: gallery.json is not valid JSON"):
         GalleryIndex.load(tmp_path / "gallery")
     path.write_text(content.replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(ValueError, match="has format version 2, and this dcal_hf reads 1"):

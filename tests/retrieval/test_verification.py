@@ -97,7 +97,7 @@ def test_is_kept_with_its_provenance(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:40], "is damaged: verification.json is no JSON"),
+        (lambda text: text[:40], "is damaged: verification.json is not valid JSON"),
         (lambda text: text.replace("threshold", "treshold"), "is damaged: verification.json has no threshold"),
         (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "has format version 2"),
     ],

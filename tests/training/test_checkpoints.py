@@ -68,10 +68,11 @@ def test_what_is_not_whole_is_passed_over_with_a_warning_that_names_both(run, ca
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(run) == str(run / "checkpoint-6")
     (record,) = caplog.records
-    assert f"Resuming from {run / 'checkpoint-6'}, because of checkpoint-8: " in record.getMessage()
+    skipped = "newer checkpoints were skipped: checkpoint-8: "
+    assert f"Resuming from {run / 'checkpoint-6'}; {skipped}" in record.getMessage()
     # A manifest in which a digit is another accuses another file.
     assert name in record.getMessage() or (name, damage) == ("manifest.json", flip)
-    with pytest.raises(ValueError, match="checkpoint-8 cannot be resumed from: .*Resume from another"):
+    with pytest.raises(ValueError, match="checkpoint-8 cannot be resumed: .*Resume from another"):
         saving_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-8"))
 
 
@@ -93,7 +94,7 @@ def test_a_kill_before_the_trainers_state_is_recorded_leaves_a_whole_one(run):
 def test_a_run_goes_on_from_its_own_checkpoints_alone(run):
     """A run of 8 steps left its checkpoints here; another one begins anew, and is killed twice."""
     train_until_killed(saving_trainer(run), 1)
-    with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*checkpoint-8: it is of another run"):
+    with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*checkpoint-8: it belongs to another run"):
         last_checkpoint(run)
     train_until_killed(saving_trainer(run), 3)
     assert last_checkpoint(run) == str(run / "checkpoint-2")
@@ -120,7 +121,7 @@ def test_weights_alone_are_nothing_to_resume_from(tmp_path):
 
 def test_another_number_of_processes_has_no_random_state(run):
     check_resumable(run / "checkpoint-8", 0, 1)
-    with pytest.raises(ValueError, match="with 2 processes, for it has no rng_state_1.pth: resume with as many as"):
+    with pytest.raises(ValueError, match="with 2 processes, because it has no rng_state_1.pth: use as many"):
         check_resumable(run / "checkpoint-8", 1, 2)
 
 

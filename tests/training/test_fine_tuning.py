@@ -291,8 +291,8 @@ def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, make_t
         ({"layer_decay": 1.5}, "layer_decay=1.5 must be above 0 and at most 1"),
         ({"lora_rank": -1}, "lora_rank=-1 must be at least 1, or 0"),
         ({"lora_rank": 2, "lora_targets": "ffn"}, "lora_targets='ffn' is unknown; choose one of attention, all"),
-        ({"freeze_backbone": True, "lora_rank": 8}, "freeze_backbone leaves nothing in the backbone"),
-        ({"freeze_backbone": True, "layer_decay": 0.5}, "freeze_backbone leaves nothing in the backbone"),
+        ({"freeze_backbone": True, "lora_rank": 8}, "freeze_backbone cannot be combined with lora_rank"),
+        ({"freeze_backbone": True, "layer_decay": 0.5}, "freeze_backbone cannot be combined with lora_rank"),
     ],
 )
 def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):

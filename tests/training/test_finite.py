@@ -48,7 +48,7 @@ def test_the_first_step_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint
     trainer = poisoned_trainer(tmp_path)
     step, images = step_of(trainer, 5)
     assert step > 1
-    with pytest.raises(FloatingPointError, match=f"step {step}, in epoch 1, are not finite: look at its 4 images"):
+    with pytest.raises(FloatingPointError, match=f"step {step}, in epoch 1, are not finite: check its 4 images"):
         trainer.train()
     assert re.findall(r"(\d+)\.png", caplog.records[-1].getMessage()) == list(map(str, images))
     assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step - 1}")

@@ -28,9 +28,9 @@ def test_cait_is_refused(backbone_configs):
     ("options", "sentence"),
     [
         ({"fsdp_version": 1}, "FSDP2, not FSDP1"),
-        ({"fsdp_version": 2, "activation_checkpointing": True}, "draws stochastic depth and noise anew"),
+        ({"fsdp_version": 2, "activation_checkpointing": True}, "samples new stochastic depth and noise"),
         ({"fsdp_version": 2, "auto_wrap_policy": "size_based_wrap"}, "DCAL is sharded by blocks"),
-        ({"fsdp_version": 2, "transformer_cls_names_to_wrap": ["ViTEmbeddings"]}, "give ViTLayer or nothing"),
+        ({"fsdp_version": 2, "transformer_cls_names_to_wrap": ["ViTEmbeddings"]}, "to ViTLayer, or leave it out"),
     ],
 )
 def test_anything_else_gets_a_sentence(vit_config, options, sentence):

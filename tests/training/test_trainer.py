@@ -309,7 +309,7 @@ def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distra
 
 
 def test_distractors_that_nothing_meets_get_a_sentence(tmp_path, make_distracted_trainer, vit_config):
-    with pytest.raises(ValueError, match="the model is trained without: leave it out"):
+    with pytest.raises(ValueError, match="needs PWCA, but the model has none: leave it out"):
         make_distracted_trainer(tmp_path, vit_config, {"branches": ("sa",)})
     with pytest.raises(ValueError, match="Give either distractor_dataset or pair_sampling='noise'"):
         make_distracted_trainer(tmp_path, vit_config, pair_sampling="noise")
@@ -341,7 +341,7 @@ def test_label_smoothing_is_that_of_torch(tmp_path, make_trainer, vit_config):
         ({"pair_sampling": "other"}, "pair_sampling='other' is unknown; choose one of any, inter_class"),
         ({"pwca_fraction": 0.0}, "pwca_fraction=0.0 must be above 0 and at most 1; leave pwca out of branches"),
         ({"pwca_fraction": 1.5}, "pwca_fraction=1.5 must be above 0"),
-        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would part the pairs"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would separate the pairs"),
     ],
 )
 def test_unknown_ways_of_pairing_get_a_sentence(tmp_path, option, sentence):
