@@ -36,12 +36,15 @@ EXTRAS = {
     "peft": ["peft>=0.20,<1"],
     # Newer ones need Pillow 11.
     "heic": ["pillow-heif>=0.22,<2"],
+    # Older ones were not tried; onnxruntime 1.24 and onnx 1.20 are what BoxMOT 25 pins.
+    "export": ["onnx>=1.20,<2", "onnxruntime>=1.24,<2", "onnxscript>=0.7,<1"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
 EXTRAS["test"] = [
     *EXTRAS["pictures"],
     *EXTRAS["peft"],
     *EXTRAS["heic"],
+    *EXTRAS["export"],
     "pytest>=8,<10",
     "pytest-xdist>=3.6.1,<4",
     # Loads image encoders since 5.4.

@@ -15,6 +15,20 @@ CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass
+class HubArguments:
+    """A trained DCAL checkpoint."""
+
+    model_name_or_path: str = field(metadata={"help": "Hub id or folder of a DCAL checkpoint."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for downloads."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
+
+    @property
+    def hub_kwargs(self) -> dict[str, Any]:
+        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+
+
+@dataclass
 class ModelArguments:
     """The encoder and the DCAL options. Options that are not given default to `DCALConfig` or the checkpoint.
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "embed": ("embed", "embed a folder of images into a gallery"),
     "search": ("search", "search a gallery by image"),
     "verify": ("verify", "tell whether two images show the same individual"),
+    "export": ("export", "write a model as ONNX, compared with torch"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),
 }
 # Errors that the library raises for a mistake of the user, each with a one-sentence message.

@@ -24,10 +24,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from arguments import parse_arguments
+from arguments import HubArguments, parse_arguments
 from common import check_source, set_up_logging
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 
 import dcal_hf  # noqa: F401
 from dcal_hf.data import MAX_PIXELS, load_fgvc, load_reid, unlabelled_images
@@ -38,22 +45,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class CheckpointArguments:
+class CheckpointArguments(HubArguments):
     """Model and data-loading arguments."""
 
-    model_name_or_path: str = field(metadata={"help": "Hub id or folder of a DCAL checkpoint."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for downloads."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
     batch_size: int = field(default=32, metadata={"help": "Images per batch and process."})
     num_workers: int = field(default=0, metadata={"help": "Data-loading processes per embedding process."})
     max_pixels: int = field(
         default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
     )
-
-    @property
-    def hub_kwargs(self) -> dict[str, Any]:
-        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
 
     @property
     def reader_kwargs(self) -> dict[str, int]:
@@ -137,9 +136,23 @@ def load_images(args: GalleryArguments) -> Dataset:
     return dataset[args.split]
 
 
-def load_checkpoint(args: CheckpointArguments) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def load_task_model(args: HubArguments, **model_kwargs: Any) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Loads a classifier with its classifiers, and any other checkpoint as [`load_checkpoint`] does."""
     check_source(args.model_name_or_path)
-    model = AutoModel.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+    is_classifier = "DCALForImageClassification" in (config.architectures or ())
+    return load_checkpoint(args, AutoModelForImageClassification if is_classifier else AutoModel, **model_kwargs)
+
+
+def load_checkpoint(
+    args: HubArguments, auto_class: type = AutoModel, **model_kwargs: Any
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    Raises:
+        ValueError: If it is no DCAL checkpoint.
+    """
+    check_source(args.model_name_or_path)
+    model = auto_class.from_pretrained(args.model_name_or_path, **args.hub_kwargs, **model_kwargs)
     if model.config.model_type != "dcal":
         raise ValueError(
             f"{args.model_name_or_path} is a {model.config.model_type} checkpoint: give a DCAL one, such as the "
