@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import BatchSampler
 from transformers import AutoModel, HfArgumentParser, ViTMSNConfig, ViTMSNModel
 
@@ -57,12 +58,14 @@ def test_the_readmes_lines_bring_an_encoder_and_pairs(registered, tmp_path):
 
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "saved").eval()(pixel_values)[0], tokens)
-    samples = [{"pixel_values": image, "labels": number} for number, image in enumerate(pixel_values)]
+    dataset = Dataset.from_dict({"label": [0, 1, 2, 3]}).with_transform(
+        lambda rows: {"pixel_values": [pixel_values[number] for number in rows["label"]], "labels": rows["label"]}
+    )
     arguments = registered["arguments"]
-    trainer = DCALTrainer(model, arguments, train_dataset=samples)
-    # A list has no column of classes to pair by.
-    with pytest.raises(ValueError, match="pair_sampling='same_genus' needs the class of every training image"):
-        trainer.get_train_dataloader()
+    arguments.dataloader_pin_memory = False  # of no use without a GPU, says torch
+    batch = next(iter(DCALTrainer(model, arguments, train_dataset=dataset).get_train_dataloader()))
+    paired = batch["labels"].cpu()[batch["pairs"].cpu()].sort(dim=1).values
+    assert sorted(paired.tolist()) == [[0, 1], [2, 3]]
 
 
 def test_a_checkpoint_without_its_registration_says_what_is_missing(registered, tmp_path):

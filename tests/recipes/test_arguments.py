@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from dcal_hf import DCALConfig
+from dcal_hf import DCALConfig, DCALTrainingArguments
 
 
 CONFIGURATIONS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -87,3 +87,9 @@ def test_the_configurations_that_train_from_scratch_parse(tmp_path, import_recip
     backbone_config = AutoConfig.for_model(**json.loads(model_args.backbone_config))
     assert DCALConfig(backbone_config=backbone_config, image_size=64).grid == (8, 8)
     assert training_args.do_train
+
+
+def test_a_configuration_file_takes_weights_by_name_as_a_mapping(tmp_path, parse_arguments):
+    (tmp_path / "config.yaml").write_text("class_weights: {robin: 2.0, 1: 0.5}\nuse_cpu: true\noutput_dir: out")
+    (arguments,) = parse_arguments((DCALTrainingArguments,), [str(tmp_path / "config.yaml")])
+    assert arguments.class_weights == {"robin": 2.0, "1": 0.5}

@@ -95,6 +95,15 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def test_arcface_is_an_option_of_the_model(tmp_path, recipe):
+    arguments = ["--identity_loss", "arcface", "--arcface_subcenters", "2", "--arcface_margin", "0.3"]
+    model_args = recipe.parse_arguments(recipe.ARGUMENTS, [config_file(tmp_path), *arguments])[0]
+    model, _ = recipe.load_model(DCALForReID, recipe.reid_processor, model_args, list("abcd"))
+    config = model.config
+    assert (config.identity_loss, config.arcface_subcenters, config.arcface_margin) == ("arcface", 2, 0.3)
+    assert model.classifiers["sa"].weight.shape == (4 * 2, TINY["hidden_size"])
+
+
 def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     market = make_market(tmp_path / "market_c3")
     evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}

@@ -97,8 +97,10 @@ def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
     matrices = {name: value for name, value in before.items() if name.endswith("proj.weight")}
     assert all((value - two.state_dict()[name]).abs().max() > 1e-4 for name, value in matrices.items())
     assert_predictions(answer, two)
-    losses = [line["loss"] for line in one.state.log_history if "loss" in line]
-    assert [line["loss"] for line in answer["log"]] == pytest.approx(losses, rel=1e-4)
+    lines = [line for line in one.state.log_history if "loss" in line]
+    assert [line["loss"] for line in answer["log"]] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+    log_vars = [line["log_var_pwca"] for line in lines]
+    assert [line["log_var_pwca"] for line in answer["log"]] == pytest.approx(log_vars, abs=2e-4) and log_vars[-1] != 0
 
 
 def test_partners_satisfy_the_strategy_in_two_processes_and_after_a_resume(tmp_path):
