@@ -11,6 +11,7 @@ from typing import TypeVar
 import datasets
 import transformers
 from arguments import ModelArguments
+from console import print_training
 from datasets import Dataset
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
 
@@ -193,8 +194,9 @@ def train(trainer: DCALTrainer) -> None:
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     metrics["train_samples"] = len(trainer.train_dataset)
     trainer.save_model()
-    trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
+    if trainer.is_world_process_zero():
+        print_training(trainer, metrics)
     trainer.save_state()
 
 

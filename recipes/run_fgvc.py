@@ -21,6 +21,7 @@ from pathlib import Path
 import datasets
 import torch
 from arguments import ModelArguments, parse_arguments
+from before import CHECK_FILE, CheckArguments, check_data, common_folder, print_splits
 from common import (
     claim_output_dir,
     dataset_title,
@@ -32,6 +33,7 @@ from common import (
     set_up_logging,
     train,
 )
+from console import print_epochs, print_outputs, print_results, result_rows
 from scipy.special import softmax
 from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
@@ -50,8 +52,19 @@ from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_proce
 PICTURE_PIXELS = 1024
 
 
+# What to open first, and what is in it.
+OUTPUTS = {
+    "README.md": "the model card: results, settings, how to load the model",
+    "attention.png": "where the model looks",
+    "eval_predictions.csv": "the class and the prediction of each image",
+    "eval_confusion_matrix.csv": "which classes are taken for which",
+    "predict_predictions.csv": "the predictions of test",
+    CHECK_FILE: "images with which something is wrong",
+}
+
+
 @dataclass
-class DataArguments:
+class DataArguments(CheckArguments):
     """The data set and its augmentation."""
 
     dataset_name: str | None = field(
@@ -113,6 +126,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.dataset_name is None and self.data_dir is None and self.train_dir is None:
             raise ValueError("Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir.")
 
@@ -132,6 +146,14 @@ class DataArguments:
     def title(self) -> str:
         return dataset_title(self.dataset_name, self.data_dir or self.train_dir, self.layout)
 
+    @property
+    def has_class_folders(self) -> bool:
+        """Whether it is a folder, or an archive of one, with a subfolder per class."""
+        return self.dataset_name in (None, "imagefolder") or Path(self.dataset_name).exists()
+
+    def split_title(self, split: str | None = None) -> str:
+        return f"{self.title}, {split or self.eval_split}"
+
 
 ARGUMENTS = (ModelArguments, DataArguments, DCALTrainingArguments)
 
@@ -145,7 +167,7 @@ def main() -> None:
     claim_output_dir(training_args, model_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
-    dataset = load_data(data_args, training_args)
+    dataset = prepare_data(data_args, training_args)
     prepare = partial(fine_grained_processor, resize_ratio=data_args.resize_ratio)
     names = dataset["train"].features["label"].names
     model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
@@ -167,19 +189,37 @@ def main() -> None:
         processing_class=processor,
         compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
     )
+    print_epochs(trainer, "Top-1", "accuracy")
     if training_args.do_train:
         train(trainer)
     metrics, data_folder = {}, common_folder(dataset)
     if training_args.do_eval:
-        metrics = evaluate(trainer, trainer.eval_dataset, "eval", data_folder)
+        metrics = evaluate(trainer, trainer.eval_dataset, "eval", data_folder, data_args.split_title())
     if training_args.do_predict:
-        if "test" not in dataset:
-            raise ValueError(f"--do_predict needs a test split, and {data_args.title} has none.")
-        evaluate(trainer, dataset["test"].with_transform(eval_transform), "predict", data_folder)
+        test = dataset["test"].with_transform(eval_transform)
+        evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"))
     if trainer.is_world_process_zero():
         report(trainer, dataset, metrics, model_args, data_args)
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args, data_args))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
+
+
+def prepare_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
+    """Loads the data set, checks its images, and prints what is used of it."""
+    dataset = load_data(data_args, training_args)
+    evaluates = training_args.do_eval or training_args.eval_strategy != "no"
+    splits = dict.fromkeys(
+        ["train"] * training_args.do_train + [data_args.eval_split] * evaluates + ["test"] * training_args.do_predict
+    )
+    if training_args.do_predict and "test" not in dataset:
+        raise ValueError(f"--do_predict needs a test split, and {data_args.title} has none.")
+    dataset = check_data(
+        dataset, [*splits], "label", data_args, training_args, data_args.max_pixels, data_args.has_class_folders
+    )
+    if training_args.process_index == 0:
+        print_splits(data_args.title, dataset, [*splits], "label", "classes")
+    return dataset
 
 
 def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
@@ -194,6 +234,7 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
             image_column=data_args.image_column_name,
             label_column=data_args.label_column_name,
             max_unpacked_bytes=data_args.max_unpacked_bytes,
+            warn_duplicates=data_args.check_files == "off",
         )
     if data_args.eval_split not in dataset:
         raise ValueError(f"--eval_split {data_args.eval_split}: {data_args.title} has only {', '.join(dataset)}.")
@@ -205,25 +246,32 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def evaluate(trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str) -> dict[str, float]:
-    """Evaluates a split, and writes the metrics, the confusion matrix and the predictions.
+def next_commands(training_args: DCALTrainingArguments, data_args: DataArguments) -> dict[str, str]:
+    """Commands that use the model."""
+    predict = f"dcal predict --model_name_or_path {training_args.output_dir} --output_dir answer --images"
+    return {
+        f"{predict} photographs --attention": "Classify photographs, and see where the model looks",
+        f"{predict} labelled_photographs --labelled": "See the mistakes, in folders named after the classes",
+    }
+
+
+def evaluate(
+    trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str, title: str
+) -> dict[str, float]:
+    """Evaluates a split, prints a table, and writes the metrics, the confusion matrix and the predictions.
 
     Returns:
         The metrics without their prefix.
     """
     output = trainer.predict(dataset, metric_key_prefix=prefix)
     metrics = {**output.metrics, f"{prefix}_samples": len(dataset)}
-    trainer.log_metrics(prefix, metrics)
     trainer.save_metrics(prefix, metrics)
+    scores = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
     if trainer.is_world_process_zero():
         save_predictions(output, dataset, Path(trainer.args.output_dir), prefix, data_folder)
-    return {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
-
-
-def common_folder(dataset: datasets.DatasetDict) -> str:
-    """The deepest folder that contains all images; an empty string if they are not files."""
-    paths = [record["path"] for part in dataset.values() for record in part["image"] if record["bytes"] is None]
-    return os.path.commonpath(map(os.path.dirname, paths)) if paths else ""
+        rows = result_rows(trainer.model.config.inference_branches)
+        print_results(f"{title} ({len(dataset):,} images)", "image-classification", rows, scores)
+    return scores
 
 
 def save_predictions(
@@ -265,9 +313,6 @@ def report(
     if not metrics:
         return
     sizes = {f"{split} images": len(part) for split, part in dataset.items()}
-    branches = {name.upper(): f"{name}_" for name in config.inference_branches}
-    if len(branches) > 1:
-        branches[" + ".join(branches)] = ""
     facts = ModelCardFacts(
         **model_card_facts(trainer, model_args),
         dataset=data_args.title,
@@ -275,7 +320,7 @@ def report(
         dataset_layout=data_args.layout,
         data={**sizes, "classes": config.num_labels, "seed of the split": data_args.split_seed},
         metrics=metrics,
-        branches=branches,
+        branches=result_rows(config.inference_branches),
         hyperparameters=settings(trainer, data_args),
     )
     write_model_card(args.output_dir, facts)

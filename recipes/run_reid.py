@@ -33,6 +33,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from arguments import ModelArguments, parse_arguments
+from before import CHECK_FILE, CheckArguments, check_data, print_splits
 from common import (
     claim_output_dir,
     dataset_title,
@@ -44,6 +45,7 @@ from common import (
     set_up_logging,
     train,
 )
+from console import print_epochs, print_outputs, print_results, result_rows
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
@@ -55,6 +57,15 @@ from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 
 logger = logging.getLogger(__name__)
+
+
+# What to open first, and what is in it.
+OUTPUTS = {
+    "README.md": "the model card: results, settings, how to load the model",
+    "ranked_lists.png": "queries and what they find",
+    "all_results.json": "all metrics, among them thresholds for verification",
+    CHECK_FILE: "images with which something is wrong",
+}
 
 
 @dataclass
@@ -76,7 +87,7 @@ class ReIDModelArguments(ModelArguments):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(CheckArguments):
     """The data set and its augmentation."""
 
     dataset_name: str | None = field(
@@ -129,6 +140,7 @@ class DataArguments:
     ranked_matches: int = field(default=10, metadata={"help": "Number of matches for each of these queries."})
 
     def __post_init__(self):
+        super().__post_init__()
         if self.dataset_name is None and self.data_dir is None:
             raise ValueError("Give the images: --dataset_name, or --data_dir (a folder of identities).")
 
@@ -146,6 +158,11 @@ class DataArguments:
     def title(self) -> str:
         return dataset_title(self.dataset_name, self.data_dir, self.layout)
 
+    @property
+    def has_identity_folders(self) -> bool:
+        """Whether it is a folder, or an archive of one, with a subfolder per identity."""
+        return self.is_own and not (self.dataset_name or "").lower().endswith((".csv", ".parquet"))
+
 
 ARGUMENTS = (ReIDModelArguments, DataArguments, DCALReIDTrainingArguments)
 
@@ -159,7 +176,7 @@ def main() -> None:
     claim_output_dir(training_args, model_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
-    dataset = load_data(data_args, training_args)
+    dataset = prepare_data(data_args, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
     if data_args.is_own and not training_args.do_train:
@@ -190,14 +207,28 @@ def main() -> None:
         },
         processing_class=processor,
     )
+    print_epochs(trainer, "mAP", "map")
     if training_args.do_train:
         train(trainer)
     if training_args.do_eval:
-        metrics = evaluate(trainer)
+        metrics = evaluate(trainer, data_args.title)
         if trainer.is_world_process_zero():
             report(trainer, dataset, metrics, model_args, data_args)
+    if trainer.is_world_process_zero():
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
+
+
+def prepare_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
+    """Loads the data set, checks its images, and prints what is used of it."""
+    dataset = load_data(data_args, training_args)
+    dataset = check_data(
+        dataset, [*dataset], "identity", data_args, training_args, data_args.max_pixels, data_args.has_identity_folders
+    )
+    if training_args.process_index == 0:
+        print_splits(data_args.title, dataset, [*dataset], "identity", "identities")
+    return dataset
 
 
 def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
@@ -216,6 +247,7 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
             query_fraction=data_args.query_fraction,
             seed=data_args.split_seed,
             max_unpacked_bytes=data_args.max_unpacked_bytes,
+            warn_duplicates=data_args.check_files == "off",
         )
     return dataset.cast_column("image", datasets.Image(decode=False))
 
@@ -235,16 +267,35 @@ def warn_of_known_individuals(model: DCALForReID, dataset: datasets.DatasetDict,
         )
 
 
-def evaluate(trainer: DCALReIDTrainer) -> dict[str, float]:
-    """Evaluates query and gallery.
+def next_commands(training_args: DCALReIDTrainingArguments) -> dict[str, str]:
+    """Commands that use the model."""
+    model = f"--model_name_or_path {training_args.output_dir}"
+    return {
+        f"dcal embed {model} --image_dir photographs --output_dir gallery": "Put photographs into a gallery",
+        f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search it",
+    }
+
+
+def evaluate(trainer: DCALReIDTrainer, title: str) -> dict[str, float]:
+    """Evaluates query and gallery, and prints a table.
 
     Returns:
         The metrics without their prefix.
     """
     metrics = trainer.evaluate()
-    trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    if trainer.is_world_process_zero():
+        asked = f"{scores['num_queries'] - scores['num_skipped']:,} of {scores['num_queries']:,} queries have a match"
+        print_results(f"{title} ({asked})", "image-feature-extraction", scored_rows(trainer), scores)
+    return scores
+
+
+def scored_rows(trainer: DCALReIDTrainer) -> dict[str, str]:
+    """The rows of results; see [`result_rows`]."""
+    rows = result_rows(trainer.model.config.inference_branches)
+    *_, joint = rows
+    return rows | ({f"{joint}, re-ranked": "reranked_"} if trainer.args.rerank else {})
 
 
 def report(
@@ -255,14 +306,9 @@ def report(
     data_args: DataArguments,
 ) -> None:
     """Writes the model card and `ranked_lists.png`."""
-    args, config = trainer.args, trainer.model.config
+    args = trainer.args
     if data_args.ranked_queries > 0:
         save_ranked_lists(trainer, data_args)
-    branches = {name.upper(): f"{name}_" for name in config.inference_branches}
-    joint = " + ".join(branches)
-    rows = {joint: ""} if len(branches) == 1 else {**branches, joint: ""}
-    if args.rerank:
-        rows[f"{joint}, re-ranked"] = "reranked_"
     facts = ModelCardFacts(
         **model_card_facts(trainer, model_args),
         dataset=data_args.title,
@@ -270,7 +316,7 @@ def report(
         dataset_layout=data_args.layout,
         data=describe_data(dataset, data_args),
         metrics=metrics,
-        branches=rows,
+        branches=scored_rows(trainer),
         hyperparameters=settings(trainer, data_args),
         task="image-feature-extraction",
         evaluation=describe_evaluation(trainer, metrics),

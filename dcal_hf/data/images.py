@@ -95,7 +95,8 @@ def _opened(image: Image.Image | dict | str | Path, max_pixels: int) -> Iterator
             _check_pixels(opened, max_pixels)
             yield opened
     except _BROKEN as error:
-        raise ValueError(f"cannot read image {_name(image)}: {_reason(error)}; remove or replace the file") from error
+        reason = reason_of(error)
+        raise ValueError(f"cannot read image {_name(image)}: {reason}; remove or replace the file") from error
 
 
 def _identified(source: str | Path | BytesIO) -> Image.Image:
@@ -148,7 +149,8 @@ def _name(image: Image.Image | dict | str | Path) -> str:
     return str(image)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """What is wrong with an image, from an error of reading it."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of the formats {', '.join((*FORMATS, 'HEIC'))}, or damaged"
     if isinstance(error, Image.DecompressionBombError):

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
 from .duplicates import copies
-from .images import MAX_PIXELS, check_image
+from .images import MAX_PIXELS, check_image, reason_of
 
 
 # No detail of a photograph fits into fewer pixels, but placeholders for missing ones do.
@@ -147,7 +147,7 @@ def _examine(
     try:
         size = check_image({"path": path, "bytes": content}, max_pixels, decode)
     except ValueError as error:
-        return None, str(error), None
+        return None, reason_of(error.__cause__), None
     return size, "", None if content is None else hashlib.sha256(content).digest()
 
 

@@ -166,7 +166,10 @@ class DCALReIDTrainer(DCALTrainer):
                 torch.distributed.broadcast(buffer, src=0)
         # The Trainer may cache the evaluation dataloader, and would then return that of the other set.
         loader = self.get_test_dataloader(dataset)
-        return self.evaluation_loop(loader, description, prediction_loss_only=False).predictions
+        embeddings = self.evaluation_loop(loader, description, prediction_loss_only=False).predictions
+        # Otherwise the progress bar of the queries would count the gallery, too.
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, {})
+        return embeddings
 
     def score(self, sets: dict[str, Dataset]) -> dict[str, float | int]:
         """Scores the last embeddings.

@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Reports the current epoch, also after resuming in the middle of one.
+    """Reports the current epoch, also after resuming in the middle of one, and has the losses logged at its end.
 
-    The Trainer calls `set_epoch` on its data loader only, which does not pass it on through the wrappers that skip or
-    shard batches.
+    Otherwise, steps after the last multiple of `logging_steps` would not be logged at all. The Trainer calls
+    `set_epoch` on its data loader only, which does not pass it on through the wrappers that skip or shard batches.
 
     Args:
         begin_epoch (`Callable`): Called with the epoch number.
@@ -48,6 +48,11 @@ class EpochCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.begin_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_log = control.should_log or args.logging_strategy == "steps"
 
 
 class DCALTrainer(ResumableTrainer):

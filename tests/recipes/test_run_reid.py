@@ -112,7 +112,7 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
         license="cc-by-4.0", **evaluation,
     )
     run = run_script(RECIPE, config, "--do_train", "--do_eval", "--rerank")
-    assert "loss_pwca" in run.stdout
+    assert "PWCA" in run.stdout
     out = tmp_path / "out"
 
     results = read_json(out / "all_results.json")
@@ -264,8 +264,12 @@ def test_fine_tuning_with_less_is_a_flag_and_leaves_a_plain_model(tmp_path, run_
 def test_a_broken_image_is_named(tmp_path, run_main, untrained):
     broken = make_market(tmp_path / "market") / "query" / "0005_c1s1_000009_00.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ValueError, match=f"cannot read image {broken}"):
-        run_main(tmp_path, "--do_eval", data_dir=str(tmp_path / "market"))
+    source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
+    options = {"data_dir": str(tmp_path / "market"), "disable_tqdm": True, **source}
+    with pytest.raises(ValueError, match=f"1 of 25 images cannot be read, the first is {broken}: .* --skip_broken"):
+        run_main(tmp_path, "--do_eval", **options)
+    run_main(tmp_path, "--do_eval", "--skip_broken", **options)
+    assert read_json(tmp_path / "out" / "all_results.json")["eval_num_queries"] == 3
 
 
 @pytest.mark.parametrize("preset", ["quickstart_reid", "from_scratch_reid"])

@@ -1,9 +1,11 @@
+import io
 import logging
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from tqdm import tqdm
 from transformers import ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForReID
@@ -160,6 +162,19 @@ def test_every_batch_holds_identities_with_several_images_each(tmp_path, make_tr
         assert len(pairs) == 3 and all(first != second for first, second in pairs)
     assert [log["unpaired_images"] for log in trainer.state.log_history if "unpaired_images" in log] == [0, 0, 0]
     assert batches.labels[:9] != batches.labels[9:18] != batches.labels[18:]
+
+
+def test_the_progress_of_queries_and_of_the_gallery_is_counted_apart(tmp_path, make_trainer, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, file=io.StringIO(), **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr("transformers.trainer_callback.tqdm", Bar)
+    make_trainer(tmp_path, disable_tqdm=False, per_device_eval_batch_size=4).evaluate()
+    assert [bar.n for bar in bars] == [bar.total for bar in bars] and len(bars) == 2
 
 
 @pytest.mark.parametrize(("strategy", "same"), [("intra_class", 3), ("half", 1), ("any", None)])

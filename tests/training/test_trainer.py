@@ -97,6 +97,19 @@ def test_branch_losses_are_logged_and_add_up(tmp_path, make_trainer, vit_config)
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
+def test_every_epoch_logs_its_losses_whatever_logging_steps_says(tmp_path, make_trainer, vit_config):
+    fine, coarse = (
+        make_trainer(tmp_path, vit_config, num_train_epochs=2, logging_steps=steps, save_strategy="no")
+        for steps in (1, 1000)
+    )
+    losses = []
+    for trainer in (fine, coarse):
+        trainer.train()
+        losses.append([(log["loss"], log["loss_sa"]) for log in trainer.state.log_history if "loss" in log])
+    epochs = np.array(losses[0]).reshape(2, -1, 2)
+    assert epochs.shape[1] > 1 and np.allclose(epochs.mean(axis=1), losses[1], atol=1e-3)
+
+
 def test_the_log_tells_where_the_log_variances_go(tmp_path, make_trainer, vit_config):
     learned, fixed = (
         make_trainer(

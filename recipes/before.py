@@ -1,0 +1,153 @@
+"""What the training recipes do before they build a model: check the images, and print what is trained on."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from accelerate.utils import broadcast_object_list
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from dcal_hf import DCALTrainingArguments
+from dcal_hf.data import Finding, inspect_images, leave_out
+from dcal_hf.data.folder import misplaced_images
+from dcal_hf.files import save_table
+
+
+CHECK_FILE = "data_check.csv"
+# Per problem, on the screen; the table has all.
+EXAMPLES = 3
+
+
+@dataclass
+class CheckArguments:
+    """The check of all images before training"""
+
+    check_files: Literal["full", "header", "off"] = field(
+        default="full",
+        metadata={
+            "help": "Look for unreadable, tiny, repeated and misplaced images first: in whole files, which finds "
+            "truncated ones and takes part of the time of reading them once in training; in headers only; or not."
+        },
+    )
+    skip_broken: bool = field(
+        default=False,
+        metadata={"help": "Leave out what the check finds, listed in data_check.csv, instead of failing."},
+    )
+
+    def __post_init__(self):
+        if self.skip_broken and self.check_files == "off":
+            raise ValueError("--skip_broken leaves out what the check finds: give --check_files full or header.")
+
+
+def check_data(
+    dataset: DatasetDict,
+    splits: Sequence[str],
+    class_column: str,
+    check_args: CheckArguments,
+    training_args: DCALTrainingArguments,
+    max_pixels: int,
+    has_class_folders: bool,
+) -> DatasetDict:
+    """Checks the images of the splits that are used, and prints and lists all that is wrong at once.
+
+    Args:
+        has_class_folders (`bool`): Whether images beside and below the class folders count as misplaced.
+
+    Returns:
+        `datasets.DatasetDict`: the data set; with `--skip_broken` without what was found.
+
+    Raises:
+        ValueError: If images cannot be read, without `--skip_broken`.
+    """
+    if check_args.check_files == "off":
+        return dataset
+    used = DatasetDict({split: dataset[split] for split in splits})
+    is_main = training_args.process_index == 0
+    # Processes share the data set, and must agree on what is left of it.
+    shared = [None]
+    if is_main:
+        start = time.monotonic()
+        shared = [
+            inspect_images(
+                used,
+                class_column,
+                decode=check_args.check_files == "full",
+                max_pixels=max_pixels,
+                progress=not training_args.disable_tqdm,
+            )
+        ]
+        seconds = time.monotonic() - start
+    findings = broadcast_object_list(shared)[0]
+    if is_main:
+        misplaced = misplaced_images(image_paths(dataset)) if has_class_folders else []
+        print(f"Checked {sum(map(len, used.values())):,} images in {seconds:.1f} s.")
+        report(findings, misplaced, check_args.skip_broken, common_folder(dataset), training_args.output_dir)
+    unreadable = [finding for finding in findings if finding.problem == "unreadable"]
+    if unreadable and not check_args.skip_broken:
+        raise ValueError(
+            f"{len(unreadable)} of {sum(map(len, used.values())):,} images cannot be read, the first is "
+            f"{unreadable[0].image}: replace them, or train without them by --skip_broken. All are listed in "
+            f"{Path(training_args.output_dir, CHECK_FILE)}."
+        )
+    return DatasetDict({**dataset, **leave_out(used, findings)}) if check_args.skip_broken else dataset
+
+
+def image_paths(dataset: DatasetDict) -> list[str]:
+    """The paths of the images that are files."""
+    return [record["path"] for part in dataset.values() for record in part["image"] if record["bytes"] is None]
+
+
+def common_folder(dataset: DatasetDict) -> str:
+    """The deepest folder that contains all images; an empty string if they are not files."""
+    folders = set(map(os.path.dirname, image_paths(dataset)))
+    return os.path.commonpath(folders) if folders else ""
+
+
+def report(
+    findings: Sequence[Finding], misplaced: Sequence[Path], skips: bool, folder: str, output_dir: str
+) -> None:
+    """Prints the number and some examples of each problem, and writes all, in paths of the folder, to a table."""
+    path = Path(output_dir, CHECK_FILE)
+    left_out = "yes" if skips else "no"
+    rows = [[finding.split, finding.image, finding.problem, finding.detail, left_out] for finding in findings]
+    rows += [["", str(image), "misplaced", "beside or below the class folders", "not read"] for image in misplaced]
+    if not rows:
+        # What an earlier run found has been mended.
+        path.unlink(missing_ok=True)
+        return
+    rows = [[cell.replace(f"{folder}{os.sep}", "") for cell in row] for row in rows]
+    print(f"Of the images in {folder}," if folder else "Of the images,")
+    for problem, count in Counter(problem for _, _, problem, _, _ in rows).items():
+        examples = [f"{image} ({detail})" for _, image, other, detail, _ in rows if other == problem][:EXAMPLES]
+        print(f"  {count:,} {problem}:")
+        print(*(f"    {example}" for example in examples), *["    ..."] * (count > EXAMPLES), sep="\n")
+    print(
+        f"{f'{len(findings):,} are left out. ' if skips and findings else ''}All are listed in "
+        f"{save_table(['split', 'image', 'problem', 'detail', 'left out'], rows, path)}."
+    )
+
+
+def print_splits(title: str, dataset: DatasetDict, splits: Sequence[str], class_column: str, noun: str) -> None:
+    """Prints, for each split that is used, its images, its classes, and the smallest of these."""
+    rows = [(title, "images", noun, "smallest")]
+    for split in splits:
+        counts = class_counts(dataset[split], class_column)
+        name, count = min(counts.items(), key=lambda item: item[1])
+        present = sum(count > 0 for count in counts.values())
+        rows.append((split, f"{len(dataset[split]):,}", f"{present:,}", f"{name} ({count:,})"))
+    width = max(len(row[0]) for row in rows)
+    for name, images, classes, smallest in rows:
+        print(f"{name:<{width}}  {images:>9}  {classes:>10}  {smallest}")
+
+
+def class_counts(part: Dataset, class_column: str) -> dict[str, int]:
+    """The number of images of each class by its name; of identities, of those that the split has."""
+    feature, counts = part.features[class_column], Counter(part.with_format(None)[class_column][:])
+    if not isinstance(feature, ClassLabel):
+        return {str(value): count for value, count in counts.items()}
+    numbers = range(feature.num_classes) if class_column == "label" else counts
+    return {feature.int2str(number): counts[number] for number in numbers}

@@ -1,0 +1,87 @@
+"""What a user is told of their images before training."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+from datasets import Image
+
+from dcal_hf.data import load_fgvc
+
+from helpers import noise_picture
+
+
+@pytest.fixture
+def before(import_recipe):
+    return import_recipe("before")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of three images; one image is damaged, another one comes again in test, a third lies loose."""
+    for number in range(6):
+        path = tmp_path / "birds" / "train" / ("finch" if number < 3 else "wren") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(number).save(path)
+    path.write_bytes(path.read_bytes()[:300])
+    for name, seed in (("test/finch/7.png", 7), ("test/finch/again.png", 1), ("train/loose.png", 8)):
+        (tmp_path / "birds" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(seed).save(tmp_path / "birds" / name)
+    return tmp_path / "birds"
+
+
+@pytest.fixture
+def check(before, folder, tmp_path):
+    def run(**options):
+        dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
+        dataset = dataset.cast_column("image", Image(decode=False))
+        training_args = SimpleNamespace(process_index=0, disable_tqdm=True, output_dir=str(tmp_path / "out"))
+        arguments = before.CheckArguments(**options)
+        return before.check_data(dataset, ["train", "test"], "label", arguments, training_args, 10**6, True)
+
+    return run
+
+
+def listed(tmp_path) -> list[list[str]]:
+    with open(tmp_path / "out" / "data_check.csv", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def test_all_that_is_wrong_is_told_before_the_model_is_built(check, folder, tmp_path, capsys):
+    with pytest.raises(ValueError, match="1 of 8 images cannot be read, .*/5.png: .* --skip_broken.*data_check.csv"):
+        check()
+    rows = listed(tmp_path)
+    assert [row[:3] for row in rows] == [
+        ["train", "train/finch/1.png", "in two splits"],
+        ["train", "train/wren/5.png", "unreadable"],
+        ["", "train/loose.png", "misplaced"],
+    ]
+    assert [row[4] for row in rows] == ["no", "no", "not read"]
+    told = capsys.readouterr().out
+    assert f"Of the images in {folder}" in told and "1 misplaced:\n    train/loose.png" in told
+    assert "train/finch/1.png (also test/finch/again.png, in test)" in told
+
+
+def test_skip_broken_goes_on_without_and_says_how_many(check, before, tmp_path, capsys):
+    dataset = check(skip_broken=True)
+    assert {split: len(part) for split, part in dataset.items()} == {"train": 4, "test": 2}
+    assert "2 are left out. All are listed in" in capsys.readouterr().out
+    assert [row[4] for row in listed(tmp_path)] == ["yes", "yes", "not read"]
+    before.print_splits("birds", dataset, ["train", "test"], "label", "classes")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [["train", "4", "2", "finch", "(2)"], ["test", "2", "1", "wren", "(0)"]]
+
+
+def test_a_mended_data_set_leaves_no_list_behind(check, folder, tmp_path):
+    check(skip_broken=True)
+    noise_picture(5).save(folder / "train" / "wren" / "5.png")
+    for name in ("test/finch/again.png", "train/loose.png"):
+        (folder / name).unlink()
+    check()
+    assert not (tmp_path / "out" / "data_check.csv").exists()
+
+
+def test_without_the_check_nothing_is_opened(check, before):
+    assert len(check(check_files="off")["train"]) == 6
+    with pytest.raises(ValueError, match="--skip_broken leaves out what the check finds"):
+        before.CheckArguments(check_files="off", skip_broken=True)

@@ -1,0 +1,83 @@
+"""What the training recipes print, to the character."""
+
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture
+def console(import_recipe):
+    return import_recipe("console")
+
+
+ARGS = SimpleNamespace(eval_strategy="epoch", disable_tqdm=True)
+BRANCHES = ("sa", "glca", "pwca")
+
+
+def run(callback, *events, max_steps=8, **args):
+    """Calls the callback as the Trainer does: (event, step, epoch, keywords)."""
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=max_steps, num_train_epochs=2)
+    for event, step, epoch, *kwargs in events:
+        state.global_step, state.epoch = step, epoch
+        arguments = SimpleNamespace(**{**vars(ARGS), **args})
+        getattr(callback, event)(arguments, state, None, **(kwargs[0] if kwargs else {}))
+
+
+def log(loss, **others):
+    return {"logs": {"loss": loss, "loss_sa": loss + 1, "loss_glca": loss + 2, "learning_rate": 1e-3, **others}}
+
+
+def test_an_epoch_is_a_line_of_means_over_its_steps_and_of_its_evaluation(console, capsys):
+    callback = console.EpochLines(BRANCHES, "Top-1", "accuracy", console.result_rows(("sa", "glca")))
+    scores = {"eval_accuracy": 0.5, "eval_sa_accuracy": 0.25, "eval_glca_accuracy": 0.125, "eval_loss": 9}
+    run(
+        callback,
+        ("on_train_begin", 0, 0),
+        ("on_epoch_begin", 0, 0),
+        ("on_log", 3, 0.75, log(1.0)),
+        ("on_log", 4, 1.0, log(5.0)),
+        ("on_log", 4, 1.0, {"logs": scores}),
+        ("on_epoch_begin", 4, 1.0),
+        ("on_log", 8, 2.0, log(-12345.678)),
+        ("on_train_end", 8, 2.0),
+        ("on_log", 8, 2.0, {"logs": {"eval_accuracy": 0.9}}),
+    )
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == "epoch loss SA GLCA PWCA | Top-1 SA GLCA | lr time".split()
+    assert first.split()[:-1] == "1/2 2.0000 3.0000 4.0000 0.0000 | 50.00 25.00 12.50 | 1.0e-03".split()
+    assert second.split()[:-1] == "2/2 -1.23e+04 -1.23e+04 -1.23e+04 0.0000 | | 1.0e-03".split()
+    assert max(map(len, (header, first, second))) <= 100
+
+
+def test_evaluations_within_an_epoch_have_lines_of_their_own(console, capsys):
+    callback = console.EpochLines(("sa",), "mAP", "map", console.result_rows(("sa",)))
+    events = [("on_log", step, step / 4, {"logs": {"eval_map": step / 10}}) for step in (2, 4)]
+    run(callback, ("on_train_begin", 0, 0), *events, ("on_train_end", 4, 1.0))
+    header, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header == "epoch loss | mAP | lr time".split()
+    assert [line[:3] for line in lines] == [["0.5/2", "|", "20.00"], ["1/2", "|", "40.00"]]
+
+
+def test_without_evaluation_there_are_no_columns_for_it(console, capsys):
+    callback = console.EpochLines(BRANCHES, "mAP", "map", console.result_rows(("sa", "glca")))
+    run(callback, ("on_train_begin", 0, 0), ("on_log", 4, 1.0, log(1.0)), ("on_train_end", 4, 1.0), eval_strategy="no")
+    assert [line.count("|") for line in capsys.readouterr().out.splitlines()] == [1, 1]
+
+
+def test_results_are_a_table_of_branches_and_ranks_in_order(console, capsys):
+    names = ("map", "rank1", "rank5", "rank10", "minp")
+    metrics = {f"{prefix}{name}": number / 10 for prefix in ("", "sa_") for number, name in enumerate(names)}
+    console.print_results("birds (3 queries)", "image-feature-extraction", {"SA": "sa_", "SA + GLCA": ""}, metrics)
+    title, header, *rows = capsys.readouterr().out.strip().splitlines()
+    assert title == "birds (3 queries), in %"
+    assert header.split() == ["mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"]
+    assert [row.split()[-5:] for row in rows] == [["0.00", "10.00", "20.00", "30.00", "40.00"]] * 2
+    assert len({len(line) for line in (header, *rows)}) == 1
+
+
+def test_only_files_that_are_there_are_named(console, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("")
+    console.print_outputs(str(tmp_path), {"README.md": "the card", "attention.png": "where"}, {"dcal x": "Next"})
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "Open first:", f"  {tmp_path / 'README.md'}  the card", "Next:", "  dcal x"
+    ]
