@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from dcal_hf import DCALTrainingArguments
 from dcal_hf.data import Finding, inspect_images, leave_out
-from dcal_hf.data.folder import misplaced_images
+from dcal_hf.data.image_files import misplaced_images
 from dcal_hf.files import save_table
 
 

@@ -27,11 +27,9 @@ From scratch on the built-in synthetic birds, with a configuration file (options
 
 import logging
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import datasets
-import numpy as np
 from arguments import ModelArguments, parse_arguments
 from before import CHECK_FILE, CheckArguments, check_data, print_splits
 from common import (
@@ -46,13 +44,13 @@ from common import (
     train,
 )
 from console import print_epochs, print_outputs, print_results, result_rows
+from ranked_lists import identity_name, save_ranked_lists
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, load_reid, open_image, with_classes
-from dcal_hf.metrics import FeatureDistances, RetrievalProtocol
+from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, load_reid, with_classes
 from dcal_hf.model_card import ModelCardFacts, write_model_card
-from dcal_hf.training import class_names, column, protocol_columns
+from dcal_hf.training import class_names, column
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 
@@ -308,7 +306,7 @@ def report(
     """Writes the model card and `ranked_lists.png`."""
     args = trainer.args
     if data_args.ranked_queries > 0:
-        save_ranked_lists(trainer, data_args)
+        save_ranked_lists(trainer, data_args.ranked_queries, data_args.ranked_matches, data_args.max_pixels)
     facts = ModelCardFacts(
         **model_card_facts(trainer, model_args),
         dataset=data_args.title,
@@ -379,35 +377,6 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
     if args.schedule == "transreid":
         rows |= {"optimiser": "SGD, momentum 0.9, biases at twice the rate", "schedule": "TransReID's, per epoch"}
     return rows
-
-
-def save_ranked_lists(trainer: DCALReIDTrainer, data_args: DataArguments) -> None:
-    """Writes `ranked_lists.png`: random queries and their best matches, before any re-ranking."""
-    from dcal_hf.visualization import ranked_list, save_figure
-
-    num_queries, num_matches = data_args.ranked_queries, data_args.ranked_matches
-    read = partial(open_image, max_pixels=data_args.max_pixels)
-    sets = {name: part.with_format(None) for name, part in trainer.eval_dataset.items()}
-    protocol = RetrievalProtocol(**protocol_columns(**sets))
-    rng = np.random.default_rng(trainer.args.seed)
-    chosen = np.sort(rng.choice(len(sets["query"]), min(num_queries, len(sets["query"])), replace=False))
-    rows = FeatureDistances(*trainer.branch_parts()[""]).rows(chosen)
-    ranked = [protocol.counted(query) for query in chosen]
-    best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(ranked, rows)]
-    ids = protocol.gallery_ids
-    figure = ranked_list(
-        [read(image) for image in sets["query"][chosen]["image"]],
-        [[read(image) for image in sets["gallery"][items]["image"]] for items in best],
-        [np.sqrt(row[items].clip(min=0)) for items, row in zip(best, rows)],
-        correct=[(ids[items] == protocol.query_ids[query]).tolist() for query, items in zip(chosen, best)],
-        titles=[[identity_name(sets["gallery"], ids[item]) for item in items] for items in best],
-    )
-    save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
-
-
-def identity_name(dataset: datasets.Dataset, identity: int) -> str:
-    feature = dataset.features["identity"]
-    return feature.int2str(int(identity)) if isinstance(feature, datasets.ClassLabel) else str(identity)
 
 
 if __name__ == "__main__":
