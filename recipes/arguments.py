@@ -4,14 +4,17 @@ import json
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
+from dcal_hf.errors import one_line, reason_of
+
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
 CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
+MAX_PATH = 500
 
 
 @dataclass
@@ -128,16 +131,34 @@ def parse_arguments(
 
     Raises:
         FileNotFoundError: If the configuration file does not exist.
-        ValueError: If it is not a mapping, or an option is unknown.
+        ValueError: If it is not a mapping, or an option of it is unknown or has an invalid value; the message names
+            the file.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = HfArgumentParser(dataclass_types)
     is_configuration = bool(argv) and not argv[0].startswith("-")
     if files is not None:
-        parser.add_argument("files", nargs="*", help=files)
         is_configuration = is_configuration and Path(argv[0]).suffix in CONFIGURATION_SUFFIXES
-    if is_configuration:
-        argv = options_of(find_configuration(argv[0])) + argv[1:]
+    parser = (_RaisingParser if is_configuration else HfArgumentParser)(dataclass_types)
+    if files is not None:
+        parser.add_argument("files", nargs="*", help=files)
+    if not is_configuration:
+        return _parsed(parser, argv, files)
+    path = find_configuration(argv[0])
+    options = options_of(path)
+    try:
+        return _parsed(parser, options + argv[1:], files)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}, or an option after it: {reason_of(error)}.") from error
+
+
+class _RaisingParser(HfArgumentParser):
+    """Raises the errors that argparse prints below the usage before it exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parsed(parser: HfArgumentParser, argv: list[str], files: str | None) -> tuple[Any, ...]:
     *parsed, last = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     return (*parsed, last if files is None else last.files)
 
@@ -167,7 +188,12 @@ def options_of(path: Path) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
-        argv += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+        try:
+            # YAML reads a date as such.
+            texts = [json.dumps(v, default=str) if isinstance(v, dict) else str(v) for v in values]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {name} cannot be written as JSON: {reason_of(error)}.") from error
+        argv += [f"--{name}", *texts]
     return argv
 
 
@@ -182,24 +208,26 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
         FileNotFoundError: If the file does not exist.
         ValueError: If it is not a mapping, cannot be read, repeats a key, or is its own base.
     """
+    whose = f", the base of {over[-1]}," if over else ""
     if path.suffix not in CONFIGURATION_SUFFIXES:
-        raise ValueError(f"'{path}' is no configuration: give an option or a .yaml or .json file first.")
+        raise ValueError(
+            f"'{path}'{whose} is no configuration: give an option or a .yaml or .json file first."
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"The configuration file {path} does not exist.")
+        raise FileNotFoundError(f"The configuration file {path}{whose} does not exist.")
     try:
         # YAML reads a number without a dot, such as 1e-3, as a string; argparse parses it anyway.
         text = path.read_text(encoding="utf-8")
         options = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"The configuration file {path} cannot be read: {reason}.") from error
+    except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"The configuration file {path} cannot be read: {reason_of(error)}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values.")
     base = options.pop("base", None)
     if base is None:
         return options
-    if not isinstance(base, str):
-        raise ValueError(f"{path} has the base {base!r}: it must be the path of another configuration.")
+    if not isinstance(base, str) or not base.isprintable() or len(base) > MAX_PATH:
+        raise ValueError(f"{path} has the base {one_line(repr(base))}: it must be the path of another configuration.")
     over = (*over, path.resolve())
     if (path.parent / base).resolve() in over:
         raise ValueError(f"{path} has the base {base}, which leads back to {path.name}: give another base, or none.")

@@ -32,7 +32,7 @@ def test_a_configuration_overrides_its_base(tmp_path, parse_arguments):
     config.write_text("base: base/all.json\nsecond: 2\nthird: null\n")
     assert parse_arguments((Options,), [str(config), "--first", "3"]) == (Options(3, 2, []),)
     config.write_text("base: missing.yaml")
-    with pytest.raises(FileNotFoundError, match="The configuration file .*missing.yaml does not exist."):
+    with pytest.raises(FileNotFoundError, match="missing.yaml, the base of .*own.yaml, does not exist"):
         parse_arguments((Options,), [str(config)])
 
 
@@ -51,6 +51,10 @@ LAUGHS = "a: &a [1, 1]\n" + "".join(f"{x}: &{x} [{9 * f'*{y}, '}]\n" for x, y in
         ("own.yaml", "seed: \x00", "own.yaml cannot be read: unacceptable character"),
         ("own.yaml", LAUGHS, "own.yaml cannot be read: the alias *a is not supported: repeat the value"),
         ("own.json", "[" * 100_000, "own.json cannot be read: "),
+        ("own.yaml", "? [seed]\n: 1", "own.yaml cannot be read: "),
+        ("own.yaml", "- base: own.yaml\n? base", "own.yaml cannot be read: "),
+        ("own.yaml", 'base: "a\\0.yaml"', "own.yaml has the base 'a\\x00.yaml': it must be the path"),
+        ("own.yaml", "base: birds", "birds', the base of "),
         ("own.yaml", "- seed", "own.yaml must hold a mapping of option names to values"),
     ],
 )
@@ -59,6 +63,26 @@ def test_an_unreadable_configuration_gets_a_one_line_error(tmp_path, parse_argum
     with pytest.raises(ValueError, match=re.escape(sentence)) as error:
         parse_arguments((), [str(tmp_path / name)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("seed: soon", "argument --seed: invalid int value: 'soon'"),
+        ("speed: 1", "arguments are not used by the HfArgumentParser: ['--speed', '1']"),
+        ("seed: {a: 2001-01-01}", "argument --seed: invalid int value: '{\"a\": \"2001-01-01\"}'"),
+        ("seed: {2001-01-01: a}", "seed cannot be written as JSON: keys must be"),
+    ],
+)
+def test_an_option_that_is_wrong_is_told_with_its_configuration(tmp_path, parse_arguments, content, reason):
+    @dataclass
+    class Options:
+        seed: int = 0
+
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(ValueError) as error:
+        parse_arguments((Options,), [str(tmp_path / "own.yaml")])
+    assert str(error.value).startswith(str(tmp_path / "own.yaml")) and reason in str(error.value)
 
 
 def test_json_may_be_indented_by_tabs_and_bases_must_not_form_a_cycle(tmp_path, parse_arguments):
