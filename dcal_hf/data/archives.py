@@ -1,18 +1,18 @@
 """Unpacks data sets that are archives, once, into the cache of `datasets`."""
 
-import gzip
+import errno
 import hashlib
 import logging
 import os
 import shutil
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import datasets
 from huggingface_hub.utils import WeakFileLock
 
+from ..errors import reason_of
 from .image_files import PARTS, visible
 
 
@@ -21,10 +21,7 @@ logger = logging.getLogger(__name__)
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 # Default limit of the unpacked size: photographs hardly compress, but lists and padding do.
 FREE_BYTES, FREE_RATIO = 100 << 20, 100
-# Errors that tarfile and zipfile raise on damaged, encrypted and unusual archives; they have no common base class.
-_UNREADABLE = (
-    tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError
-)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _TooLarge(Exception):
@@ -105,11 +102,13 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
             f"the archive {archive} holds more than {max_bytes:,} bytes; if you trust it, raise max_unpacked_bytes, "
             "or unpack it by other means and give the folder"
         ) from error
-    except _UNREADABLE as error:
-        reason = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+    except Exception as error:
+        # What tarfile and zipfile raise on damaged, encrypted and unusual archives has no common base class.
+        if isinstance(error, OSError) and error.errno in _FULL_DISK:
+            raise
         raise ValueError(
-            f"the archive {archive} cannot be unpacked ({reason}): it is damaged, encrypted or of another kind than "
-            "its name says; get it again, or unpack it by other means and give the folder"
+            f"the archive {archive} cannot be unpacked ({reason_of(error)}): it is damaged, encrypted or of another "
+            "kind than its name says; get it again, or unpack it by other means and give the folder"
         ) from error
     if outside is not None:
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
+from ..errors import one_line, reason_of
 from .image_files import images_by_name
 from .reid_layouts import REID_SPLITS
 
@@ -71,10 +72,12 @@ def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
         ValueError: if a column or a value is missing, a split is unknown, or the table has no rows.
     """
     columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    if not columns:
+        raise ValueError(f"{path} is empty; its first line must name the columns image and identity")
     missing = [column for column in ("image", "identity") if column not in columns]
     if missing:
         raise ValueError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))}; it has {', '.join(columns)}"
+            f"{path} has no column {' and no column '.join(map(repr, missing))}; it has {one_line(', '.join(columns))}"
         )
     if len(columns["identity"]) == 0:
         raise ValueError(f"{path} has no rows")
@@ -89,7 +92,8 @@ def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
     unknown = [number for number, part in enumerate(parts or []) if part not in PART_NAMES]
     if unknown:
         raise ValueError(
-            f"{path} has the split {parts[unknown[0]]!r} in row {unknown[0] + 1}; splits are {', '.join(PART_NAMES)}"
+            f"{path} has the split {one_line(parts[unknown[0]])!r} in row {unknown[0] + 1}; splits are "
+            f"{', '.join(PART_NAMES)}"
         )
     return Rows(
         images=images,
@@ -104,13 +108,24 @@ def read_table(path: Path, image_dir: str | Path | None = None) -> Rows:
 def _read_csv(path: Path) -> dict[str, list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
-        rows = list(reader)
-    return {column: [row[column] for row in rows] for column in reader.fieldnames or ()}
+        try:
+            columns, rows = reader.fieldnames, list(reader)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is no CSV table in UTF-8 after line {reader.line_num} ({reason_of(error)}); save it as one"
+            ) from error
+    return {column: [row[column] for row in rows] for column in columns or ()}
 
 
 def _read_parquet(path: Path) -> dict[str, Sequence[object] | Dataset]:
     """Columns as lists; a column of encoded images stays on disk as a data set."""
-    table = Dataset.from_parquet(str(path))
+    try:
+        table = Dataset.from_parquet(str(path))
+    except Exception as error:
+        # What pyarrow raises on damaged files has no common base class; datasets wraps some of it.
+        raise ValueError(
+            f"{path} cannot be read as a Parquet table ({reason_of(error.__cause__ or error)}); write it again"
+        ) from error
     columns = {column: _named(table, column) for column in table.column_names if column != "image"}
     if "image" in table.column_names:
         images = table.select_columns("image")
@@ -139,8 +154,8 @@ def _resolved(names: Sequence[str], path: Path, image_dir: str | Path | None) ->
     missing = [number for number, file in enumerate(files) if not isfile(file)]
     if missing:
         raise FileNotFoundError(
-            f"{files[missing[0]]}, in row {missing[0] + 1} of {path}, does not exist ({len(missing)} such in all); "
-            "paths are relative to the table's folder, or to data_dir"
+            f"{one_line(files[missing[0]])}, in row {missing[0] + 1} of {path}, does not exist ({len(missing)} such "
+            "in all); paths are relative to the table's folder, or to data_dir"
         )
     return files
 

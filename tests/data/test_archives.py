@@ -1,3 +1,4 @@
+import errno
 import gzip
 import io
 import logging
@@ -295,6 +296,35 @@ class TestDamage:
         with pytest.raises(ValueError, match=f"the archive {archive} cannot be unpacked"):
             data_folder(archive)
         assert unpacked(cache) == []
+
+    def test_what_the_unpackers_do_not_expect(self, tmp_path, cache):
+        """Errors of the system and of decoders, among those of tarfile and zipfile."""
+        archives = [write_tar(tmp_path / "deep.tgz", "owl/" + "x" * 300), tmp_path / "bzip2.zip"]
+        archives += [write_tar(tmp_path / "link.tgz", link("owl/2.png", "3.png", tarfile.LNKTYPE))]
+        with zipfile.ZipFile(archives[1], "w", zipfile.ZIP_BZIP2) as file:
+            file.writestr("owl/1.png", "x" * 1000)
+        content = archives[1].read_bytes()
+        archives[1].write_bytes(content.replace(b"BZh9", b"BZh0"))
+        with zipfile.ZipFile(tmp_path / "stored.zip", "w") as file:
+            file.writestr("owl/1.png", "x")
+        # The list of members starts before the beginning of the file.
+        content = bytearray((tmp_path / "stored.zip").read_bytes())
+        content[-6:-2] = b"\xff\xff\xff\x7f"
+        archives.append(tmp_path / "before.zip")
+        archives[-1].write_bytes(content)
+        for archive in archives:
+            with pytest.raises(ValueError, match=f"the archive {archive} cannot be unpacked") as caught:
+                data_folder(archive)
+            assert "\n" not in str(caught.value)
+        assert unpacked(cache) == []
+
+    def test_a_full_disk_is_no_damage(self, tmp_path, monkeypatch):
+        def full(*args, **kwargs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "owl"))
+
+        monkeypatch.setattr(tarfile.TarFile, "extractall", full)
+        with pytest.raises(OSError, match="No space left on device: .*owl"):
+            data_folder(write_tar(tmp_path / "birds.tgz"))
 
     def test_an_encrypted_zip(self, tmp_path, cache):
         archive = tmp_path / "birds.zip"

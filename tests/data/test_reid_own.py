@@ -300,6 +300,37 @@ class TestTable:
         with pytest.raises(ValueError, match="rows.csv has no rows"):
             load_reid(root / "rows.csv")
 
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            (b"", "is empty; its first line must name the columns image and identity"),
+            (b"\n\n", "is empty; its first line"),
+            (b"image,identity\n\xff\xfe,1\n", r"is no CSV table in UTF-8 after line 0 \('utf-8' codec can't"),
+            (b"image,identity\na.png," + b"1" * 140_000, r"after line 1 \(field larger than field limit \(131072\)\)"),
+            (b'"im\nage",identity\na.png,1', "has no column 'image'; it has im age, identity"),
+            (b'image,identity\n"a\nb.png",1', "a b.png, in row 1 of .* does not exist"),
+        ],
+    )
+    def test_a_damaged_csv_gets_a_sentence(self, root, content, sentence):
+        root.mkdir()
+        (root / "rows.csv").write_bytes(content)
+        with pytest.raises((ValueError, FileNotFoundError), match=f"rows.csv.* {sentence}|{sentence}") as error:
+            load_reid(root / "rows.csv")
+        assert "rows.csv" in str(error.value) and "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("start", "stop", "inserted"), [(0, None, b""), (-4, None, b""), (-9, -8, b"\xff"), (4, 60, b"x" * 56)]
+    )
+    def test_a_damaged_parquet_file_is_named(self, root, start, stop, inserted):
+        root.mkdir()
+        Dataset.from_dict({"image": ["a.png"], "identity": [1]}).to_parquet(root / "rows.parquet")
+        content = bytearray((root / "rows.parquet").read_bytes())
+        content[start:stop] = inserted
+        (root / "rows.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match="rows.parquet cannot be read as a Parquet table .*; write") as error:
+            load_reid(root / "rows.parquet")
+        assert "\n" not in str(error.value)
+
     def test_a_csv_from_a_spreadsheet(self, root):
         write_all(root, ["ä, b.png", "c.png", "d.png"])
         text = 'image,identity,split\r\n"ä, b.png",x,train\r\nc.png,y,query\r\nd.png,y,gallery\r\n'
