@@ -210,9 +210,7 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
     """
     whose = f", the base of {over[-1]}," if over else ""
     if path.suffix not in CONFIGURATION_SUFFIXES:
-        raise ValueError(
-            f"'{path}'{whose} is no configuration: give an option or a .yaml or .json file first."
-        )
+        raise ValueError(f"'{path}'{whose} is no configuration: give an option or a .yaml or .json file first.")
     if not path.is_file():
         raise FileNotFoundError(f"The configuration file {path}{whose} does not exist.")
     try:
