@@ -31,6 +31,8 @@ def find_damage(folder: Path, files: Checksums) -> str | None:
         `str`, *optional*: What is wrong with the first file that is missing or differs in size or content.
     """
     for name, expected in files.items():
+        if not isinstance(expected, dict):
+            return f"the size and checksum of {name} are not recorded"
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -5,16 +5,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, TypeVar
 
+from ..errors import one_line
 from ..files import write_atomically
 from ..integrity import checksums, find_damage, locked
 
 
 Loaded = TypeVar("Loaded")
+# The types that fields of a description may have.
+Fields = Mapping[str, type | tuple[type, ...]]
 
 # How often a reader retries when a writer replaces the folder, and the pause between attempts in seconds.
 ATTEMPTS, PAUSE = 20, 0.05
@@ -60,6 +63,7 @@ def load_folder(
     folder: str | os.PathLike,
     description_file: str,
     format_version: int,
+    fields: Fields,
     load: Callable[[Path, dict[str, Any]], Loaded],
 ) -> Loaded:
     """Loads a folder that [`save_folder`] wrote. If a writer replaces it meanwhile, loads it again, so that two
@@ -69,6 +73,7 @@ def load_folder(
         folder (`str` or `os.PathLike`): The folder.
         description_file (`str`): Name of its description file.
         format_version (`int`): The required `format_version` of the description.
+        fields (mapping from `str` to types): The other fields that it must have.
         load (`Callable`): Takes the folder and the description, checks the files and returns the loaded object.
 
     Raises:
@@ -91,7 +96,7 @@ def load_folder(
             continue
         with file:
             try:
-                loaded = load(folder, parse_description(file, path, format_version))
+                loaded = load(folder, parse_description(file, path, format_version, fields))
             except (OSError, ValueError, RuntimeError):
                 if _lies_at(file, path):
                     raise
@@ -102,19 +107,28 @@ def load_folder(
     raise RuntimeError(f"{folder} keeps being replaced while it is read: load it when the writers have finished.")
 
 
-def parse_description(file: BinaryIO, path: Path, format_version: int) -> dict[str, Any]:
+def parse_description(file: BinaryIO, path: Path, format_version: int, fields: Fields) -> dict[str, Any]:
     """Reads an open description file.
 
     Raises:
-        ValueError: If it is not valid JSON, or has another `format_version`.
+        ValueError: If it is not valid JSON, has another `format_version`, or lacks a field; the message names it.
     """
     try:
         description = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.parent} is damaged: {path.name} is not valid JSON.") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{path.parent} is damaged: {path.name} is not a JSON object.")
     found = description.get("format_version")
     if found != format_version:
-        raise ValueError(f"{path.parent} has format version {found}, and this dcal_hf reads {format_version}.")
+        raise ValueError(
+            f"{path.parent} has format version {one_line(found)}, and this dcal_hf reads {format_version}."
+        )
+    for name, kinds in fields.items():
+        if name not in description:
+            raise ValueError(f"{path.parent} is damaged: {path.name} has no {name}.")
+        if not isinstance(description[name], kinds):
+            raise ValueError(f"{path.parent} is damaged: {name} of {path.name} has another type.")
     return description
 
 
@@ -152,4 +166,4 @@ def _lies_at(file: BinaryIO, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-__all__ = ["check_files", "load_folder", "parse_description", "save_folder"]
+__all__ = ["Fields", "check_files", "load_folder", "parse_description", "save_folder"]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import faiss
@@ -12,14 +13,25 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 
+from ..errors import one_line, reason_of
 from ..metrics.distances import DistanceMetric, as_tensor
-from .atomic_folder import check_files, load_folder, save_folder
+from .atomic_folder import Fields, check_files, load_folder, save_folder
 
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE, INDEX_FILE, IDS_FILE, ITEMS_FOLDER = "gallery.json", "index.faiss", "ids.npy", "items"
 NORMALISATIONS = {"cosine": "l2", "euclidean": "none"}
 SAVED_FIELDS = ("model_id", "model_name", "metric", "factory", "search_parameters")
+DESCRIBED: Fields = {
+    "model_id": str,
+    "model_name": (str, NoneType),
+    "metric": str,
+    "factory": str,
+    "search_parameters": dict,
+    "dimension": int,
+    "num_items": int,
+    "files": dict,
+}
 IMAGE_RECORD = {"bytes": Value("binary"), "path": Value("string")}
 # How many rows are normalised and added to faiss at a time.
 ROWS_PER_CHUNK = 1 << 16
@@ -253,6 +265,7 @@ class GalleryIndex:
             folder,
             DESCRIPTION_FILE,
             FORMAT_VERSION,
+            DESCRIBED,
             lambda folder, description: cls._load(folder, description, model_id, dimension),
         )
 
@@ -262,8 +275,9 @@ class GalleryIndex:
     ) -> "GalleryIndex":
         if model_id not in (None, description["model_id"]):
             name = f" ({description['model_name']})" if description["model_name"] else ""
+            model = one_line(description["model_id"] + name)
             raise ValueError(
-                f"The gallery {folder} was embedded by model {description['model_id']}{name}, not by {model_id}: "
+                f"The gallery {folder} was embedded by model {model}, not by {model_id}: "
                 "search it with that model, or embed the images again."
             )
         if dimension not in (None, description["dimension"]):
@@ -277,7 +291,14 @@ class GalleryIndex:
             ids=np.load(folder / IDS_FILE, allow_pickle=False),
             **{name: description[name] for name in SAVED_FIELDS},
         )
-        gallery.set_search_parameters(**gallery.search_parameters)
+        counts = {gallery.index.ntotal, len(gallery.items), len(gallery.ids), description["num_items"]}
+        is_described = gallery.dimension == description["dimension"] and len(counts) == 1
+        if gallery.metric not in NORMALISATIONS or not is_described:
+            raise ValueError(f"{folder} is damaged: {DESCRIPTION_FILE} does not describe its files.")
+        try:
+            gallery.set_search_parameters(**gallery.search_parameters)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder} is damaged: {DESCRIPTION_FILE}: {reason_of(error)}.") from error
         return gallery
 
     def _description(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import one_line
 from ..files import write_atomically
 from ..metrics.distances import FeatureDistances
 from ..metrics.protocol import JUNK_IDENTITY, Column, RetrievalProtocol
@@ -73,14 +74,14 @@ class VerificationThreshold:
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}.")
         with path.open("rb") as file:
-            description = parse_description(file, path, FORMAT_VERSION)
-        missing = [field.name for field in fields(cls) if field.name not in description]
-        if missing:
-            raise ValueError(f"{folder} is damaged: {VERIFICATION_FILE} has no {missing[0]}; calibrate again.")
+            types = {field.name: (float, int) if field.type is float else field.type for field in fields(cls)}
+            description = parse_description(file, path, FORMAT_VERSION, types)
+        if not abs(description["threshold"]) < math.inf:
+            raise ValueError(f"{folder} is damaged: {VERIFICATION_FILE} has a threshold that is not finite.")
         if description["model_id"] != model_id:
             raise ValueError(
-                f"The threshold in {folder / VERIFICATION_FILE} was calibrated for model {description['model_id']}, "
-                f"not for {model_id}: calibrate again with this model."
+                f"The threshold in {folder / VERIFICATION_FILE} was calibrated for model "
+                f"{one_line(description['model_id'])}, not for {model_id}: calibrate again with this model."
             )
         return cls(**{field.name: description[field.name] for field in fields(cls)})
 

@@ -182,6 +182,34 @@ def test_damage_is_refused(tmp_path, name, damage, message):
         GalleryIndex.load(tmp_path / "gallery")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("model_id", 3, "model_id of gallery.json has another type"),
+        ("search_parameters", {"nprobe": "many"}, "gallery.json: "),
+        ("search_parameters", {"none": 1}, "gallery.json: An index 'IVF1,Flat' has no search parameter 'none'"),
+        ("metric", "manhattan", "gallery.json does not describe its files"),
+        ("num_items", 6, "gallery.json does not describe its files"),
+        ("dimension", 3, "gallery.json does not describe its files"),
+        ("files", {"index.faiss": 3}, "the size and checksum of index.faiss are not recorded"),
+        ("files", None, "files of gallery.json has another type"),
+        ("factory", ..., "gallery.json has no factory"),
+    ],
+)
+def test_a_description_that_was_changed_is_refused(tmp_path, field, value, sentence):
+    make("IVF1,Flat", count=40).save(tmp_path / "gallery")
+    path = tmp_path / "gallery" / "gallery.json"
+    description = json.loads(path.read_text()) | {field: None if value is ... else value}
+    if value is ...:
+        del description[field]
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=f"gallery is damaged: {sentence}"):
+        GalleryIndex.load(tmp_path / "gallery")
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="gallery is damaged: gallery.json is no JSON object"):
+        GalleryIndex.load(tmp_path / "gallery")
+
+
 def test_a_damaged_or_newer_description_is_refused(tmp_path):
     make(count=5).save(tmp_path / "gallery")
     path = tmp_path / "gallery" / "gallery.json"
