@@ -206,7 +206,7 @@ def test_a_description_that_was_changed_is_refused(tmp_path, field, value, sente
     with pytest.raises(ValueError, match=f"gallery is damaged: {sentence}"):
         GalleryIndex.load(tmp_path / "gallery")
     path.write_text("[1]")
-    with pytest.raises(ValueError, match="gallery is damaged: gallery.json is no JSON object"):
+    with pytest.raises(ValueError, match="gallery is damaged: gallery.json is not a JSON object"):
         GalleryIndex.load(tmp_path / "gallery")
 
 

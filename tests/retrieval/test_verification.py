@@ -101,7 +101,7 @@ def test_is_kept_with_its_provenance(tmp_path):
         (lambda text: text.replace("threshold", "treshold"), "is damaged: verification.json has no threshold"),
         (lambda text: re.sub('"threshold": .*,', '"threshold": NaN,', text), "has a threshold that is not finite"),
         (lambda text: re.sub('"threshold": .*,', '"threshold": "1",', text), "threshold of .* has another type"),
-        (lambda text: "[1]", "is damaged: verification.json is no JSON object"),
+        (lambda text: "[1]", "is damaged: verification.json is not a JSON object"),
         (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "has format version 2"),
     ],
 )
