@@ -1,5 +1,7 @@
 """DCAL model configuration."""
 
+import os
+from contextlib import nullcontext
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .encoder_dcal import EncoderAdapter
 from .families_dcal import find_adapter, read_fields
+from .loading_dcal import naming
 from .positions_dcal import as_pair
 from .sentence_transformers_dcal import save_for_sentence_transformers
 
 
 BRANCHES = ("sa", "glca", "pwca")
 INFERENCE_BRANCHES = ("sa", "glca")
+# Far more than any encoder has. A configuration of billions of blocks would take all memory before a weight is read.
+MAX_BLOCKS = 1_000
 
 
 @strict
@@ -120,6 +125,23 @@ class DCALConfig(PreTrainedConfig):
         for validator in self.__class_validators__:
             validator(self)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Same as in transformers.
+
+        Raises:
+            ValueError: If a field is invalid; the message names the checkpoint.
+        """
+        with naming(str(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # `AutoConfig` calls this instead, with the name.
+        source = kwargs.get("name_or_path")
+        with nullcontext() if source is None else naming(str(source)):
+            return super().from_dict(config_dict, **kwargs)
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in transformers; beside a model's configuration it tells sentence-transformers how to read embeddings."""
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -202,6 +224,11 @@ class DCALConfig(PreTrainedConfig):
             )
 
     def validate_blocks(self):
+        if max(self.num_layers, self.num_glca_blocks) > MAX_BLOCKS:
+            raise ValueError(
+                f"The backbone's {self.num_layers} blocks and num_glca_blocks={self.num_glca_blocks} must be at most "
+                f"{MAX_BLOCKS}."
+            )
         if not 0 <= self.num_pwca_blocks <= self.num_layers:
             raise ValueError(
                 f"num_pwca_blocks={self.num_pwca_blocks} must be between 0 and the backbone's {self.num_layers} "

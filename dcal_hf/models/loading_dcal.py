@@ -1,5 +1,7 @@
-"""Checks that a loaded checkpoint is complete and finite."""
+"""Checks that a checkpoint can be read, and is complete and finite."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,8 +10,31 @@ from torch import nn
 
 # Configuration fields that add modules which the checkpoint may not have.
 NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
-# The number of tensors that an error message lists.
+# The number of tensors that an error message lists, and of characters that it takes from another.
 SHOWN = 3
+MAX_REASON = 300
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Converts what fails while a checkpoint is read to an error that names it: any size or name in it can be wrong.
+
+    Args:
+        source (`str`): Name or path of the checkpoint, for the message.
+
+    Raises:
+        ValueError: If the block fails. Errors are kept if the checkpoint cannot be found (`OSError`), a library is
+            missing, or memory runs out.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if type(error) is ValueError and source in str(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")[:MAX_REASON] or type(error).__name__
+        raise ValueError(f"The checkpoint {source} cannot be read: {reason}; download it again.") from error
 
 
 def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
@@ -53,4 +78,4 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown}, ... ({len(names)} tensors)"
 
 
-__all__ = ["NEW_PARTS", "check_complete", "check_finite"]
+__all__ = ["NEW_PARTS", "check_complete", "check_finite", "naming"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -18,7 +17,7 @@ from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, 
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
-from .loading_dcal import NEW_PARTS, check_complete, check_finite
+from .loading_dcal import NEW_PARTS, check_complete, check_finite, naming
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
 from .positions_dcal import patch_grid, resize_positions
@@ -108,10 +107,8 @@ class DCALPreTrainedModel(PreTrainedModel):
             ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.
         """
         source = str(pretrained_model_name_or_path)
-        try:
+        with naming(source):
             model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"The weights of {source} are damaged ({error}): download them again.") from error
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
             check_complete(model, source, info)
         check_finite(model, source)

@@ -1,5 +1,7 @@
 """Loading rejects checkpoints with missing or non-finite tensors, and names them."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -64,8 +66,34 @@ def test_a_missing_classifier_counts_for_the_classifier_alone(checkpoint):
 def test_weights_that_cannot_be_read_are_named(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="The weights of .* are damaged .*: download them again"):
+    with pytest.raises(ValueError, match="checkpoint .* cannot be read: Error while deserializing .*; download it"):
         DCALForImageClassification.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("neck", "yes", "Field 'neck' expected bool, got str"),
+        ("local_query_ratio", 3, "local_query_ratio=3 must be above 0 and at most 1"),
+        ("branches", 7, "Field 'branches'"),
+        ("num_glca_blocks", 10**9, "num_glca_blocks=1000000000 must be at most 1000"),
+        ("dtype", 3, "'int' object has no attribute"),
+        ("backbone_config", [1], "Field 'backbone_config'"),
+        ("backbone_config.num_hidden_layers", 10**9, "The backbone's 1000000000 blocks"),
+        ("backbone_config.hidden_size", 64, "ignore_mismatched_sizes"),
+        ("backbone_config.num_attention_heads", 0, "."),
+    ],
+)
+def test_a_wrong_field_of_a_configuration_is_told_with_its_checkpoint(checkpoint, loader, field, value, reason):
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    *parent, name = field.split(".")
+    (config[parent[0]] if parent else config)[name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{checkpoint} cannot be read: .*{reason}.*; download it again") as error:
+        loader.from_pretrained(checkpoint)
+    assert "\n" not in str(error.value) and str(error.value).count(str(checkpoint)) == 1
 
 
 def test_other_branches_start_anew(tmp_path, vit_config):
