@@ -2,7 +2,6 @@
 
 import os
 from contextlib import nullcontext
-from math import pi
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,7 @@ from .families_dcal import find_adapter, read_fields
 from .loading_dcal import naming
 from .positions_dcal import as_pair
 from .sentence_transformers_dcal import save_for_sentence_transformers
-
-
-BRANCHES = ("sa", "glca", "pwca")
-INFERENCE_BRANCHES = ("sa", "glca")
-# Far more than any encoder has. A configuration of billions of blocks would take all memory before a weight is read.
-MAX_BLOCKS = 1_000
+from .validation_dcal import BRANCHES, CHECKS, INFERENCE_BRANCHES
 
 
 @strict
@@ -197,77 +191,9 @@ class DCALConfig(PreTrainedConfig):
         """Whether training uses pairs of images."""
         return "pwca" in self.branches and self.num_pwca_blocks > 0
 
-    def validate_image_size(self):
-        if any(size < patch or size % patch for size, patch in zip(self.image_size, self.stride)):
-            stage = "" if self.stride == as_pair(self.backbone_config.patch_size) else " in its last stage"
-            raise ValueError(
-                f"image_size={tuple(self.image_size)} must be a multiple of the backbone's patch size {self.stride}"
-                f"{stage}."
-            )
-
-    def validate_branches(self):
-        if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
-            raise ValueError(f"branches={self.branches} must name one or more of {BRANCHES}, each once.")
-        if "glca" in self.branches and not self.has_cls:
-            raise ValueError(
-                f"branches={self.branches} cannot include 'glca': a backbone of type "
-                f"'{self.backbone_config.model_type}' has no CLS token, which the patch selection needs; use "
-                "branches=('sa', 'pwca')."
-            )
-        readable = INFERENCE_BRANCHES if "glca" in self.branches else ("sa",)
-        if set(self.branches) == {"glca"}:
-            readable = ("glca",)
-        if not self.inference_branches or set(self.inference_branches) - set(readable):
-            raise ValueError(
-                f"inference_branches={self.inference_branches} must name one or more of {readable}: the branches that "
-                f"have a classifier when branches={self.branches} are trained."
-            )
-
-    def validate_blocks(self):
-        if max(self.num_layers, self.num_glca_blocks) > MAX_BLOCKS:
-            raise ValueError(
-                f"The backbone's {self.num_layers} blocks and num_glca_blocks={self.num_glca_blocks} must be at most "
-                f"{MAX_BLOCKS}."
-            )
-        if not 0 <= self.num_pwca_blocks <= self.num_layers:
-            raise ValueError(
-                f"num_pwca_blocks={self.num_pwca_blocks} must be between 0 and the backbone's {self.num_layers} "
-                "blocks."
-            )
-        if self.num_glca_blocks < 1:
-            raise ValueError(
-                f"num_glca_blocks={self.num_glca_blocks} must be at least 1; leave 'glca' out of branches to train "
-                "without GLCA."
-            )
-
-    def validate_ratios(self):
-        if not 0 < self.local_query_ratio <= 1:
-            raise ValueError(f"local_query_ratio={self.local_query_ratio} must be above 0 and at most 1.")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be at least 0 and below 1.")
-        if self.arcface_subcenters < 1 or self.arcface_scale <= 0 or not 0 <= self.arcface_margin < pi / 2:
-            raise ValueError(
-                f"arcface_subcenters={self.arcface_subcenters} must be at least 1, arcface_scale={self.arcface_scale} "
-                f"above 0, and arcface_margin={self.arcface_margin} at least 0 and below pi / 2."
-            )
-
-    def validate_switches(self):
-        switches = {
-            "local_query_selection": ("rollout", "last_layer", "similarity", "random"),
-            "glca_scope": ("global", "local"),
-            "glca_readout": ("local", "cls"),
-            "loss_weighting": ("uncertainty", "equal"),
-            "neck_feature": ("before", "after") if self.neck else ("before",),
-            "identity_loss": ("cross_entropy", "arcface") if self.neck else ("cross_entropy",),
-        }
-        for name, choices in switches.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}='{getattr(self, name)}' is unknown; choose one of {', '.join(choices)}.")
-        if self.loss_weighting == "equal" and self.initial_log_var != 0:
-            raise ValueError(
-                f"initial_log_var={self.initial_log_var} has no effect with loss_weighting='equal', which has no "
-                "log-variances: leave it out."
-            )
+    def validate_dcal(self):
+        for check in CHECKS:
+            check(self)
 
 
 __all__ = ["DCALConfig"]

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .configuration_dcal import BRANCHES, DCALConfig
+from .configuration_dcal import DCALConfig
 from .loss_dcal import branch_labels, counted_branches, make_loss_weights, total_loss
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
+from .validation_dcal import BRANCHES
 
 
 class DCALForBranches(DCALPreTrainedModel):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..models.configuration_dcal import BRANCHES
+from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
 from .classes import class_names

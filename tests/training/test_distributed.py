@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.models.configuration_dcal import BRANCHES
+from dcal_hf.models.validation_dcal import BRANCHES
 
 from distributed_worker import Random, make_trainer
 from helpers import branches_for, is_cait

@@ -1,0 +1,96 @@
+"""The values that a DCAL configuration accepts. Each check raises a `ValueError` that says what to change."""
+
+from math import pi
+
+from transformers import PreTrainedConfig
+
+from .positions_dcal import as_pair
+
+
+BRANCHES = ("sa", "glca", "pwca")
+INFERENCE_BRANCHES = ("sa", "glca")
+# Far more than any encoder has. A configuration of billions of blocks would take all memory before a weight is read.
+MAX_BLOCKS = 1_000
+
+
+def check_image_size(config: PreTrainedConfig) -> None:
+    if any(size < patch or size % patch for size, patch in zip(config.image_size, config.stride)):
+        stage = "" if config.stride == as_pair(config.backbone_config.patch_size) else " in its last stage"
+        raise ValueError(
+            f"image_size={tuple(config.image_size)} must be a multiple of the backbone's patch size {config.stride}"
+            f"{stage}."
+        )
+
+
+def check_branches(config: PreTrainedConfig) -> None:
+    if not config.branches or len(set(config.branches)) < len(config.branches) or set(config.branches) - set(BRANCHES):
+        raise ValueError(f"branches={config.branches} must name one or more of {BRANCHES}, each once.")
+    if "glca" in config.branches and not config.has_cls:
+        raise ValueError(
+            f"branches={config.branches} cannot include 'glca': a backbone of type "
+            f"'{config.backbone_config.model_type}' has no CLS token, which the patch selection needs; use "
+            "branches=('sa', 'pwca')."
+        )
+    readable = INFERENCE_BRANCHES if "glca" in config.branches else ("sa",)
+    if set(config.branches) == {"glca"}:
+        readable = ("glca",)
+    if not config.inference_branches or set(config.inference_branches) - set(readable):
+        raise ValueError(
+            f"inference_branches={config.inference_branches} must name one or more of {readable}: the branches that "
+            f"have a classifier when branches={config.branches} are trained."
+        )
+
+
+def check_blocks(config: PreTrainedConfig) -> None:
+    if max(config.num_layers, config.num_glca_blocks) > MAX_BLOCKS:
+        raise ValueError(
+            f"The backbone's {config.num_layers} blocks and num_glca_blocks={config.num_glca_blocks} must be at most "
+            f"{MAX_BLOCKS}."
+        )
+    if not 0 <= config.num_pwca_blocks <= config.num_layers:
+        raise ValueError(
+            f"num_pwca_blocks={config.num_pwca_blocks} must be between 0 and the backbone's {config.num_layers} "
+            "blocks."
+        )
+    if config.num_glca_blocks < 1:
+        raise ValueError(
+            f"num_glca_blocks={config.num_glca_blocks} must be at least 1; leave 'glca' out of branches to train "
+            "without GLCA."
+        )
+
+
+def check_ratios(config: PreTrainedConfig) -> None:
+    if not 0 < config.local_query_ratio <= 1:
+        raise ValueError(f"local_query_ratio={config.local_query_ratio} must be above 0 and at most 1.")
+    if not 0 <= config.drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate={config.drop_path_rate} must be at least 0 and below 1.")
+    if config.arcface_subcenters < 1 or config.arcface_scale <= 0 or not 0 <= config.arcface_margin < pi / 2:
+        raise ValueError(
+            f"arcface_subcenters={config.arcface_subcenters} must be at least 1, arcface_scale={config.arcface_scale} "
+            f"above 0, and arcface_margin={config.arcface_margin} at least 0 and below pi / 2."
+        )
+
+
+def check_switches(config: PreTrainedConfig) -> None:
+    switches = {
+        "local_query_selection": ("rollout", "last_layer", "similarity", "random"),
+        "glca_scope": ("global", "local"),
+        "glca_readout": ("local", "cls"),
+        "loss_weighting": ("uncertainty", "equal"),
+        "neck_feature": ("before", "after") if config.neck else ("before",),
+        "identity_loss": ("cross_entropy", "arcface") if config.neck else ("cross_entropy",),
+    }
+    for name, choices in switches.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name}='{getattr(config, name)}' is unknown; choose one of {', '.join(choices)}.")
+    if config.loss_weighting == "equal" and config.initial_log_var != 0:
+        raise ValueError(
+            f"initial_log_var={config.initial_log_var} has no effect with loss_weighting='equal', which has no "
+            "log-variances: leave it out."
+        )
+
+
+CHECKS = (check_image_size, check_branches, check_blocks, check_ratios, check_switches)
+
+
+__all__ = ["BRANCHES", "CHECKS", "INFERENCE_BRANCHES"]
