@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 
 
 # Before anything of Hugging Face is imported: tests never reach for the network.
@@ -70,6 +71,22 @@ def backbone_configs() -> dict[str, PreTrainedConfig]:
 @pytest.fixture
 def vit_config() -> ViTConfig:
     return BACKBONES["vit"]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints what the tests of `tests/endurance` recorded, as a table: scenario, tried, outcome."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = [row for report in reports for name, row in getattr(report, "user_properties", ()) if name == "endurance"]
+    if rows:
+        terminalreporter.section("endurance")
+        for row in dict.fromkeys(map(tuple, rows)):
+            terminalreporter.write_line(" | ".join(row))
+
+
+@pytest.fixture
+def tell(record_property) -> Callable[[str, str, str], None]:
+    """Adds a row to the table of `tests/endurance`."""
+    return lambda *row: record_property("endurance", row)
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,12 @@
 """Arguments of [`DCALTrainer`]."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from .class_balance import check_class_balance
@@ -157,6 +160,14 @@ class DCALTrainingArguments(TrainingArguments):
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        # On the CPU transformers does not pass `ddp_timeout` on, and a stopped process is waited for. A group of
+        # processes that exists is kept.
+        if self.use_cpu:
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=self.ddp_timeout_delta)
+        return super()._setup_devices
 
     def __getstate__(self) -> dict[str, Any]:
         """Removes tokens and the folders of paths, because `push_to_hub` uploads the pickled `training_args.bin`."""
