@@ -22,8 +22,12 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        # On a full disk, half a file would take the space that is left.
+        temporary.unlink(missing_ok=True)
     return path
 
 
