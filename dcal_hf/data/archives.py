@@ -49,7 +49,7 @@ def data_folder(
     Raises:
         FileNotFoundError: if the path does not exist.
         ValueError: if the file is not such an archive, is damaged, exceeds the limit, or has members that would be
-            extracted to or point outside the folder; nothing is kept of it then.
+            extracted to or point outside the folder. Nothing is kept of a rejected archive.
     """
     if path.is_dir():
         return path
@@ -107,13 +107,13 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
         if isinstance(error, OSError) and error.errno in _FULL_DISK:
             raise
         raise ValueError(
-            f"the archive {archive} cannot be unpacked ({reason_of(error)}): it is damaged, encrypted or of another "
-            "kind than its name says; get it again, or unpack it by other means and give the folder"
+            f"the archive {archive} cannot be unpacked ({reason_of(error)}): it is damaged, encrypted or in another "
+            "format than its name says; download it again, or unpack it by other means and give the folder"
         ) from error
     if outside is not None:
         raise ValueError(
-            f"the archive {archive} holds {outside!r}, which would lie or point outside of the folder it is unpacked "
-            "to; get the archive from a source that you trust"
+            f"the archive {archive} holds {outside!r}, which would be outside the folder that it is unpacked to, or "
+            "point outside it; get the archive from a source that you trust"
         )
 
 

@@ -1,4 +1,4 @@
-"""Images that a set has twice, and what that does to its results."""
+"""Warns of duplicate images that make results wrong."""
 
 import hashlib
 import logging
@@ -14,31 +14,31 @@ logger = logging.getLogger(__name__)
 def warn_of_duplicates(
     paths: Sequence[str], classes: Sequence[object], splits: Sequence[str], where: str | Path
 ) -> None:
-    """Warns of images of the same content, byte by byte, of two classes or in two splits.
+    """Warns if a file has copies, equal byte for byte, in two classes or in two splits.
 
-    Files of one size are read, and no others.
+    Only files of the same size are read.
 
     Args:
         paths (sequence of `str`): (N,) existing files.
-        classes (sequence): (N,) class or identity of each.
-        splits (sequence of `str`): (N,) the split that each is in.
-        where (`str` or `Path`): The set, for the message.
+        classes (sequence): (N,) class or identity of each file.
+        splits (sequence of `str`): (N,) split of each file.
+        where (`str` or `Path`): The data set, for the message.
     """
     found_copies = copies(paths)
-    reasons = {"of two classes or identities": classes, "in two splits": splits}
+    reasons = {"in two classes or identities": classes, "in two splits": splits}
     for reason, values in reasons.items():
         found = [rows for rows in found_copies if len({values[row] for row in rows}) > 1]
         if found:
             first = found[0]
             other = next(row for row in first if values[row] != values[first[0]])
             logger.warning(
-                "%d images of %s are there twice, %s, which makes its results wrong; the first is %s and %s",
+                "%d images of %s have copies %s, which makes its results wrong; the first is %s and %s",
                 len(found), where, reason, paths[first[0]], paths[other],
             )
 
 
 def copies(paths: Sequence[str]) -> list[list[int]]:
-    """Indices of files of the same content, in groups of two and more. Files of one size are read, and no others."""
+    """Groups of two or more files of the same content, by index. Only files of the same size are read."""
     groups: dict[object, list[int]] = defaultdict(list)
     for row, path in enumerate(paths):
         groups[os.path.getsize(path)].append(row)

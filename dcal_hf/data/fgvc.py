@@ -1,23 +1,23 @@
 """Loads fine-grained classification data sets by name.
 
-The first match counts:
+The first entry of this list that matches the name is used:
 
 - "drawn": the built-in data set of [`synthetic_fgvc`] with its default sizes;
 - "cub200" (CUB-200-2011), "stanford_cars", "fgvc_aircraft" (2013b): the official folder `data_dir`, its parent folder
-  or its archive; by default a copy on the Hub. A warning tells if its size differs from the official one. Classes keep
-  the official names and order;
+  or its archive; without `data_dir` a copy on the Hub. A warning is logged if its size differs from the official one.
+  Classes keep the official names and order;
 - "imagefolder": the folder or archive `data_dir`, or one per split, `{"train": ..., "validation": ...}`;
 - an existing folder or archive; `data_dir` is a folder inside it;
 - the id of a data set on the Hub; `data_dir` is a folder inside it.
 
 A folder has the layout `root/{train,validation,test}/<class>/<image>` ("val" and "valid" are accepted for
 "validation"), or `root/<class>/<image>` with all images in train. An archive (.tar, .tar.gz, .tgz or .zip) is unpacked
-once, into the cache. A folder around the only one that holds the data set is looked through. Images are decoded when
-they are accessed. To get errors that name the file, cast the column to `Image(decode=False)` and read it with
+once, into the cache. Folders that only wrap the folder of the data set are skipped. Images are decoded when they are
+accessed. For error messages that name the file, cast the column to `Image(decode=False)` and read it with
 [`open_image`].
 
-Without a validation split, one is taken from train, see [`stratified_split`], whatever `splits` requests.
-FGVC-Aircraft has an official one; `validation_fraction=0` adds it to train, for training on all 6,667 images as in
+If there is no validation split, one is taken from train (see [`stratified_split`]), even if `splits` does not include
+it. FGVC-Aircraft has an official one; `validation_fraction=0` adds it to train, to train on all 6,667 images as in the
 papers.
 """
 
@@ -64,7 +64,7 @@ def load_fgvc(
 ) -> DatasetDict:
     """Loads a classification data set as splits of images and labels.
 
-    Names, layouts, and how a validation split is taken: see [`dcal_hf.data.fgvc`].
+    See [`dcal_hf.data.fgvc`] for the names, the layouts and the validation split.
 
     Args:
         name (`str`): "drawn", "cub200", "stanford_cars", "fgvc_aircraft", "imagefolder", a folder, or a Hub id.
@@ -74,14 +74,14 @@ def load_fgvc(
         splits (sequence of `str`, *optional*): Which of train, validation and test to return. All of these must exist.
             By default all existing splits are returned.
         validation_fraction (`float`, *optional*, defaults to 0.15), seed (`int`, *optional*, defaults to 42):
-            Share of train, in [0, 1), that becomes validation if there is no such split, and the seed of this choice.
+            Fraction of train, in [0, 1), to use for validation if there is no such split, and the seed of this split.
         image_column, label_column (`str`, *optional*): Columns (labels as `ClassLabel`, strings or integers) of a data
             set given by its id on the Hub.
         revision (`str`, *optional*), token (`str` or `bool`, *optional*): Branch, tag or commit on the Hub; its token.
         cache_dir (`str` or `Path`, *optional*): Cache for data sets from the Hub and for unpacked archives.
         max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
-        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look through a folder for the same image
-            in two classes or splits. [`inspect_images`] does so in any data set.
+        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if a folder has the same image in two
+            classes or splits. [`inspect_images`] checks this for any data set.
 
     Returns:
         `datasets.DatasetDict`: train, validation and, if present, test, each with the columns image (`datasets.Image`,
@@ -111,7 +111,7 @@ def _check_arguments(splits: Sequence[str] | None, validation_fraction: float) -
         raise ValueError(f"validation_fraction must be at least 0 and below 1, not {validation_fraction}")
     unknown = [split for split in splits or () if split not in SPLITS]
     if unknown:
-        raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(SPLITS)}")
+        raise ValueError(f"there is no split {unknown[0]!r}; splits can be {', '.join(SPLITS)}")
 
 
 def _choose_splits(
@@ -122,7 +122,7 @@ def _choose_splits(
         dataset = take_validation(dataset, where, validation_fraction, seed)
     missing = [split for split in splits or () if split not in dataset]
     if missing:
-        raise ValueError(f"{where} has no split {missing[0]!r}, which splits asks for; it has {', '.join(dataset)}")
+        raise ValueError(f"{where} has no split {missing[0]!r}, which splits requests; it has {', '.join(dataset)}")
     return DatasetDict({split: dataset[split] for split in splits or SPLITS if split in dataset})
 
 
@@ -142,7 +142,7 @@ def _load_official(
     if isinstance(data_dir, Mapping):
         raise ValueError(f"{name!r} is read from one official folder or archive, not from one per split; set data_dir")
     if name != "fgvc_aircraft" and level is not None:
-        raise ValueError(f"{name!r} has no configuration {level!r}; only 'fgvc_aircraft' has any; leave it out")
+        raise ValueError(f"{name!r} has no configuration {level!r}; only 'fgvc_aircraft' has some; leave it out")
     level = level or "variant"
     if level not in AIRCRAFT_LEVELS:
         raise ValueError(f"'fgvc_aircraft' has no configuration {level!r}; it has {', '.join(AIRCRAFT_LEVELS)}")
@@ -167,11 +167,11 @@ def _official_from_hub(
         dataset = load_hub(_HUB_IDS[name], None, **hub)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{name!r} without data_dir, its official folder or archive, is looked for on the Hub: {error}"
+            f"without data_dir (the official folder or archive), {name!r} is loaded from the Hub: {error}"
         ) from error
     if name != "fgvc_aircraft":
         return standardise(dataset, _HUB_IDS[name], splits, "image", "label")
-    # The official class lists are sorted, those of this copy are not.
+    # The official class lists are sorted, but those of this copy are not.
     column = _HUB_AIRCRAFT_COLUMNS[level]
     return standardise(dataset, _HUB_IDS[name], splits, "image", column, sort_classes=True)
 
@@ -193,7 +193,7 @@ def _roots(
 ) -> Path | dict[str, Path]:
     """The folder of the data set, or one per split."""
     if name == "imagefolder" and data_dir is None:
-        raise ValueError("'imagefolder' needs data_dir, the folder that holds train/<class>/<image>")
+        raise ValueError("'imagefolder' needs data_dir, a folder with train/<class>/<image>")
     base = Path("" if name == "imagefolder" else name).expanduser()
     if isinstance(data_dir, Mapping):
         return {split: unpack(base / Path(part).expanduser()) for split, part in data_dir.items()}

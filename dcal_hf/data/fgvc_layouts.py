@@ -35,7 +35,7 @@ class Annotations:
     """Images and their classes.
 
     Args:
-        source (`Path`): The list they are read from, for error messages.
+        source (`Path`): The list that contains them, for error messages.
         paths (list of `str`): (N,) files.
         labels (list of `int`): (N,) class indices, from 0.
     """
@@ -158,7 +158,7 @@ def _read_structs(path: Path, *fields: str) -> np.ndarray:
     missing = [field for field in fields if field not in (records.dtype.names or ())]
     if missing:
         raise ValueError(
-            f"the annotations of {path} have no field {missing[0]!r}; take the official file, for the test images of "
+            f"the annotations of {path} have no field {missing[0]!r}; use the official file, for the test images of "
             "Stanford Cars the one with labels"
         )
     return records
@@ -175,9 +175,9 @@ def _read_mat(path: Path, variable: str) -> np.ndarray:
             )
         variables = loadmat(path, squeeze_me=True, variable_names=[variable])
     except (ValueError, TypeError, IndexError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as a .mat file ({error}); get it again") from error
+        raise ValueError(f"{path} cannot be read as a .mat file ({error}); download it again") from error
     if variable not in variables:
-        raise ValueError(f"{path} has no variable {variable!r}; take the official file")
+        raise ValueError(f"{path} has no variable {variable!r}; use the official file")
     return variables[variable]
 
 
@@ -201,8 +201,8 @@ def _car_labels(classes: np.ndarray, count: int, source: Path) -> list[int]:
     unknown = np.flatnonzero((labels < 0) | (labels >= count))
     if len(unknown):
         raise ValueError(
-            f"entry {unknown[0] + 1} of {source} has the class {classes[unknown[0]]}, and classes are 1 to {count}; "
-            "get the file again"
+            f"entry {unknown[0] + 1} of {source} has the class {classes[unknown[0]]}, but classes are 1 to {count}; "
+            "download the file again"
         )
     return labels.tolist()
 

@@ -18,7 +18,7 @@ def load_image_folder(root: Path | Mapping[str, Path], warn_duplicates: bool = T
 
     Args:
         root (`Path` or `Mapping[str, Path]`): An existing folder, or a folder of class folders per split.
-        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look for the same image in two classes or
+        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn of the same image in two classes or
             splits; see [`warn_of_duplicates`].
 
     Returns:
@@ -54,7 +54,7 @@ def unlabelled_images(folder: Path) -> Dataset:
         raise FileNotFoundError(f"The folder of images {folder} does not exist.")
     paths = image_files(folder, recursive=True)
     if not paths:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        raise ValueError(f"{folder} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return Dataset.from_dict({"image": [str(path.resolve()) for path in paths]})
 
 

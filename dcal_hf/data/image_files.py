@@ -10,7 +10,7 @@ from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
-# What folders of splits are called, in both tasks.
+# Names of split folders, in both tasks.
 PARTS = frozenset(alias for aliases in SPLITS.values() for alias in aliases) | {"query", "gallery"}
 
 IMAGE_SUFFIXES = frozenset(
@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The images in a folder, by their suffix, sorted by path, without hidden files.
+    """The images in a folder, recognised by their suffix and sorted by path, without hidden files.
 
     Args:
         folder (`Path`): An existing folder.
@@ -40,27 +40,27 @@ def visible(folder: Path) -> list[Path]:
 
 
 def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[list[Path]]:
-    """The images `folder/<name>/<image>` in folders with a folder for each class or identity, in order.
+    """Lists the images `folder/<name>/<image>` of folders that have one subfolder per class or identity.
 
-    Entries of the named folders that are no images are skipped with one warning, hidden files silently.
+    Other entries of the subfolders are skipped with one warning, hidden files silently.
 
     Args:
         folders (iterable of `Path`): Existing folders, such as one for each split.
-        kind (`str`): What has a folder of its own, "class" or "identity", for messages.
+        kind (`str`): "class" or "identity", for messages.
         where: The data set, for the warning.
 
     Returns:
         `list[list[Path]]`: the images in each of `folders`.
 
     Raises:
-        ValueError: If one of `folders` has no folders, or some of these have no images; the message names these.
+        ValueError: If one of `folders` has no subfolders, or subfolders have no images; the message names them.
     """
     files, skipped = [], []
     for folder in folders:
         named = [path for path in visible(folder) if path.is_dir()]
         if not named:
             raise ValueError(
-                f"{folder} holds no {kind} folders; put the images of each {kind} into {folder / f'<{kind}>'}"
+                f"{folder} contains no {kind} folders; put the images of each {kind} into {folder / f'<{kind}>'}"
             )
         entries = {path: visible(path) for path in named}
         empty = [path for path in named if not any(map(_is_image_name, entries[path]))]
@@ -76,10 +76,9 @@ def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[li
 
 
 def inner_folder(root: Path) -> Path:
-    """The folder itself, or the one inside it that holds the data set, if an unpacker has put nothing else around it.
+    """Skips folders that only wrap the folder of the data set, as unpacking an archive may create them.
 
-    A folder is taken for such a wrapper if its only entry is a folder of nothing but folders. A folder of splits is
-    none, even if it has only one.
+    A folder is a wrapper if its only entry is a folder that contains only folders, unless that entry is a split.
     """
     while True:
         entries = visible(root)
@@ -88,18 +87,18 @@ def inner_folder(root: Path) -> Path:
         inner = visible(entries[0])
         if not inner or not all(entry.is_dir() for entry in inner):
             return root
-        logger.info("%s holds nothing but the folder %s, which is read in its place", root, entries[0].name)
+        logger.info("%s contains only the folder %s, which is read instead", root, entries[0].name)
         root = entries[0]
 
 
 def misplaced_images(paths: Sequence[str]) -> list[Path]:
-    """The images that are not read because they lie beside the class folders, or in folders inside of these.
+    """The images that are not read because they are next to the class folders, or in subfolders of them.
 
     Args:
-        paths (sequence of `str`): All images that are read, `.../<class>/<image>`.
+        paths (sequence of `str`): The images that are read, `.../<class>/<image>`.
 
     Returns:
-        `list[Path]`: the others, sorted within each folder.
+        `list[Path]`: the other images, sorted within each folder.
     """
     class_folders = sorted({Path(path).parent for path in paths})
     tops = {folder.parent for folder in class_folders}
@@ -114,24 +113,24 @@ def _is_image_name(path: Path) -> bool:
 
 
 def _is_visible(name: str) -> bool:
-    """Neither hidden nor the folder of metadata that macOS adds to archives; its `._` files are hidden."""
+    """Excludes hidden files and `__MACOSX`, the metadata folder that macOS adds to archives."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
 def _describe_empty(kind: str, folders: Sequence[Path]) -> str:
-    """The message of an error: what the first of these class folders without images holds, and the others' names."""
+    """The error message for folders without images: what the first contains, and the names of the others."""
     first, *others = folders
     nested = [path.name for path in visible(first) if path.is_dir()]
-    message = f"the {kind} folder {first} holds no images; put images right into it or remove it"
+    message = f"the {kind} folder {first} contains no images; put images directly into it, or remove it"
     if nested:
         message = (
-            f"the {kind} folder {first} holds no images, but folders ({', '.join(nested[:3])}"
-            f"{', ...' if len(nested) > 3 else ''}); put the images right into it, or, if these are the {kind} "
+            f"the {kind} folder {first} contains no images, only folders ({', '.join(nested[:3])}"
+            f"{', ...' if len(nested) > 3 else ''}); put the images directly into it or, if these are the {kind} "
             "folders, move them up"
         )
     if others:
         names = ", ".join(path.name for path in others[:10])
-        message += f". {len(others)} more hold none: {names}{', ...' if len(others) > 10 else ''}"
+        message += f". {len(others)} more contain none: {names}{', ...' if len(others) > 10 else ''}"
     return message
 
 

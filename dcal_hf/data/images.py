@@ -1,4 +1,4 @@
-"""Reads an image; errors name the broken file."""
+"""Reads images; error messages name the file."""
 
 import logging
 import os
@@ -14,21 +14,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 logger = logging.getLogger(__name__)
-# The formats of data sets. Some of Pillow's other formats run programs (EPS), and none is maintained as well.
+# The formats that data sets use. Pillow's other formats are less well maintained, and EPS runs a program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# What phones call HEIC, by bytes 4 to 12 (ISO/IEC 23008-12, annex B). pillow-heif reads it, where it is installed.
+# Bytes 4 to 12 of a HEIC file, the format of many phones (ISO/IEC 23008-12, annex B). Reading it needs pillow-heif.
 _HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"))
-# The limit at which Pillow warns.
+# The limit above which Pillow warns.
 MAX_PIXELS = 89_478_485
 
 # Errors that Pillow's decoders raise on damaged files; they have no common base class.
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-# Such images rarely come alone: only the first one is reported.
+# Logged for the first such image only, because a data set often has many.
 _WARNINGS = {
-    "16 bits": "%s is of 16 bits and is read as 8 bits, like all that follow; pipelines of transformers would clip "
-    "them to white: give them open_image(path) instead of the path",
-    "transparent": "%s is transparent in part: its pixels are read without, as pipelines of transformers do, and so "
-    "are all that follow; lay it over a background if what lies beneath shall not be seen",
+    "16 bits": "%s has 16 bits per pixel; it and all further 16-bit images are scaled to 8 bits. transformers "
+    "pipelines clip them to white: give them open_image(path) instead of the path",
+    "transparent": "%s is partly transparent; the transparency of it and all further images is ignored, as in "
+    "transformers pipelines. Draw it over a background if the colours of transparent pixels must not be visible",
 }
 _warned: set[str] = set()
 
@@ -39,7 +39,7 @@ def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIX
     The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped, as in
     transformers pipelines. The exception is 16-bit grey: it is scaled to 8 bits here by dropping the low byte, whereas
     pipelines clip it to white; pass them the output of this function instead. The first transparent and the first
-    16-bit image are logged as warnings. HEIC is read where pillow-heif is installed (`pip install "dcal_hf[heic]"`).
+    16-bit image are logged as warnings. HEIC needs pillow-heif (`pip install "dcal_hf[heic]"`).
 
     Args:
         image (`PIL.Image.Image`, `dict`, `str` or `Path`):
@@ -85,7 +85,7 @@ def check_image(image: dict | str | Path, max_pixels: int = MAX_PIXELS, decode: 
 
 @contextmanager
 def _opened(image: Image.Image | dict | str | Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The image before its pixels are read. Errors, also those of reading them, name it."""
+    """The image before its pixels are read. Errors name it, also those that reading the pixels raises."""
     try:
         if isinstance(image, Image.Image):
             _check_pixels(image, max_pixels)
@@ -123,8 +123,8 @@ def _is_heic(source: str | Path | BytesIO) -> bool:
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ValueError(
-            f"it has {image.width} x {image.height} pixels, and max_pixels is {max_pixels}; if you trust it, raise "
-            "max_pixels"
+            f"it has {image.width} x {image.height} pixels, more than max_pixels = {max_pixels}; if you trust it, "
+            "raise max_pixels"
         )
 
 

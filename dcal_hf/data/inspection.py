@@ -1,4 +1,4 @@
-"""One pass over the images of a data set, before training: unreadable, tiny and repeated ones."""
+"""Finds unreadable, tiny and duplicate images of a data set in one pass, before training."""
 
 import hashlib
 from collections import defaultdict
@@ -16,22 +16,22 @@ from .duplicates import copies
 from .images import MAX_PIXELS, check_image, reason_of
 
 
-# No detail of a photograph fits into fewer pixels, but placeholders for missing ones do.
+# Smaller images are usually placeholders for missing ones.
 MIN_SIDE = 8
-# Of copies in two splits, the one that is scored stays: from the first to the last of these.
+# Of copies in two splits, the one in the later of these splits is kept: it is the one that is evaluated.
 _SPLIT_ORDER = ("train", "validation", "gallery", "query", "test")
 _ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with an image.
+    """A problem with an image.
 
     Args:
-        split (`str`), row (`int`): Where it is.
-        image (`str`): Its path, or its row if it has none.
+        split (`str`), row (`int`): The position of the image.
+        image (`str`): Its path, or its row if it has no path.
         problem (`str`):
-            `"unreadable"`; `"tiny"`, with a side below `MIN_SIDE` pixels; or a copy, byte by byte, of another image:
+            `"unreadable"`; `"tiny"`, with a side below `MIN_SIDE` pixels; or equal byte for byte to another image:
             `"in two classes"` of a split, `"in two splits"`, or `"repeated"` in its class.
         detail (`str`): The reason, the size, or the other image.
     """
@@ -66,22 +66,22 @@ def inspect_images(
     max_pixels: int = MAX_PIXELS,
     progress: bool = False,
 ) -> list[Finding]:
-    """Looks at every image of a data set once, in parallel threads.
+    """Checks every image of a data set once, in parallel threads. [`leave_out`] removes the images found.
 
-    Of copies, those that would do harm are found: all of an image in two classes, since its class is not known; of one
-    in two splits all but the one that is scored (test before query, gallery, validation and train); else all but the
-    first. [`leave_out`] removes them.
+    Of an image with copies in two classes, all copies are found, because its class is unknown. Of an image with copies
+    in two splits, all are found except the one that is evaluated (in the order test, query, gallery, validation,
+    train). Of any other, all are found except the first.
 
     Args:
         dataset (`datasets.DatasetDict`): Splits with a column image (files or encoded images) and the class column.
         class_column (`str`): The column of the classes or identities.
         decode (`bool`, *optional*, defaults to `True`):
-            Whether to read the files to the end, see [`check_image`]; otherwise their headers, and files of one size.
+            Whether to read the complete files, see [`check_image`]; otherwise only headers and files of the same size.
         max_pixels (`int`, *optional*): As in [`open_image`].
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
-        `list[Finding]`: in the order of the splits and rows.
+        `list[Finding]`: the problems, in the order of splits and rows.
     """
     seen = []
     with (
@@ -103,10 +103,10 @@ def inspect_images(
 
 
 def leave_out(dataset: DatasetDict, findings: Sequence[Finding]) -> DatasetDict:
-    """The data set without the images found.
+    """Removes the images found by [`inspect_images`].
 
     Raises:
-        ValueError: If a split has no others.
+        ValueError: If a split has no other images.
     """
     rows = defaultdict(set)
     for finding in findings:
@@ -116,12 +116,12 @@ def leave_out(dataset: DatasetDict, findings: Sequence[Finding]) -> DatasetDict:
         kept[split] = part.select([row for row in range(len(part)) if row not in rows[split]])
         if not kept[split]:
             first = next(finding for finding in findings if finding.split == split)
-            raise ValueError(f"no image of {split} can be used: {first.image}, the first, is {first.problem}")
+            raise ValueError(f"{split} has no usable image: the first, {first.image}, is {first.problem}")
     return kept
 
 
 def _look(part: Dataset, split: str, class_column: str, examine: partial, pool: ThreadPoolExecutor) -> Iterator[_Seen]:
-    """The images of a split, in order; a part of them is in memory at a time."""
+    """Yields the images of a split in order, with a part of them in memory at a time."""
     part = part.with_format(None)
     classes = part[class_column][:]
     images = part.select_columns("image").cast_column("image", Image(decode=False))
@@ -136,13 +136,13 @@ def _look(part: Dataset, split: str, class_column: str, examine: partial, pool: 
 def _examine(
     decode: bool, max_pixels: int, record: Mapping[str, object]
 ) -> tuple[tuple[int, int] | None, str, bytes | None]:
-    """Size, error and, of an image that is in memory, digest."""
+    """Returns size, error message and, if its content was read, the digest of an image."""
     path, content = record["path"], record["bytes"]
     if decode and content is None and path is not None and isfile(path):
         try:
             content = Path(path).read_bytes()
         except OSError:
-            # The check below says what is wrong.
+            # The check below raises the error with a message.
             pass
     try:
         size = check_image({"path": path, "bytes": content}, max_pixels, decode)
@@ -152,7 +152,7 @@ def _examine(
 
 
 def _groups(seen: Sequence[_Seen]) -> list[list[_Seen]]:
-    """Images of the same content, in groups of two and more."""
+    """Groups of two or more images of the same content."""
     by_digest = defaultdict(list)
     for one in seen:
         if one.digest is not None:

@@ -21,7 +21,7 @@ def official_root(data_dir: Path, tops: Sequence[str]) -> Path:
     """
     present = [data_dir / top for top in tops if (data_dir / top).is_dir()]
     if len(present) > 1:
-        raise ValueError(f"{data_dir} holds both {' and '.join(tops)}; set data_dir to the one to load")
+        raise ValueError(f"{data_dir} contains both {' and '.join(tops)}; set data_dir to the one to load")
     return present[0] if present else data_dir
 
 
@@ -48,8 +48,8 @@ def check_listed(paths: Sequence[str], source: Path) -> None:
     missing = [path for path in paths if not isfile(path)]
     if missing:
         raise FileNotFoundError(
-            f"{missing[0]}, which {source} lists, does not exist ({len(missing)} such in all); unpack the archive "
-            "again"
+            f"{missing[0]}, which {source} lists, does not exist ({len(missing)} missing in total); unpack the "
+            "archive again"
         )
 
 

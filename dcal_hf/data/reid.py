@@ -1,21 +1,21 @@
 """Loads re-identification data sets by name.
 
-A published data set is read from its official folders. A warning tells if its size differs from the official one. Junk
-images (identity -1) are removed, distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
+A published data set is read from its official folders. A warning is logged if its size differs from the official one.
+Junk images (identity -1) are removed; distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
 identities of train separately from those of query and gallery, both from 0.
 
 Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a CSV or
 Parquet table with the columns image (a path relative to the table or to `data_dir`), identity and, optionally, camera
-and split. If query and gallery are missing, they are made from the identities of test (a folder or split of that name)
-or, without test, from a share of the identities of train, which are removed from train. Some images of each of these
-identities become queries, provided that they have a match in the gallery. Identities that are all integers are kept as
-ids. Others are numbered in the order of their names, and `identity` is a `ClassLabel` with the names. The same holds
-for cameras.
+and split. If query and gallery are missing, they are created from the identities of test (a folder or split of that
+name) or, without test, from a fraction of the identities of train, which are removed from train. Some images of each
+of these identities become queries, provided that they have a match in the gallery. If all identities are integers,
+they are kept as ids. Otherwise they are numbered in the order of their names, and `identity` is a `ClassLabel` with
+the names. The same applies to cameras.
 
 Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it is unpacked once, into the cache of
 `datasets`.
 
-Without cameras there is no column `camera_id`, and every gallery image except the query itself counts.
+Without cameras there is no column `camera_id`, and the evaluation ignores only the query itself in the gallery.
 """
 
 import logging
@@ -57,7 +57,7 @@ def load_reid(
 ) -> DatasetDict:
     """Loads a re-identification data set as training images, queries, and the gallery to search.
 
-    Published data sets and your own, their layouts and how splits are made: see [`dcal_hf.data.reid`].
+    See [`dcal_hf.data.reid`] for the data sets, the layouts and how splits are created.
 
     Args:
         name (`str` or `Path`): What to load. The first match counts:
@@ -74,13 +74,14 @@ def load_reid(
         include_val (`bool`, *optional*, defaults to `True`):
             Whether train of MSMT17 is list_train and list_val, as in papers, or list_train only.
         test_fraction (`float`, *optional*, defaults to 0.3):
-            Share of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 leaves
-            only train. The log tells how many there are of each.
+            Fraction of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 leaves
+            only train. The numbers of identities are logged.
         query_fraction (`float`, *optional*, defaults to 0.2), seed (`int`, *optional*, defaults to 42):
-            Share of the images of a held-out identity that become queries, at least one and not all; seed of both.
-        max_unpacked_bytes (`int`, *optional*): What an archive may hold, by default 100 times its size, or 100 MiB.
-        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to look through your own data set for the
-            same image under two identities or in two splits. [`inspect_images`] does so in any data set.
+            Fraction of the images of a held-out identity to use as queries, at least one and not all; seed of both.
+        max_unpacked_bytes (`int`, *optional*): Largest unpacked size of an archive; by default 100 times its size,
+            or 100 MiB.
+        warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if your own data set has the same
+            image under two identities or in two splits. [`inspect_images`] checks this for any data set.
 
     Returns:
         `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
@@ -90,7 +91,7 @@ def load_reid(
     Raises:
         FileNotFoundError: If a folder, a table, a list or a listed image is missing. The message names it.
         ValueError: If a file name, row or column is malformed, an archive cannot be unpacked, a split is missing or
-            cannot be made, or no query has a match in the gallery that counts.
+            cannot be created, or no query has a match in the gallery.
     """
     _check_arguments(splits, test_fraction, query_fraction)
     if name == "drawn":
@@ -120,7 +121,7 @@ class _Columns:
 def _check_arguments(splits: Sequence[str], test_fraction: float, query_fraction: float) -> None:
     unknown = [split for split in splits if split not in REID_SPLITS]
     if unknown:
-        raise ValueError(f"there is no split {unknown[0]!r}; splits may hold {', '.join(REID_SPLITS)}")
+        raise ValueError(f"there is no split {unknown[0]!r}; splits can be {', '.join(REID_SPLITS)}")
     if not 0 <= test_fraction <= 1:
         raise ValueError(f"test_fraction must be from 0 to 1, not {test_fraction}")
     if not 0 < query_fraction < 1:
@@ -161,7 +162,7 @@ def _read_own(
     is_unsplit = rows.parts is None or set(rows.parts) == {"train"}
     use = {0: "test", 1: "train"}.get(test_fraction)
     if is_unsplit and use is not None and not set(splits) <= set(parts):
-        raise ValueError(f"test_fraction={test_fraction:g} leaves nobody to {use} on in {where}: choose another")
+        raise ValueError(f"test_fraction={test_fraction:g} leaves no identity of {where} to {use} on: choose another")
     return columns, parts
 
 
@@ -232,7 +233,7 @@ def _make_splits(
     train = found.get("train", held_out[:0])
     tested, trained = (len(np.unique(columns.identities[part])) for part in (held_out, train))
     total = len(np.unique(columns.identities[columns.identities != JUNK_IDENTITY]))
-    message = "%s: %d of its %d identities are tested on (%d queries, %d in the gallery), %d are train"
+    message = "%s: %d of %d identities are held out (%d queries, %d gallery images), %d are in train"
     logger.info(message, where, tested, total, len(query), len(gallery), trained)
     return {**found, "query": held_out[query], "gallery": held_out[gallery]}
 

@@ -136,7 +136,7 @@ def read_official(
 def _read_folder(folder: Path, layout: Layout) -> list[Photo]:
     files = image_files(folder)
     if not files:
-        raise ValueError(f"{folder} holds no images; unpack the archive again")
+        raise ValueError(f"{folder} contains no images; unpack the archive again")
     photos = []
     for path in files:
         match = _parse(path.name, layout, folder)
@@ -149,7 +149,7 @@ def _parse(name: str, layout: Layout, source: Path) -> re.Match:
     if match is None:
         raise ValueError(
             f"the file name {name!r} in {source} is not of the form of {layout.example!r}; remove the file, or check "
-            "that the data set is the one asked for"
+            "that this is the requested data set"
         )
     return match
 

@@ -144,7 +144,7 @@ def _values(column: Sequence[object], name: str, path: Path) -> list[str]:
     # A missing number is NaN, which is not equal to itself.
     empty = [number for number, value in enumerate(column) if value in (None, "") or value != value]
     if empty:
-        raise ValueError(f"{path} has no {name} in row {empty[0] + 1} ({len(empty)} such rows in all)")
+        raise ValueError(f"{path} has no {name} in row {empty[0] + 1} ({len(empty)} such rows in total)")
     return [str(value).strip() for value in column]
 
 
@@ -154,8 +154,8 @@ def _resolved(names: Sequence[str], path: Path, image_dir: str | Path | None) ->
     missing = [number for number, file in enumerate(files) if not isfile(file)]
     if missing:
         raise FileNotFoundError(
-            f"{one_line(files[missing[0]])}, in row {missing[0] + 1} of {path}, does not exist ({len(missing)} such "
-            "in all); paths are relative to the table's folder, or to data_dir"
+            f"{one_line(files[missing[0]])}, in row {missing[0] + 1} of {path}, does not exist ({len(missing)} "
+            "missing in total); paths are relative to the table's folder, or to data_dir"
         )
     return files
 

@@ -54,9 +54,9 @@ def split_by_identity(
     known, first = np.unique(identities, return_index=True)
     if findable[first].sum() < 2:
         raise ValueError(
-            f"{where} cannot be split by identity: only {findable[first].sum()} of its {len(known)} identities has "
-            "two images that can be compared (of two cameras, where cameras are given), and train and the held-out "
-            "part need one each; add images"
+            f"{where} cannot be split by identity: only {findable[first].sum()} of its {len(known)} identities have "
+            "two images that can be compared (of two cameras, if cameras are given), but train and the held-out part "
+            "need one such identity each; add images"
         )
     _, chosen = stratified_split(findable[first], fraction, seed)
     held_out = np.isin(identities, known[chosen])
@@ -86,7 +86,7 @@ def choose_queries(
     found = matched(identities[query], views[query], identities[gallery], views[gallery])
     if not found.any():
         raise ValueError(
-            f"no queries can be chosen from {where}: none of the identities to test has two images that can be "
+            f"{where} has no possible query: none of the held-out identities has two images that can be "
             "compared (of two cameras, where cameras are given); add images"
         )
     return query[found], np.sort(np.concatenate([gallery, query[~found]]))
@@ -109,13 +109,13 @@ def check_matches(
         return
     if set(query_ids).isdisjoint(gallery_ids):
         reason = (
-            f"its queries are of identities {_some(query_ids)}, its gallery of {_some(gallery_ids)}. Write an "
-            "individual's identity alike in both, or leave query and gallery out and have them made from train"
+            f"its queries are of identities {_some(query_ids)}, its gallery of {_some(gallery_ids)}. Use the "
+            "same identities in both, or remove query and gallery to have them created from train"
         )
     elif has_cameras:
         reason = (
-            "all gallery images of the queries' identities come from the query's own camera, which the protocol does "
-            "not count. Add images from other cameras, or leave the cameras out to have all other images counted"
+            "all gallery images of the queries' identities come from the query's own camera, which the protocol "
+            "ignores. Add images from other cameras, or leave the cameras out, so that no image is ignored"
         )
     else:
         reason = (

@@ -46,8 +46,8 @@ def check_classes(classes: dict[str, list[str]], where: str | Path) -> None:
         unknown = sorted(set(names) - known)
         if unknown:
             raise ValueError(
-                f"{split} of {where} holds the class {unknown[0]!r}, which train lacks ({len(unknown)} such in all); "
-                "add it to train or remove it"
+                f"{split} of {where} contains the class {unknown[0]!r}, which train lacks ({len(unknown)} such in "
+                "total); add it to train or remove it"
             )
 
 
@@ -58,11 +58,11 @@ def class_indices(names: Sequence[str], label: ClassLabel) -> list[int]:
 
 
 def with_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """The data set with its column label numbered as a model numbers these classes, by their names.
+    """Renumbers the column label to match the classes of a model by name.
 
     Args:
-        dataset (`datasets.Dataset`): Has a column label, of the feature `ClassLabel`.
-        names (sequence of `str`): All its classes, and perhaps more.
+        dataset (`datasets.Dataset`): A data set with the column label, a `ClassLabel`.
+        names (sequence of `str`): The classes of the model, including all classes of the data set.
 
     Raises:
         KeyError: If `names` lacks a class of a row.
@@ -109,7 +109,7 @@ def take_validation(dataset: DatasetDict, where: str | Path, fraction: float, se
     if len(validation) == 0:
         raise ValueError(
             f"no validation split can be taken from train of {where}: each of its classes has a single image; "
-            "add images, or pass validation_fraction=0 to do without"
+            "add images, or pass validation_fraction=0 to have no validation split"
         )
     parts = {"train": dataset["train"].select(train), "validation": dataset["train"].select(validation)}
     return DatasetDict({**dataset, **parts})

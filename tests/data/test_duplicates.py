@@ -8,7 +8,7 @@ from helpers import noise_picture
 
 
 def save(folder, *names):
-    """Images, each with the number that its name begins with for a seed."""
+    """Saves noise images; the number at the start of a name is the seed."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,11 +23,11 @@ def warnings(caplog) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (("train/finch/5_copy.png", "train/finch/4.png"), "1 images of {root} are there twice, of two classes"),
-        (("validation/wren/1_copy.png",), "1 images of {root} are there twice, in two splits"),
+        (("train/finch/5_copy.png", "train/finch/4.png"), "1 images of {root} have copies in two classes"),
+        (("validation/wren/1_copy.png",), "1 images of {root} have copies in two splits"),
     ],
 )
-def test_an_image_of_two_classes_or_in_two_splits_is_told(tmp_path, caplog, names, sentence):
+def test_an_image_in_two_classes_or_splits_is_reported(tmp_path, caplog, names, sentence):
     own = [f"train/wren/{number}.png" for number in range(3)] + ["train/robin/5.png", "validation/wren/9.png"]
     root = save(tmp_path, *own, "train/finch/7.png", *names)
     with caplog.at_level(logging.WARNING):
@@ -36,7 +36,7 @@ def test_an_image_of_two_classes_or_in_two_splits_is_told(tmp_path, caplog, name
     assert message.startswith(sentence.format(root=root)) and names[0] in message
 
 
-def test_an_image_of_two_individuals_is_told(tmp_path, caplog):
+def test_an_image_of_two_individuals_is_reported(tmp_path, caplog):
     for identity in "abcd":
         save(tmp_path, *(f"{identity}/{ord(identity) + 10 * number}.png" for number in range(4)))
     with caplog.at_level(logging.WARNING):
@@ -44,14 +44,14 @@ def test_an_image_of_two_individuals_is_told(tmp_path, caplog):
         assert warnings(caplog) == []
         save(tmp_path, "b/97_copy.png")
         load_reid(tmp_path, test_fraction=0.5)
-    assert "1 images of" in warnings(caplog)[0] and "of two classes or identities" in warnings(caplog)[0]
+    assert "1 images of" in warnings(caplog)[0] and "in two classes or identities" in warnings(caplog)[0]
     assert "97.png" in warnings(caplog)[0] and "97_copy.png" in warnings(caplog)[0]
 
 
-def test_a_row_that_comes_again_under_another_identity_is_told(tmp_path, caplog):
+def test_a_row_repeated_under_another_identity_is_reported(tmp_path, caplog):
     save(tmp_path, *(f"{number}.png" for number in range(8)))
     rows = [f"{number}.png,{number % 4}" for number in range(8)] + ["0.png,1"]
     (tmp_path / "birds.csv").write_text("\n".join(["image,identity", *rows]))
     with caplog.at_level(logging.WARNING):
         load_reid(tmp_path / "birds.csv")
-    assert "of two classes or identities" in warnings(caplog)[0]
+    assert "in two classes or identities" in warnings(caplog)[0]

@@ -158,18 +158,18 @@ class TestFolderErrors:
 
     def test_no_class_folders(self, tmp_path):
         write_image(tmp_path / "a.png")
-        with pytest.raises(ValueError, match=f"{tmp_path} holds no class folders"):
+        with pytest.raises(ValueError, match=f"{tmp_path} contains no class folders"):
             load_fgvc(str(tmp_path))
 
     def test_an_empty_class_folder_is_named(self, tmp_path):
         root = write_folder(tmp_path, {"train/auk": 1})
         (tmp_path / "train" / "owl").mkdir()
-        with pytest.raises(ValueError, match=f"class folder {tmp_path / 'train' / 'owl'} holds no images"):
+        with pytest.raises(ValueError, match=f"class folder {tmp_path / 'train' / 'owl'} contains no images"):
             load_fgvc(root)
 
     @pytest.mark.parametrize("split, folder", [("validation", "val"), ("test", "test")])
     def test_a_class_that_train_lacks_is_named(self, split, folder, tmp_path):
-        with pytest.raises(ValueError, match=f"{split} of {tmp_path} holds the class 'owl', which train lacks"):
+        with pytest.raises(ValueError, match=f"{split} of {tmp_path} contains the class 'owl', which train lacks"):
             load_fgvc(write_folder(tmp_path, {"train/auk": 2, f"{folder}/auk": 1, f"{folder}/owl": 1}))
 
     def test_single_images_leave_nothing_for_validation(self, tmp_path):
@@ -263,7 +263,7 @@ class TestHub:
 
     def test_a_class_that_train_lacks_is_named(self, hub):
         hub(hub_set({"train": [0, 0], "test": [0, 1]}, ClassLabel(names=["owl", "auk"])))
-        with pytest.raises(ValueError, match="test of who/birds holds the class 'auk', which train lacks"):
+        with pytest.raises(ValueError, match="test of who/birds contains the class 'auk', which train lacks"):
             load_fgvc("who/birds")
 
     @pytest.mark.parametrize("unlabelled", [-1, None])

@@ -133,7 +133,7 @@ class TestCUB:
     def test_a_missing_image_is_named_with_its_list(self, tmp_path):
         (write_cub(tmp_path) / GREY).unlink()
         with pytest.raises(FileNotFoundError, match=f"{tmp_path / GREY}, which {tmp_path / 'images.txt'} lists, does "
-                                                    r"not exist \(1 such in all\)"):
+                                                    r"not exist \(1 missing in total\)"):
             load_fgvc("cub200", tmp_path)
 
     @pytest.mark.parametrize("name, row", [
@@ -268,7 +268,7 @@ class TestArguments:
     def test_levels_are_checked(self, tmp_path):
         with pytest.raises(ValueError, match="no configuration 'model'; it has variant, family, manufacturer"):
             load_fgvc("fgvc_aircraft", tmp_path, config_name="model")
-        with pytest.raises(ValueError, match="'cub200' has no configuration 'family'; only 'fgvc_aircraft' has any"):
+        with pytest.raises(ValueError, match="'cub200' has no configuration 'family'; only 'fgvc_aircraft' has some"):
             load_fgvc("cub200", tmp_path, config_name="family")
 
     def test_data_dir_is_one_existing_folder(self, tmp_path):
@@ -328,6 +328,5 @@ class TestHub:
         assert {split: part["label"][:] for split, part in joined.items()} == {"train": [0, 1, 0, 1, 0], "test": [1]}
 
     def test_offline_the_message_speaks_of_data_dir(self):
-        with pytest.raises(FileNotFoundError, match="'cub200' without data_dir, its official folder or archive, is "
-                                                    "looked for on the Hub: 'bentrevett/caltech"):
+        with pytest.raises(FileNotFoundError, match="'cub200' is loaded from the Hub: 'bentrevett/caltech"):
             load_fgvc("cub200")

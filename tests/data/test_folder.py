@@ -53,8 +53,8 @@ def test_class_folders_of_folders_are_named_all_at_once(tmp_path, kind, noun):
     save(tmp_path, "finch/2019/1.png", "finch/2020/1.png", "wren/1.png")
     (tmp_path / "tit").mkdir()
     sentence = (
-        f"the {noun} folder {tmp_path}/finch holds no images, but folders (2019, 2020); put the images right into it, "
-        f"or, if these are the {noun} folders, move them up. 1 more hold none: tit"
+        f"the {noun} folder {tmp_path}/finch contains no images, only folders (2019, 2020); put the images directly "
+        f"into it or, if these are the {noun} folders, move them up. 1 more contain none: tit"
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load(kind, tmp_path)

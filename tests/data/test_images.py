@@ -15,7 +15,7 @@ from helpers import noise_picture
 
 
 @pytest.fixture(autouse=True)
-def nothing_told(monkeypatch):
+def reset_warnings(monkeypatch):
     monkeypatch.setattr(images, "_warned", set())
 
 
@@ -48,7 +48,7 @@ def test_every_form_of_an_image_reads_the_same(photo, photo_path):
         assert np.array_equal(opened, photo)
 
 
-def test_bytes_win_over_a_path_that_is_only_a_name(photo, photo_path):
+def test_bytes_take_precedence_over_the_path(photo, photo_path):
     assert np.array_equal(open_image({"path": "elsewhere.png", "bytes": photo_path.read_bytes()}), photo)
 
 
@@ -81,7 +81,7 @@ def test_modes(mode, color, expected, tmp_path):
 
 
 def transparent_files(folder):
-    """Noise in every mode that can be transparent, as PNG."""
+    """PNG images of noise in every mode that supports transparency."""
     noise = np.random.default_rng(0).integers(0, 256, size=(20, 30, 4), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "RGBA.png")
     Image.fromarray(noise[..., :2], "LA").save(folder / "LA.png")
@@ -92,20 +92,20 @@ def transparent_files(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_transparent_pixels_are_those_that_pipelines_see_and_it_is_told_once(tmp_path, caplog):
+def test_transparent_images_are_read_as_pipelines_do_and_reported_once(tmp_path, caplog):
     for path in transparent_files(tmp_path):
         assert np.array_equal(open_image(path), load_image(str(path)))
     assert [record.getMessage().split(" is ")[0] for record in caplog.records] == [str(tmp_path / "LA.png")]
-    assert "lay it over a background" in caplog.text
+    assert "Draw it over a background" in caplog.text
 
 
-def test_an_opaque_alpha_channel_is_no_news(tmp_path, caplog):
+def test_an_opaque_alpha_channel_is_not_reported(tmp_path, caplog):
     Image.new("RGBA", (4, 4), (1, 2, 3, 255)).save(tmp_path / "opaque.png")
     assert np.asarray(open_image(tmp_path / "opaque.png"))[0, 0].tolist() == [1, 2, 3] and not caplog.records
 
 
-def test_16_bits_that_pipelines_would_clip_are_told_of_once(tmp_path, caplog):
-    """Handed over as `open_image` reads them, pipelines see what training saw."""
+def test_16_bit_images_are_scaled_and_reported_once(tmp_path, caplog):
+    """A pipeline clips the file, but not the output of `open_image`."""
     for name in ("first.png", "second.png"):
         Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / name)
         opened = open_image(tmp_path / name)
@@ -115,7 +115,7 @@ def test_16_bits_that_pipelines_would_clip_are_told_of_once(tmp_path, caplog):
     assert "first.png" in record.getMessage() and "give them open_image(path)" in record.getMessage()
 
 
-def test_the_image_given_is_left_as_it_was(photo):
+def test_the_given_image_is_not_modified(photo):
     before = photo.tobytes()
     open_image(photo).paste((0, 0, 0), (0, 0, 30, 20))
     assert photo.tobytes() == before
@@ -135,7 +135,7 @@ def test_a_truncated_file_is_named(photo, suffix, read, tmp_path):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_check_sees_the_end_of_a_photograph_unless_it_reads_the_header_alone(progressive, tmp_path):
+def test_check_image_detects_truncation_unless_it_reads_only_the_header(progressive, tmp_path):
     path = tmp_path / "photo.jpg"
     noise_picture(width=300, height=200).save(path, progressive=progressive)
     assert check_image(path) == (300, 200)
@@ -145,7 +145,7 @@ def test_a_check_sees_the_end_of_a_photograph_unless_it_reads_the_header_alone(p
     assert check_image(path, decode=False) == (300, 200)
 
 
-def test_what_a_check_refuses_is_what_reading_refuses(photo, tmp_path):
+def test_check_image_rejects_what_open_image_rejects(photo, tmp_path):
     Image.new("F", (4, 4), 0.5).save(tmp_path / "depth.tif")
     photo.save(tmp_path / "large.png")
     for name in ("depth.tif", "large.png", "gone.png"):
@@ -158,7 +158,7 @@ def test_what_a_check_refuses_is_what_reading_refuses(photo, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
-def test_a_file_that_is_no_image_is_named(content, tmp_path):
+def test_a_file_that_is_not_an_image_is_named(content, tmp_path):
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="page.jpg: not an image"):
@@ -177,7 +177,7 @@ def test_broken_bytes_are_named_by_their_path():
         open_image({"path": None, "bytes": BytesIO(b"GIF89a").getvalue()})
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
+def test_floating_point_pixels_are_rejected(tmp_path):
     Image.new("F", (4, 4), 0.5).save(tmp_path / "depth.tif")
     with pytest.raises(ValueError, match="depth.tif: floating-point pixels"):
         open_image(tmp_path / "depth.tif")
@@ -187,8 +187,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n0 0 4 4 
 
 
 @pytest.mark.parametrize("kind", ["file", "bytes"])
-def test_postscript_starts_nothing(kind, tmp_path, monkeypatch):
-    """Pillow would hand it to Ghostscript, whatever the name says."""
+def test_postscript_does_not_run_ghostscript(kind, tmp_path, monkeypatch):
+    """Pillow passes EPS content to Ghostscript, whatever the suffix."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     path = tmp_path / "bird.jpg"
     path.write_bytes(EPS)
@@ -197,13 +197,13 @@ def test_postscript_starts_nothing(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_suffix_that_is_listed_can_be_read(photo, suffix, tmp_path):
+def test_every_image_suffix_can_be_read(photo, suffix, tmp_path):
     save(photo, tmp_path / f"photo{suffix}")
     assert open_image(tmp_path / f"photo{suffix}").size == photo.size
 
 
 @pytest.mark.parametrize("kind", ["file", "bytes"])
-def test_heic_is_read_under_any_name_and_its_extra_is_named_without(kind, tmp_path, monkeypatch):
+def test_heic_is_recognised_by_content_and_needs_the_extra(kind, tmp_path, monkeypatch):
     path = tmp_path / "phone.jpg"
     photo = Image.new("RGB", (30, 20), (200, 40, 90))
     pillow_heif.from_pillow(photo).save(path)
@@ -216,12 +216,12 @@ def test_heic_is_read_under_any_name_and_its_extra_is_named_without(kind, tmp_pa
     assert np.abs(np.asarray(open_image(image), int) - np.asarray(photo, int)).mean() < 10
 
 
-def test_the_several_pictures_of_a_phone_are_one(photo, tmp_path):
+def test_the_first_image_of_an_mpo_file_is_read(photo, tmp_path):
     photo.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[photo])
     assert open_image(tmp_path / "phone.jpg").size == photo.size
 
 
-def test_a_pipe_and_a_folder_are_not_waited_for(tmp_path):
+def test_pipes_and_folders_are_rejected_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "folder.jpg"):
@@ -229,17 +229,17 @@ def test_a_pipe_and_a_folder_are_not_waited_for(tmp_path):
             open_image(tmp_path / name)
 
 
-# Pillow's own, which comes before.
+# Pillow raises its own warning first.
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("side", "sentence"),
     [
-        (10_000, "it has 10000 x 10000 pixels, and max_pixels is 89478485; if you trust it, raise max_pixels"),
+        (10_000, "it has 10000 x 10000 pixels, more than max_pixels = 89478485; if you trust it, raise max_pixels"),
         (20_000, "too many pixels; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"),
     ],
 )
-def test_too_many_pixels_are_refused_before_they_are_decoded(side, sentence, tmp_path, monkeypatch):
-    """A small file that would take hundreds of MB, and two more copies while it is laid over white."""
+def test_images_with_too_many_pixels_are_rejected_before_decoding(side, sentence, tmp_path, monkeypatch):
+    """A small file whose decoded pixels would take hundreds of MB."""
     path = tmp_path / "bomb.png"
     Image.new("1", (side, side)).save(path)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
@@ -247,8 +247,8 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(side, sentence, tmp
         open_image(path)
 
 
-def test_the_limit_of_pixels_is_a_parameter(photo, photo_path):
+def test_max_pixels(photo, photo_path):
     assert open_image(photo_path, max_pixels=600).size == (30, 20)
     for image in (photo, photo_path, {"path": None, "bytes": photo_path.read_bytes()}):
-        with pytest.raises(ValueError, match="30 x 20 pixels, and max_pixels is 599; .* raise max_pixels"):
+        with pytest.raises(ValueError, match="30 x 20 pixels, more than max_pixels = 599; .* raise max_pixels"):
             open_image(image, max_pixels=599)

@@ -87,5 +87,5 @@ def test_a_split_of_nothing_but_broken_images_is_an_error(tmp_path):
     features = Features({"image": Image(), "label": ClassLabel(names=["finch"])})
     part = Dataset.from_dict({"image": [str(tmp_path / "page.jpg")], "label": [0]}, features=features)
     dataset = DatasetDict(train=part)
-    with pytest.raises(ValueError, match="no image of train can be used: .*page.jpg, the first, is unreadable"):
+    with pytest.raises(ValueError, match="train has no usable image: the first, .*page.jpg, is unreadable"):
         leave_out(dataset, inspect_images(dataset, "label"))

@@ -144,7 +144,7 @@ class TestMarket:
     def test_an_empty_folder_is_named(self, root):
         write_all(root, [name for name in MARKET if not name.startswith("query")])
         (root / "query").mkdir()
-        with pytest.raises(ValueError, match=f"{root / 'query'} holds no images"):
+        with pytest.raises(ValueError, match=f"{root / 'query'} contains no images"):
             load_reid("market1501", root)
 
     def test_a_file_name_that_does_not_parse_is_named(self, root):
@@ -160,7 +160,7 @@ class TestMarket:
             load_reid("market1501", root)
 
     def test_another_set_of_the_same_folders_is_refused(self, root):
-        with pytest.raises(ValueError, match="is not of the form of '0001_c2_f0046182.jpg'.*is the one asked for"):
+        with pytest.raises(ValueError, match="is not of the form of '0001_c2_f0046182.jpg'.*requested data set"):
             load_reid("dukemtmc", write_market(root))
 
 
@@ -229,7 +229,7 @@ class TestMSMT17:
         gone = root / "test" / "0003" / "0003_002_07_0303noon_0001_0.jpg"
         gone.unlink()
         with pytest.raises(FileNotFoundError, match=f"{gone}, which {root / 'list_gallery.txt'} lists, does not "
-                                                    r"exist \(1 such in all\)"):
+                                                    r"exist \(1 missing in total\)"):
             load_reid("msmt17", root)
 
     @pytest.mark.parametrize("row", ["0000/0000_000_01_0303morning_0015_0.jpg", "0000/0000_000_01_x_0.jpg one"])
@@ -256,7 +256,7 @@ class TestMSMT17:
     def test_two_versions_are_not_mixed_up(self, root):
         write_msmt17(root / "MSMT17_V1")
         write_msmt17(root / "MSMT17_V2", version=2)
-        with pytest.raises(ValueError, match="holds both MSMT17_V1 and MSMT17_V2; set data_dir"):
+        with pytest.raises(ValueError, match="contains both MSMT17_V1 and MSMT17_V2; set data_dir"):
             load_reid("msmt17", root)
         assert len(load_reid("msmt17", root / "MSMT17_V2")["train"]) == 4
 
@@ -265,14 +265,14 @@ class TestNoMatch:
     def test_other_identities(self, root):
         write_all(root, [name for name in MARKET if "test/0001" not in name and "test/0003" not in name])
         with pytest.raises(ValueError, match=f"no query identity of {root} appears in its gallery: its queries are of "
-                                             "identities 1, 3, its gallery of 0. Write an individual's identity"):
+                                             "identities 1, 3, its gallery of 0. Use the same identities in both"):
             load_reid("market1501", root)
 
     def test_the_querys_own_camera_alone(self, root):
         write_all(root, [name for name in MARKET if "test/" not in name])
         write_all(root / "bounding_box_test", ["0001_c1s2_000001_00.jpg", "0003_c3s2_000001_00.jpg"])
-        with pytest.raises(ValueError, match="come from the query's own camera, which the protocol does not "
-                                             "count. Add images from other cameras, or leave the cameras out"):
+        with pytest.raises(ValueError, match="come from the query's own camera, which the protocol ignores. "
+                                             "Add images from other cameras, or leave the cameras out"):
             load_reid("market1501", root)
 
     def test_one_match_is_enough(self, root):

@@ -51,23 +51,23 @@ class TestAllIdentities:
             dataset = load_reid(root, splits=("query", "gallery"), test_fraction=1)
         assert len(set(dataset["query"]["identity"])) == 14 and len(dataset["query"]) == 14
         assert len(dataset["query"]) + len(dataset["gallery"]) == 70
-        told = f"{root}: 14 of its 14 identities are tested on (14 queries, 56 in the gallery), 0 are train"
+        told = f"{root}: 14 of 14 identities are held out (14 queries, 56 gallery images), 0 are in train"
         assert told in caplog.text
-        with pytest.raises(ValueError, match="test_fraction=1 leaves nobody to train on"):
+        with pytest.raises(ValueError, match="test_fraction=1 leaves no identity of .* to train on"):
             load_reid(root, test_fraction=1)
 
     def test_all_are_train(self, root):
         write_folder(root, {f"turtle {number}": 5 for number in range(14)})
         dataset = load_reid(root, splits=("train",), test_fraction=0)
         assert len(dataset["train"]) == 70 and dataset["train"].features["label"].num_classes == 14
-        with pytest.raises(ValueError, match="test_fraction=0 leaves nobody to test on"):
+        with pytest.raises(ValueError, match="test_fraction=0 leaves no identity of .* to test on"):
             load_reid(root, test_fraction=0)
 
     def test_a_part_is_told(self, root, caplog):
         write_folder(root, {f"turtle {number}": 5 for number in range(14)})
         with caplog.at_level(logging.INFO):
             load_reid(root, splits=("query", "gallery"))
-        assert "4 of its 14 identities are tested on (4 queries, 16 in the gallery), 10 are train" in caplog.text
+        assert "4 of 14 identities are held out (4 queries, 16 gallery images), 10 are in train" in caplog.text
 
 
 class TestFolder:
@@ -171,12 +171,12 @@ class TestFolderErrors:
 
     def test_no_identity_folders(self, root):
         write_all(root, ["1.png"])
-        with pytest.raises(ValueError, match=f"{root} holds no identity folders; put the images of each identity"):
+        with pytest.raises(ValueError, match=f"{root} contains no identity folders; put the images of each identity"):
             load_reid(root)
 
     def test_an_empty_identity_folder_is_named(self, root):
         (write_folder(root, {"train/1": 1}) / "train" / "2").mkdir()
-        with pytest.raises(ValueError, match=f"identity folder {root / 'train' / '2'} holds no images"):
+        with pytest.raises(ValueError, match=f"identity folder {root / 'train' / '2'} contains no images"):
             load_reid(root)
 
     def test_gallery_and_test(self, root):
@@ -195,7 +195,7 @@ class TestFolderErrors:
             load_reid(table)
 
     def test_no_queries_in_test(self, root):
-        with pytest.raises(ValueError, match=f"no queries can be chosen from {root}: none of the identities to test"):
+        with pytest.raises(ValueError, match=f"{root} has no possible query: none of the held-out identities"):
             load_reid(write_folder(root, {"train/1": 5, "test/2": 1, "test/3": 1}))
 
     def test_arguments(self, root):
@@ -204,7 +204,7 @@ class TestFolderErrors:
                 load_reid(root, test_fraction=value)
         with pytest.raises(ValueError, match="query_fraction must be above 0 and below 1, not 1"):
             load_reid(root, query_fraction=1)
-        with pytest.raises(ValueError, match="there is no split 'test'; splits may hold train, query, gallery"):
+        with pytest.raises(ValueError, match="there is no split 'test'; splits can be train, query, gallery"):
             load_reid(root, splits=("test",))
 
 
@@ -287,7 +287,7 @@ class TestTable:
             load_reid(write_table([("a.png", 1)], ("path", "who")))
 
     def test_a_missing_value_is_named(self, write_table):
-        with pytest.raises(ValueError, match=r"has no identity in row 2 \(1 such rows in all\)"):
+        with pytest.raises(ValueError, match=r"has no identity in row 2 \(1 such rows in total\)"):
             load_reid(write_table([("a.png", "x"), ("b.png", "")], ("image", "identity")))
 
     def test_an_unknown_split_is_named(self, write_table):
@@ -360,5 +360,5 @@ def test_a_number_that_is_missing_is_no_identity(tmp_path):
     Dataset.from_dict({"image": paths, "identity": [1.0, float("nan"), float("nan")]}).to_parquet(
         tmp_path / "birds.parquet"
     )
-    with pytest.raises(ValueError, match=r"has no identity in row 2 \(2 such rows in all\)"):
+    with pytest.raises(ValueError, match=r"has no identity in row 2 \(2 such rows in total\)"):
         load_reid(tmp_path / "birds.parquet")

@@ -147,7 +147,7 @@ class TestCars:
     @pytest.mark.parametrize("wrong", [0, 4])
     def test_a_class_out_of_range_is_named(self, wrong, tmp_path):
         write_cars(tmp_path, test_classes=(2, wrong))
-        with pytest.raises(ValueError, match=f"entry 2 of .*/cars_test.* has the class {wrong}, and classes are 1 to"):
+        with pytest.raises(ValueError, match=f"entry 2 of .*/cars_test.* has the class {wrong}, but classes are 1 to"):
             load_fgvc("stanford_cars", tmp_path)
 
     def test_another_file_is_refused(self, tmp_path):

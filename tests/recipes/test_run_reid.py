@@ -200,7 +200,7 @@ def test_evaluation_alone_is_of_all_individuals_unless_told_otherwise(
     run_main(tmp_path, "--do_eval", **options, **({} if fraction is None else {"test_fraction": fraction}))
     count = 14 if fraction is None else 4
     assert read_json(tmp_path / "out" / "all_results.json")["eval_num_queries"] == count
-    assert f"{count} of its 14 identities are tested on" in caplog.text
+    assert f"{count} of 14 identities are held out" in caplog.text
     # The checkpoint was trained on a, b, c and d.
     assert ("4 of the 14 individuals have the name of an individual that" in caplog.text) == (fraction is None)
 
