@@ -42,7 +42,7 @@ def registered(tmp_path, monkeypatch) -> dict:
     torch.manual_seed(0)
     plain = add_noise(ViTMSNModel(ViTMSNConfig(image_size=16, **TINY_SIZES)), 0.1)
     plain.save_pretrained(tmp_path / "facebook" / "vit-msn-small")
-    section = README.read_text(encoding="utf-8").split("### Encoders and pairs of your own")[1]
+    section = README.read_text(encoding="utf-8").split("### Custom encoders and pair strategies")[1]
     namespace = {"plain": plain}
     exec(re.search("```python\n(.*?)```", section, re.DOTALL)[1], namespace)
     return namespace
