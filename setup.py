@@ -31,8 +31,8 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1,<4",
 ]
 EXTRAS = {
-    # The first version for NumPy 2.
-    "pictures": ["matplotlib>=3.8.4,<4"],
+    # Shapes Arabic and other scripts; reads all fonts of a collection.
+    "pictures": ["matplotlib>=3.11,<4"],
     "peft": ["peft>=0.20,<1"],
     # Newer ones need Pillow 11.
     "heic": ["pillow-heif>=0.22,<2"],

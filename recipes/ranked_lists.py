@@ -12,8 +12,13 @@ from dcal_hf.metrics import FeatureDistances, RetrievalProtocol
 from dcal_hf.training import protocol_columns
 
 
-def save_ranked_lists(trainer: DCALReIDTrainer, num_queries: int, num_matches: int, max_pixels: int) -> None:
-    """Writes `ranked_lists.png`: random queries and their best matches, before any re-ranking."""
+def save_ranked_lists(
+    trainer: DCALReIDTrainer, num_queries: int, num_matches: int, max_pixels: int, has_distractors: bool
+) -> None:
+    """Writes `ranked_lists.png`: random queries and their best matches, before any re-ranking.
+
+    With `has_distractors`, identity 0 is that of Market-1501's distractors; in other data sets it is an individual.
+    """
     from dcal_hf.visualization import ranked_list, save_figure
 
     read = partial(open_image, max_pixels=max_pixels)
@@ -23,18 +28,33 @@ def save_ranked_lists(trainer: DCALReIDTrainer, num_queries: int, num_matches: i
     chosen = np.sort(rng.choice(len(sets["query"]), min(num_queries, len(sets["query"])), replace=False))
     rows = FeatureDistances(*trainer.branch_parts()[""]).rows(chosen)
     ranked = [protocol.counted(query) for query in chosen]
-    best = [items[np.argsort(row[items], kind="stable")[:num_matches]] for items, row in zip(ranked, rows)]
-    ids = protocol.gallery_ids
+    ranked = [items[np.argsort(row[items], kind="stable")] for items, row in zip(ranked, rows)]
+    best, ids = [items[:num_matches] for items in ranked], protocol.gallery_ids
+    is_match = [ids[items] == protocol.query_ids[query] for query, items in zip(chosen, ranked)]
     figure = ranked_list(
         [read(image) for image in sets["query"][chosen]["image"]],
         [[read(image) for image in sets["gallery"][items]["image"]] for items in best],
         [np.sqrt(row[items].clip(min=0)) for items, row in zip(best, rows)],
-        correct=[(ids[items] == protocol.query_ids[query]).tolist() for query, items in zip(chosen, best)],
-        titles=[[identity_name(sets["gallery"], ids[item]) for item in items] for items in best],
+        correct=[matches[:num_matches].tolist() for matches in is_match],
+        titles=[[identity_name(sets["gallery"], ids[item], has_distractors) for item in items] for items in best],
+        query_title=[
+            "\n".join([identity_name(sets["query"], protocol.query_ids[query]), *first_match(matches, num_matches)])
+            for query, matches in zip(chosen, is_match)
+        ],
     )
     save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
 
 
-def identity_name(dataset: datasets.Dataset, identity: int) -> str:
+def first_match(is_match: np.ndarray, num_shown: int) -> list[str]:
+    """Tells where in the ranked gallery the first match is, unless it is shown."""
+    if not is_match.any():
+        return ["no match in the gallery"]
+    rank = int(is_match.argmax()) + 1
+    return [] if rank <= num_shown else [f"first match: rank {rank}"]
+
+
+def identity_name(dataset: datasets.Dataset, identity: int, has_distractors: bool = False) -> str:
+    if has_distractors and identity == 0:
+        return "distractor"
     feature = dataset.features["identity"]
     return feature.int2str(int(identity)) if isinstance(feature, datasets.ClassLabel) else str(identity)

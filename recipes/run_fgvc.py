@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from arguments import ModelArguments, parse_arguments
 from before import CHECK_FILE, CheckArguments, check_data, common_folder, print_splits
@@ -192,14 +193,14 @@ def main() -> None:
     print_epochs(trainer, "Top-1", "accuracy")
     if training_args.do_train:
         train(trainer)
-    metrics, data_folder = {}, common_folder(dataset)
+    output, data_folder = None, common_folder(dataset)
     if training_args.do_eval:
-        metrics = evaluate(trainer, trainer.eval_dataset, "eval", data_folder, data_args.split_title())
+        output = evaluate(trainer, trainer.eval_dataset, "eval", data_folder, data_args.split_title())
     if training_args.do_predict:
         test = dataset["test"].with_transform(eval_transform)
         evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"))
     if trainer.is_world_process_zero():
-        report(trainer, dataset, metrics, model_args, data_args)
+        report(trainer, dataset, output, model_args, data_args)
         print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args, data_args))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
@@ -257,11 +258,11 @@ def next_commands(training_args: DCALTrainingArguments, data_args: DataArguments
 
 def evaluate(
     trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str, title: str
-) -> dict[str, float]:
+) -> PredictionOutput:
     """Evaluates a split, prints a table, and writes the metrics, the confusion matrix and the predictions.
 
     Returns:
-        The metrics without their prefix.
+        The output of `Trainer.predict`, with the metrics without their prefix.
     """
     output = trainer.predict(dataset, metric_key_prefix=prefix)
     metrics = {**output.metrics, f"{prefix}_samples": len(dataset)}
@@ -271,7 +272,7 @@ def evaluate(
         save_predictions(output, dataset, Path(trainer.args.output_dir), prefix, data_folder)
         rows = result_rows(trainer.model.config.inference_branches)
         print_results(f"{title} ({len(dataset):,} images)", "image-classification", rows, scores)
-    return scores
+    return output._replace(metrics=scores)
 
 
 def save_predictions(
@@ -279,7 +280,7 @@ def save_predictions(
 ) -> None:
     """Writes `<prefix>_confusion_matrix.csv`, and `<prefix>_predictions.csv` with paths relative to `data_folder`."""
     names = dataset.features["label"].names
-    scores = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+    scores = main_scores(output)
     predicted = scores.argmax(axis=1)
     save_confusion_matrix(
         confusion_matrix(predicted, output.label_ids, len(names)), names, output_dir / f"{prefix}_confusion_matrix.csv"
@@ -298,10 +299,15 @@ def save_predictions(
     )
 
 
+def main_scores(output: PredictionOutput) -> np.ndarray:
+    """Logits of all branches together."""
+    return output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+
+
 def report(
     trainer: DCALTrainer,
     dataset: datasets.DatasetDict,
-    metrics: dict[str, float],
+    output: PredictionOutput | None,
     model_args: ModelArguments,
     data_args: DataArguments,
 ) -> None:
@@ -309,8 +315,8 @@ def report(
     args, config = trainer.args, trainer.model.config
     # The attention rollout needs a CLS token, which Swin does not have.
     if data_args.attention_images > 0 and config.has_cls:
-        save_attention(trainer, data_args.attention_images, data_args.max_pixels)
-    if not metrics:
+        save_attention(trainer, output, data_args.attention_images, data_args.max_pixels)
+    if output is None:
         return
     sizes = {f"{split} images": len(part) for split, part in dataset.items()}
     facts = ModelCardFacts(
@@ -319,7 +325,7 @@ def report(
         dataset_split=data_args.eval_split,
         dataset_layout=data_args.layout,
         data={**sizes, "classes": config.num_labels, "seed of the split": data_args.split_seed},
-        metrics=metrics,
+        metrics=output.metrics,
         branches=result_rows(config.inference_branches),
         hyperparameters=settings(trainer, data_args),
     )
@@ -339,30 +345,46 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
     }
 
 
-def save_attention(trainer: DCALTrainer, count: int, max_pixels: int) -> None:
-    """Writes `attention.png`: rollout and selected patches on random photographs of the evaluation split."""
+def save_attention(trainer: DCALTrainer, output: PredictionOutput | None, count: int, max_pixels: int) -> None:
+    """Writes `attention.png`: photographs of the evaluated split, mistakes first, and the attention on them."""
     from dcal_hf.visualization import attention_figure, save_figure
 
-    dataset = trainer.eval_dataset
-    chosen = dataset.shuffle(seed=trainer.args.seed).select(range(min(count, len(dataset))))
-    processor, model, names = trainer.processing_class, trainer.model.eval(), dataset.features["label"].names
-    batch = chosen[:]
+    chosen = trainer.eval_dataset.select(choose_images(output, len(trainer.eval_dataset), count, trainer.args.seed))
+    processor, model, names = trainer.processing_class, trainer.model.eval(), chosen.features["label"].names
+    batch, records = chosen[:], chosen.with_format(None)["image"]
     with torch.inference_mode():
         pixel_values = torch.stack(batch["pixel_values"]).to(model.device, model.dtype)
-        output = model(pixel_values, output_rollout=True)
-    selected = output.local_query_indices
+        drawn = model(pixel_values, output_rollout=True)
+    selected = drawn.local_query_indices
     if selected is None:
-        selected = top_patches(output.rollout, model.config.num_local_queries)
-    probabilities, predicted = output.logits.float().softmax(dim=-1).max(dim=-1)
+        selected = top_patches(drawn.rollout, model.config.num_local_queries)
+    probabilities, predicted = drawn.logits.float().softmax(dim=-1).max(dim=-1)
     titles = [
-        f"true: {names[label]}   predicted: {names[best]} ({probability:.2f})"
-        for label, best, probability in zip(batch["labels"], predicted, probabilities)
+        "   ".join([Path(record["path"] or "").name, f"true: {names[label]}", f"predicted: {names[best]} ({p:.2f})"])
+        for record, label, best, p in zip(records, batch["labels"], predicted, probabilities)
     ]
-    photographs = [open_image(image, max_pixels) for image in chosen.with_format(None)["image"]]
+    photographs = [open_image(image, max_pixels) for image in records]
     for photograph in photographs:
         photograph.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
-    figure = attention_figure(photographs, output.rollout, model.config.grid, selected, titles, processor)
+    correct = [int(best) == int(label) for best, label in zip(predicted, batch["labels"])]
+    figure = attention_figure(photographs, drawn.rollout, model.config.grid, selected, titles, processor, correct)
     save_figure(figure, Path(trainer.args.output_dir, "attention.png"))
+
+
+def choose_images(output: PredictionOutput | None, num_images: int, count: int, seed: int) -> list[int]:
+    """Indices of `count` images: up to half of them are the most confident mistakes, which come first.
+
+    The others are sampled at random, and all are without predictions. With too few others, there are more mistakes.
+    """
+    order = np.random.default_rng(seed).permutation(num_images)
+    if output is None:
+        return order[:count].tolist()
+    scores = main_scores(output)
+    is_wrong = scores.argmax(axis=1) != output.label_ids
+    by_confidence = np.argsort(-softmax(scores, axis=1).max(axis=1), kind="stable")
+    mistakes, others = by_confidence[is_wrong[by_confidence]], order[~is_wrong[order]]
+    mistakes = mistakes[:max(-(-count // 2), count - len(others))]
+    return [*mistakes.tolist(), *others.tolist()][:count]
 
 
 if __name__ == "__main__":

@@ -306,7 +306,13 @@ def report(
     """Writes the model card and `ranked_lists.png`."""
     args = trainer.args
     if data_args.ranked_queries > 0:
-        save_ranked_lists(trainer, data_args.ranked_queries, data_args.ranked_matches, data_args.max_pixels)
+        save_ranked_lists(
+            trainer,
+            data_args.ranked_queries,
+            data_args.ranked_matches,
+            data_args.max_pixels,
+            has_distractors=data_args.dataset_name in ("drawn", "market1501"),
+        )
     facts = ModelCardFacts(
         **model_card_facts(trainer, model_args),
         dataset=data_args.title,

@@ -17,6 +17,7 @@ from dcal_hf.visualization import (
     attention_figure,
     confusion_figure,
     contact_sheet,
+    lettering,
     model_view,
     photograph_overlay,
     ranked_list,
@@ -27,6 +28,17 @@ from dcal_hf.visualization import (
 
 
 BOX = (0, 255, 255)
+
+
+# The colour of the frame, and the sign in it.
+MARKS = {True: (to_rgba("#009e73"), "\u2713"), False: (to_rgba("#d55e00"), "\u2717")}
+
+
+def mark(cell):
+    """Colour of the frame and sign of a picture, None where neither is drawn."""
+    color = tuple(cell.spines["left"].get_edgecolor())
+    signs = [text.get_text() for text in cell.texts]
+    return (color, *signs) if cell.axison and color[3] else None
 
 
 def gray(width, height, level=100):
@@ -155,15 +167,18 @@ def test_figure_shows_image_rollout_and_selection():
     images = [gray(128, 256), gray(60, 40, 30)]
     rollouts = torch.rand(2, 128, generator=torch.Generator().manual_seed(0))
     selected = rollouts.topk(13).indices
-    titles = ["true: A$B  predicted: C$D (0.93)", "true: wren  predicted: wren (1.00)"]
-    figure = attention_figure(images, rollouts, (16, 8), selected, titles)
+    titles = ["1.jpg  true: A$B  predicted: C$D (0.93)", "2.jpg  true: wren  predicted: wren (1.00)"]
+    marks = [False, True]
+    figure = attention_figure(images, rollouts, (16, 8), selected, titles, correct=marks)
     rows = np.array(figure.axes).reshape(2, 3)
-    for row, image, rollout, patches, title in zip(rows, images, rollouts, selected, titles):
+    for row, image, rollout, patches, title, correct in zip(rows, images, rollouts, selected, titles, marks):
         expected = (image, rollout_overlay(image, rollout, (16, 8)), selection_overlay(image, (16, 8), patches))
         for cell, picture in zip(row, expected):
             assert (cell.images[0].get_array() == np.asarray(picture)).all()
-        assert row[1].get_title() == title
-    assert [cell.get_xlabel() for cell in rows[1]] == ["image", "rollout", "selected patches"]
+        assert row[1].get_xlabel() == title
+        assert [mark(cell) for cell in row] == [MARKS[correct], None, None]
+    assert [cell.get_title() for cell in rows[0]] == ["image", "rollout", "selected patches"]
+    assert [cell.get_title() for cell in rows[1]] == ["", "", ""]
 
 
 def timm_processor():
@@ -260,36 +275,56 @@ def test_a_figure_of_photographs_lays_over_what_the_model_saw():
 
 def test_figure_without_titles():
     figure = attention_figure([gray(8, 8)], np.ones((1, 4)), (2, 2), np.zeros((1, 1), dtype=int))
-    assert [cell.get_title() for cell in figure.axes] == ["", "", ""]
+    assert [(cell.get_xlabel(), mark(cell)) for cell in figure.axes] == [("", None)] * 3
 
 
-@pytest.mark.parametrize("lengths", [(2, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1), (1, 1, 1, 2), (0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "lengths", [(2, 1, 1, 1, 1), (1, 2, 1, 1, 1), (1, 1, 2, 1, 1), (1, 1, 1, 2, 1), (1, 1, 1, 1, 2), (0, 0, 0, 0, 0)]
+)
 def test_figure_needs_as_many_of_each(lengths):
-    images, rollouts, selected, titles = lengths
-    with pytest.raises(ValueError, match=f"got {images} images, {rollouts} rollouts, {selected} selections and"):
+    images, rollouts, selected, titles, marks = lengths
+    sentence = (
+        f"got {images} images, {rollouts} rollouts, {selected} selections, {titles} titles and {marks} marks"
+    )
+    with pytest.raises(ValueError, match=sentence):
         attention_figure(
-            [gray(8, 8)] * images, np.ones((rollouts, 4)), (2, 2), np.zeros((selected, 1), dtype=int), ["?"] * titles
+            [gray(8, 8)] * images,
+            np.ones((rollouts, 4)),
+            (2, 2),
+            np.zeros((selected, 1), dtype=int),
+            ["?"] * titles,
+            correct=[True] * marks,
         )
-
-
-def frame(cell):
-    """The frame's colour, None where nothing is drawn."""
-    color = tuple(cell.spines["left"].get_edgecolor())
-    return color if cell.axison and color[3] else None
 
 
 def test_ranked_list_of_one_query():
     matches = [gray(8, 8, level) for level in (10, 20, 30)]
     figure = ranked_list(
-        gray(8, 16), matches, np.array([0.9, 0.81234, -0.5]), [True, False, None], ["a$b$", "robin.jpg", ""]
+        gray(8, 16), matches, np.array([0.9, 0.81234, -0.5]), [True, False, None], ["a$b$", "robin.jpg", ""],
+        "wren 7",
     )
     query, *cells = figure.axes
     assert (query.images[0].get_array() == np.asarray(gray(8, 16))).all()
     for cell, image in zip(cells, matches, strict=True):
         assert (cell.images[0].get_array() == np.asarray(image)).all()
-    assert [cell.get_title() for cell in figure.axes] == ["query", "0.900", "0.812", "-0.500"]
-    assert [cell.get_xlabel() for cell in cells] == ["a$b$", "robin.jpg", ""]
-    assert [frame(cell) for cell in figure.axes] == [None, to_rgba("tab:green"), to_rgba("tab:red"), None]
+    assert [cell.get_title() for cell in figure.axes] == ["query", "1: 0.900", "2: 0.812", "3: -0.500"]
+    assert [cell.get_xlabel() for cell in figure.axes] == ["wren 7", "a$b$", "robin.jpg", ""]
+    assert [mark(cell) for cell in figure.axes] == [(to_rgba("black"),), MARKS[True], MARKS[False], None]
+
+
+@pytest.mark.parametrize(
+    "scores, expected",
+    [
+        ([0.0101, 0.0104, 0.5], ["0.0101", "0.0104", "0.5000"]),
+        ([0.25, 0.25, 1], ["0.250", "0.250", "1.000"]),
+        # No more digits than float32 has.
+        ([0.25, 0.25 + 1e-9], ["0.2500000", "0.2500000"]),
+        ([], []),
+    ],
+)
+def test_scores_have_as_many_digits_as_tell_neighbours_apart(scores, expected):
+    figure = ranked_list(gray(8, 8), [gray(8, 8)] * len(scores), scores)
+    assert [cell.get_title().partition(": ")[2] for cell in figure.axes[1:]] == expected
 
 
 def test_ranked_list_of_several_queries():
@@ -298,8 +333,8 @@ def test_ranked_list_of_several_queries():
     )
     rows = np.array(figure.axes).reshape(2, 3)
     titles = [[cell.get_title() for cell in row] for row in rows]
-    assert titles == [["query", "0.900", "0.800"], ["query", "0.700", ""]]
-    assert [[frame(cell) is not None for cell in row] for row in rows] == [[False, True, True], [False, True, False]]
+    assert titles == [["query", "1: 0.900", "2: 0.800"], ["query", "1: 0.700", ""]]
+    assert [[mark(cell) for cell in row[1:]] for row in rows] == [[MARKS[True], MARKS[False]], [MARKS[True], None]]
     assert not rows[1, 2].images and not rows[1, 2].axison
 
 
@@ -312,7 +347,7 @@ def test_ranked_list_needs_as_many_of_each(what):
 
 
 def test_ranked_list_needs_matches_for_each_query():
-    with pytest.raises(ValueError, match="got 2 queries and rows of"):
+    with pytest.raises(ValueError, match="got 2 queries, 2 titles of them and rows of"):
         ranked_list([gray(8, 8)] * 2, [[gray(8, 8)]], [[0.5]])
 
 
@@ -348,8 +383,7 @@ def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
     cells = [cell for cell in figure.axes if cell.images]
     assert [cell.get_xlabel() for cell in cells] == captions and len(figure.axes) == 12
     assert [cell.axison for cell in figure.axes] == [True] * 8 + [False] * 4
-    frames = [cell.spines["top"].get_edgecolor() for cell in cells[:3]]
-    assert frames == [to_rgba("tab:green"), to_rgba("tab:red"), to_rgba("none")]
+    assert [mark(cell) for cell in cells[:3]] == [MARKS[True], MARKS[False], None]
     with pytest.raises(ValueError, match="got 2 images, 1 captions and 2 marks"):
         contact_sheet([gray(2, 2)] * 2, ["one"])
 
@@ -375,3 +409,55 @@ def test_models_are_compared_on_the_same_photographs():
         assert plain.shape[:2] == photograph.size[::-1] and (plain == 100).all()
         places = [np.unravel_index(brightness(Image.fromarray(x)).argmax(), x.shape[:2]) for x in (first, last)]
         assert max(places[0]) < 12 and places[1][0] > photograph.height // 2 and places[1][1] > photograph.width // 2
+
+
+def drawn(figure, tmp_path):
+    """Draws it: matplotlib warns, and tests fail, where a font lacks a character."""
+    save_figure(figure, tmp_path / "figure.png")
+    return figure
+
+
+def test_names_of_any_script_are_drawn_or_spelled_out(tmp_path):
+    # Cyrillic and Arabic are in the default font; U+1D81 is in STIX, which comes with matplotlib, and not in that;
+    # U+0378 is no character.
+    names = ["\u0432\u043e\u0440\u043e\u0431\u0435\u0439", "\u0643\u0644\u0628", "\u1d81", "wren\u3000\u0378 $x_$"]
+    sheet = drawn(contact_sheet([gray(8, 8)] * 4, names), tmp_path)
+    labels = [cell.xaxis.label for cell in sheet.axes if cell.images]
+    assert [label.get_text() for label in labels] == [*names[:3], "wren \\u0378 $x_$"]
+    assert len(labels[0].get_fontfamily()) == 1 and len(labels[2].get_fontfamily()) == 2
+    matrix = drawn(confusion_figure(np.eye(4, dtype=int), names), tmp_path)
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()][3] == "wren \\u0378 $x_$"
+    picture = {"rollouts": np.ones((1, 4)), "grid": (2, 2), "selected": [[0]]}
+    drawn(attention_figure([gray(8, 8)], titles=names[2:3], **picture), tmp_path)
+    drawn(ranked_list(gray(8, 8), [gray(8, 8)], [1.0], titles=names[2:3], query_title=names[2]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ("wren", ["wren"]),
+        ("Black_footed_Albatross 0.93", ["Black_", "footed_", "Albatross", "0.93"]),
+        ("a.jpg\nKing-fisher-bird", ["a.jpg", "King-", "fisher-", "bird"]),
+        ("Oystercatcher", ["Oystercatc", "her"]),
+        ("\u9e1f" * 7, ["\u9e1f" * 5, "\u9e1f" * 2]),
+        ("", [""]),
+    ],
+)
+def test_lines_are_broken_where_words_end(monkeypatch, text, lines):
+    monkeypatch.setattr(lettering, "font_of", lambda character: "DejaVu Sans")
+    # 10 columns of 0.6 times the font size.
+    assert lettering.wrapped(text, 10 * 0.6 * 7 / 72, 7).split("\n") == lines
+
+
+def test_a_caption_of_common_width_fits_its_line():
+    figure = Figure(dpi=72)
+    line = lettering.wrapped("Black-footed albatross, seen from the side " * 3, 3.0, 7).split("\n")[0]
+    assert figure.text(0, 0, line, fontsize=7).get_window_extent().width <= 3 * 72
+
+
+def test_many_classes_keep_their_names_and_no_counts(tmp_path):
+    figure = confusion_figure(np.eye(40, dtype=int), [f"{i}" + "x" * 50 for i in range(40)])
+    axes = figure.axes[0]
+    assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 40 and not axes.texts
+    figure = confusion_figure(np.eye(300, dtype=int), ["wren"] * 300)
+    assert list(figure.axes[0].get_xticklabels()) == [] and max(figure.get_size_inches()) < 40

@@ -4,17 +4,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .figures import draw_picture
+from .figures import CAPTION_SIZE, HEADING_SIZE, draw_picture, picture_grid
+from .lettering import CHARACTER_WIDTH, POINTS_PER_INCH, legible, use_fonts, wrapped
 from .overlays import photograph_overlay
 
 
 SHEET_COLUMNS = 6
-# With more classes, their names and counts are too small to read.
-READABLE_CLASSES = 30
+# In inches: the cells.
+SHEET_WIDTH, COMPARISON_WIDTH = 1.9, 2.6
+# In more classes, the counts and the names of a confusion matrix are too small to read.
+COUNTED_CLASSES, NAMED_CLASSES = 30, 250
+# Longer names of classes are cut in it.
+NAME_LENGTH = 40
 
 
 def contact_sheet(
@@ -28,7 +35,7 @@ def contact_sheet(
         captions (`Sequence[str]` of length `B`):
             Written below each photograph.
         correct (`Sequence[bool | None]` of length `B`, *optional*):
-            Photographs with True get a green frame, with False a red one, with None none.
+            Photographs with True get a green frame with a tick, with False a red one with a cross, with None none.
 
     Raises:
         ValueError: If there is no photograph, or the arguments differ in length.
@@ -40,20 +47,18 @@ def contact_sheet(
             f"{len(images)} images, {len(captions)} captions and {len(correct)} marks."
         )
     columns = min(SHEET_COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for cell in axes[len(images):]:
-        cell.axis("off")
-    for cell, image, caption, mark in zip(axes, images, captions, correct):
-        draw_picture(cell, image, "", mark, caption)
-    return figure
+    captions = [wrapped(caption, SHEET_WIDTH, CAPTION_SIZE) for caption in captions]
+    pictures, texts = ([x[i:i + columns] for i in range(0, len(x), columns)] for x in (images, captions))
+    figure, axes = picture_grid(pictures, columns, SHEET_WIDTH, texts, CAPTION_SIZE)
+    for cell, image, caption, mark in zip(axes.ravel(), images, captions, correct):
+        draw_picture(cell, image, mark, caption)
+    return use_fonts(figure)
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """Draws a confusion matrix whose rows, one per true class, are normalised by their number of images.
 
-    Names and counts are written only if there are at most `READABLE_CLASSES` classes.
+    Counts are written if there are at most `COUNTED_CLASSES` classes, names if there are at most `NAMED_CLASSES`.
 
     Args:
         matrix (`np.ndarray` of shape `(classes, classes)`):
@@ -61,22 +66,33 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         names (`Sequence[str]` of length `classes`):
             The class names.
     """
-    counts = np.asarray(matrix)
+    counts, number = np.asarray(matrix), len(names)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    side = 2.5 + 0.35 * min(len(names), READABLE_CLASSES)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [legible(name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH - 1]}…") for name in names]
+    is_counted, is_named = number <= COUNTED_CLASSES, number <= NAMED_CLASSES
+    cell, font_size = (0.35, 8) if is_counted else (0.12, 6)
+    side = max(3, cell * min(number, NAMED_CLASSES))
+    margin = 0.7 + is_named * max(map(len, names)) * CHARACTER_WIDTH * font_size / POINTS_PER_INCH
+    figure = Figure(figsize=(side + margin + 1, side + margin), layout="constrained")
     axes = figure.subplots()
-    mappable = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(mappable, label="share of the true class")
+    # A few confusions among many images of a class are to be seen, too.
+    mappable = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    figure.colorbar(mappable, label="share of the true class", shrink=min(1, 4 / side), format=PercentFormatter(1))
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
-    if len(names) <= READABLE_CLASSES:
-        places = range(len(names))
-        axes.set_xticks(places, names, rotation=90, parse_math=False)
-        axes.set_yticks(places, names, parse_math=False)
+    if is_named:
+        places = range(number)
+        axes.set_xticks(places, names, rotation=90, parse_math=False, fontsize=font_size)
+        axes.set_yticks(places, names, parse_math=False, fontsize=font_size)
+        axes.tick_params(length=2)
+        axes.set_xticks(np.arange(1, number) - 0.5, minor=True)
+        axes.set_yticks(np.arange(1, number) - 0.5, minor=True)
+        axes.tick_params(which="minor", length=0)
+        axes.grid(which="minor", color="0.9", linewidth=0.4)
+    if is_counted:
         for row, column in zip(*counts.nonzero()):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize="small")
-    return figure
+            color = "white" if shares[row, column] > 0.4 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=font_size)
+    return use_fonts(figure)
 
 
 def attention_comparison(
@@ -85,6 +101,8 @@ def attention_comparison(
     grids: Mapping[str, tuple[int, int]],
     processors: Mapping[str, BaseImageProcessor],
     titles: Mapping[str, Sequence[str]] | None = None,
+    correct: Mapping[str, Sequence[bool | None]] | None = None,
+    photograph_titles: Sequence[str] | None = None,
 ) -> Figure:
     """Draws the attention of several models on the same photographs: a row per photograph, a column per model.
 
@@ -96,23 +114,30 @@ def attention_comparison(
         grids, processors (`Mapping`):
             Rows and columns of patches, and image processors, keyed by model name.
         titles (`Mapping`, *optional*):
-            The title of each image, keyed by model name.
+            What each model says of each photograph, keyed by model name; written below it.
+        correct (`Mapping`, *optional*):
+            Whether that is right (a green frame with a tick), wrong (red, a cross) or not known (None), keyed by model
+            name.
+        photograph_titles (`Sequence[str]` of length `B`, *optional*):
+            Written below the photographs, such as their names.
     """
-    heights = [image.height / image.width for image in photographs]
+    blank = [""] * len(photographs)
+    names = [blank if photograph_titles is None else photograph_titles]
+    names += [blank if titles is None else titles[name] for name in rollouts]
+    marks = [None if correct is None else correct[name] for name in rollouts]
+    captions = [[wrapped(name, COMPARISON_WIDTH, CAPTION_SIZE) for name in row] for row in zip(*names)]
     columns = 1 + len(rollouts)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * sum(heights) + 0.4 * len(photographs)), layout="constrained")
-    axes = figure.subplots(len(photographs), columns, squeeze=False, height_ratios=heights)
+    figure, axes = picture_grid(
+        [[photograph] for photograph in photographs], columns, COMPARISON_WIDTH, captions, CAPTION_SIZE
+    )
+    for number, (row, photograph, texts) in enumerate(zip(axes, photographs, captions, strict=True)):
+        draw_picture(row[0], photograph, None, texts[0])
+        for cell, (name, rollout), mark, text in zip(row[1:], rollouts.items(), marks, texts[1:], strict=True):
+            picture = photograph_overlay(photograph, processors[name], rollout[number], grids[name])
+            draw_picture(cell, picture, None if mark is None else mark[number], text)
     for cell, name in zip(axes[0], ["photograph", *rollouts], strict=True):
-        cell.annotate(name, (0.5, 1.18), xycoords="axes fraction", ha="center", weight="bold")
-    for number, (row, photograph) in enumerate(zip(axes, photographs, strict=True)):
-        row[0].imshow(photograph)
-        for cell, (name, rollout) in zip(row[1:], rollouts.items(), strict=True):
-            cell.imshow(photograph_overlay(photograph, processors[name], rollout[number], grids[name]))
-            if titles is not None:
-                cell.set_title(titles[name][number], fontsize="small", parse_math=False)
-        for cell in row:
-            cell.set(xticks=[], yticks=[])
-    return figure
+        cell.set_title(wrapped(name, COMPARISON_WIDTH, HEADING_SIZE), weight="bold", parse_math=False)
+    return use_fonts(figure)
 
 
 __all__ = ["attention_comparison", "confusion_figure", "contact_sheet"]

@@ -11,9 +11,11 @@ import timm
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from timm.models import save_for_hf
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
+from transformers.trainer_utils import PredictionOutput
 
 from helpers import TINY_SIZES, TINY_VIT, noise_picture
 from processes import run_script
@@ -163,15 +165,40 @@ def from_checkpoint(folder: Path, data_dir: Path, **options: object) -> dict[str
     return {**source, "model_name_or_path": str(folder), "data_dir": str(data_dir), "disable_tqdm": True, **options}
 
 
-def test_a_checkpoint_keeps_its_classes_and_is_scored_by_their_names(tmp_path, run_main, bird_checkpoint):
+def test_a_checkpoint_keeps_its_classes_and_is_scored_by_their_names(
+    tmp_path, run_main, bird_checkpoint, monkeypatch
+):
     """Two of its three classes, which the folder numbers the other way."""
+    drawn = []
+    monkeypatch.setattr("dcal_hf.visualization.attention_figure", lambda *args: drawn.extend(args) or Figure())
     data = class_folder(tmp_path / "two", "robin", "wren")
-    run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data))
+    run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data, attention_images=3))
     with open(tmp_path / "out" / "eval_predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["prediction"] for row in rows} == {"robin"}
     assert [row["label"] for row in rows] == [Path(row["image"]).parent.name for row in rows]
     assert read_json(tmp_path / "out" / "eval_results.json")["eval_accuracy"] == 0.5
+    # The picture shows the mistakes first, from the photographs themselves.
+    photographs, *_, titles, _, correct = drawn
+    shown = [re.fullmatch(r"\d\.png +true: (\w+) +predicted: robin \(1\.00\)", title)[1] for title in titles]
+    assert shown == ["wren", "wren", "robin"] and correct == [False, False, True]
+    assert [photograph.size for photograph in photographs] == [(30, 24)] * 3
+
+
+@pytest.mark.parametrize(
+    "count, mistakes", [(2, [4]), (4, [4, 1]), (6, [4, 1, 2]), (9, [4, 1, 2])], ids=["2", "4", "6", "all"]
+)
+def test_up_to_half_of_the_pictures_are_the_most_confident_mistakes(recipe, count, mistakes):
+    logits = np.array([[1, 0], [0, 2], [0, 1], [1, 0], [0, 3], [1, 0], [1, 0], [1, 0]])
+    output = PredictionOutput((logits, logits), np.zeros(8, dtype=int), {})
+    chosen = recipe.choose_images(output, 8, count, seed=0)
+    assert chosen[:len(mistakes)] == mistakes and len(set(chosen)) == len(chosen) == min(count, 8)
+    assert not {1, 2, 4} & set(chosen[len(mistakes):])
+    without = [recipe.choose_images(None, 8, count, seed=seed) for seed in range(2)]
+    assert all(len(set(some)) == min(count, 8) for some in without) and without[0] != without[1]
+    # No image is right: more of them are wrong ones.
+    assert recipe.choose_images(PredictionOutput(-logits, np.zeros(8, dtype=int), {}), 8, 5, 0)[0] in (0, 3, 5, 6, 7)
+    assert len(recipe.choose_images(PredictionOutput(logits, np.full(8, 2), {}), 8, 5, 0)) == 5
 
 
 def test_evaluation_rejects_classes_that_the_checkpoint_lacks(tmp_path, run_main, bird_checkpoint):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTImageProcessor, ViTModel
 
@@ -142,12 +143,26 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     assert AutoModel.from_pretrained(out).config.label2id == {"1": 0, "2": 1, "3": 2, "4": 3}
 
 
-def test_a_checkpoint_on_another_set(tmp_path, run_main, untrained):
+def test_a_checkpoint_on_another_set(tmp_path, run_main, untrained, monkeypatch):
+    lists = {}
+    monkeypatch.setattr("dcal_hf.visualization.ranked_list", lambda *args, **kwargs: lists.update(kwargs) or Figure())
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
+    source |= {"ranked_queries": 9, "ranked_matches": 3}
     run_main(tmp_path, "--do_eval", data_dir=str(make_market(tmp_path / "other", first=40)), **source)
     results = read_json(tmp_path / "out" / "all_results.json")
     assert results["eval_num_queries"] == 4 and not (tmp_path / "out" / "model.safetensors").exists()
     assert 0 < results["eval_map"] < 1
+    # The same results in the picture, and no junk.
+    assert [title.partition("\n")[0] for title in lists["query_title"]] == ["44", "45", "46", "130"]
+    assert lists["query_title"][3] == "130\nno match in the gallery"
+    assert {name for row in lists["titles"] for name in row} <= {"44", "45", "46", "distractor"}
+    ranks = [
+        int(title.partition("\nfirst match: rank ")[2] or 1 + marks.index(True))
+        for title, marks in zip(lists["query_title"][:3], lists["correct"])
+    ]
+    for rank in (1, 5, 10):
+        assert np.mean([found <= rank for found in ranks]) == pytest.approx(results[f"eval_rank{rank}"])
+    assert any("rank" in title for title in lists["query_title"]), "the seed finds every match at once"
 
 
 def test_two_processes_interrupted_and_resumed_end_at_the_same_weights_and_evaluate_as_one(tmp_path, run_main):

@@ -1,0 +1,102 @@
+"""Text in figures: fonts for any script, and lines that fit."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Covers every character with a box that names its script, not the character.
+PLACEHOLDER_FONT = "Last Resort"
+# Of the font size: the mean width of a character of running text.
+CHARACTER_WIDTH = 0.6
+POINTS_PER_INCH = 72
+
+
+def legible(text: str) -> str:
+    """Replaces the characters that no installed font has by their escapes, such as `\\u9e1f`, and blanks by spaces.
+
+    Boxes in their place would make different names look the same.
+    """
+    return "".join(character if character == "\n" else _legible(character) for character in text)
+
+
+def _legible(character: str) -> str:
+    if character.isspace():
+        return " "
+    return character if font_of(character) else character.encode("unicode_escape").decode()
+
+
+def use_fonts(figure: Figure) -> Figure:
+    """Lets each text of a figure fall back on installed fonts for characters that the default font lacks."""
+    for text in figure.findobj(Text):
+        own = text.get_fontfamily()
+        found = dict.fromkeys(font_of(character) for character in text.get_text() if not character.isspace())
+        text.set_fontfamily([*own, *(name for name in found if name is not None and name not in own)])
+    return figure
+
+
+@cache
+def font_of(character: str) -> str | None:
+    """The default font if it has the character, else the first other installed font that has it."""
+    for family in families():
+        path = findfont(FontProperties(family=[family]))
+        if FT2Font(path, face_index=path.face_index).get_char_index(ord(character)):
+            return family
+    logger.warning_once(
+        "Pictures show the codes of characters that no installed font has: install a font of their script, such as "
+        "one of the Noto fonts."
+    )
+    return None
+
+
+@cache
+def families() -> list[str]:
+    """The default font and the other installed ones that have an upright and regular face."""
+    names = {entry.name for entry in fontManager.ttflist if (entry.style, entry.weight) == ("normal", 400)}
+    others = sorted(name for name in names if not name.startswith(PLACEHOLDER_FONT))
+    return [FontProperties().get_family()[0], *others]
+
+
+def wrapped(text: str, inches: float, font_size: float) -> str:
+    """Breaks lines after spaces, hyphens, underscores and slashes, or else anywhere, so that they fit a width.
+
+    Characters that no installed font has become their codes; see [`legible`].
+
+    Args:
+        text (`str`): Text of one or several lines.
+        inches (`float`): The width.
+        font_size (`float`): In points.
+    """
+    columns = max(1, int(inches * POINTS_PER_INCH / (CHARACTER_WIDTH * font_size)))
+    return "\n".join(line for paragraph in legible(text).split("\n") for line in _lines(paragraph, columns))
+
+
+def _lines(paragraph: str, columns: int) -> Iterable[str]:
+    line = ""
+    for piece in re.findall(r"[^\s\-_/]*[\s\-_/]|[^\s\-_/]+", paragraph):
+        if line and _width(line + piece.rstrip()) > columns:
+            yield line.rstrip()
+            line = ""
+        for character in piece:
+            if _width(line + character) > columns and not character.isspace():
+                yield line
+                line = ""
+            line += character
+    yield line.rstrip()
+
+
+def _width(text: str) -> int:
+    """Columns of a text, of which an East Asian character takes two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+__all__ = ["legible", "use_fonts", "wrapped"]
