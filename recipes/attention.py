@@ -1,12 +1,12 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Draws the attention of several DCAL checkpoints side by side on the same photographs, such as a baseline and DCAL.
+"""Draws the attention of DCAL checkpoints side by side on the same photographs, such as a baseline and DCAL.
 
-    python recipes/attention.py --models out/sa out/dcal --names baseline DCAL --images photographs \
-        --output attention.png
+    python recipes/attention.py --models out/dcal --baseline out/sa --images photographs --output attention.png
 
-`--count` photographs are sampled at random with `--seed`, so that they are not hand-picked.
+`--count` photographs are sampled at random with `--seed`, so that they are not hand-picked. `--labelled` marks the
+predictions that are right and wrong by the names of the photographs' folders.
 """
 
 import logging
@@ -15,9 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arguments import parse_arguments
-from common import set_up_logging
+from common import check_source, set_up_logging
 from embed import CheckpointArguments
-from predict import find_images, load_classifier, predict, thumbnail
+from predict import find_images, folder_labels, load_classifier, predict, thumbnail
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
+
+from dcal_hf import DCALForImageClassification
+
+
+BASELINE = "baseline"
 
 
 @dataclass
@@ -27,15 +33,35 @@ class AttentionArguments:
     models: list[str] = field(metadata={"help": "Hub IDs or folders of DCAL classifiers."})
     images: list[str] = field(metadata={"help": "Photographs or folders of photographs."})
     output: str = field(metadata={"help": "The figure to write."})
-    names: list[str] | None = field(default=None, metadata={"help": "Names of the checkpoints in the figure."})
+    names: list[str] | None = field(default=None, metadata={"help": "Names of the models in the figure."})
+    baseline: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub ID or folder of a model to draw first: a DCAL classifier, such as one of --branches sa, or a "
+            "plain encoder, whose predictions are not shown."
+        },
+    )
+    labelled: bool = field(
+        default=False, metadata={"help": "Folder names are the true classes: mark right and wrong predictions."}
+    )
     count: int = field(default=6, metadata={"help": "Number of photographs in the figure."})
     seed: int = field(default=0, metadata={"help": "Seed for sampling the photographs."})
 
     def __post_init__(self):
         if self.names is None:
             self.names = [Path(model).name for model in self.models]
-        if len(self.names) != len(self.models) or len(set(self.names)) < len(self.names):
-            raise ValueError(f"--names: {len(self.models)} models need as many different names, got {self.names}.")
+        taken = {*self.names, *([BASELINE] if self.baseline is not None else [])}
+        if len(self.names) != len(self.models) or len(taken) < len(self.names) + (self.baseline is not None):
+            raise ValueError(
+                f"--names: {len(self.models)} models need as many different names, none of them that of --baseline, "
+                f"got {self.names}."
+            )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Hub IDs or folders, keyed by name in the figure."""
+        baseline = {} if self.baseline is None else {BASELINE: self.baseline}
+        return {**baseline, **dict(zip(self.names, self.models))}
 
 
 def main() -> None:
@@ -45,18 +71,47 @@ def main() -> None:
     set_up_logging(logging.WARNING)
     paths = find_images(args.images)
     chosen = random.Random(args.seed).sample(paths, min(args.count, len(paths)))
-    rollouts, grids, processors, titles = {}, {}, {}, {}
-    for name, folder in zip(args.names, args.models):
-        checkpoint_args = CheckpointArguments(model_name_or_path=folder)
-        model, processor = load_classifier(checkpoint_args)
+    rollouts, grids, processors, titles, correct = {}, {}, {}, {}, {}
+    for name, source in args.sources.items():
+        checkpoint_args = CheckpointArguments(model_name_or_path=source)
+        model, processor, is_classifier = load_model(checkpoint_args, name == BASELINE)
         if not model.config.has_cls:
-            raise ValueError(f"--models: the encoder of {folder} has no CLS token, so there is no attention rollout.")
-        predictions = list(predict(model, processor, chosen, [None] * len(chosen), checkpoint_args, True))
+            raise ValueError(f"The encoder of {source} has no CLS token, so there is no attention rollout to draw.")
+        names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+        labels = folder_labels(chosen, names) if args.labelled and is_classifier else [None] * len(chosen)
+        predictions = list(predict(model, processor, chosen, labels, checkpoint_args, True))
         rollouts[name] = [prediction.rollout for prediction in predictions]
-        titles[name] = [f"{model.config.id2label[p.best]} {p.confidence:.2f}" for p in predictions]
+        titles[name] = [f"{names[p.best]} {p.confidence:.2f}" if is_classifier else "" for p in predictions]
+        correct[name] = [p.is_right for p in predictions]
         grids[name], processors[name] = model.config.grid, processor
-    photographs = [thumbnail(path, 512) for path in chosen]
-    save_figure(attention_comparison(photographs, rollouts, grids, processors, titles), args.output)
+    figure = attention_comparison(
+        [thumbnail(path, 512) for path in chosen],
+        rollouts,
+        grids,
+        processors,
+        titles,
+        correct,
+        [str(Path(*Path(path).parts[-2:]) if args.labelled else Path(path).name) for path in chosen],
+    )
+    save_figure(figure, args.output)
+
+
+def load_model(
+    args: CheckpointArguments, may_be_plain: bool
+) -> tuple[DCALForImageClassification, BaseImageProcessor, bool]:
+    """Loads a DCAL classifier or, for a baseline, a plain encoder.
+
+    Returns:
+        The model, its image processor, and whether its predictions mean anything.
+    """
+    check_source(args.model_name_or_path)
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
+    if config.model_type == "dcal" or not may_be_plain:
+        return *load_classifier(args), True
+    model = DCALForImageClassification.from_backbone(
+        args.model_name_or_path, branches=("sa",), num_labels=2, pretrained_kwargs=args.hub_kwargs
+    )
+    return model.eval(), AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs), False
 
 
 if __name__ == "__main__":

@@ -80,6 +80,11 @@ class Prediction:
     def confidence(self) -> float:
         return float(self.probabilities["both"].max())
 
+    @property
+    def is_right(self) -> bool | None:
+        """None if the true class is unknown."""
+        return None if self.label is None else self.best == self.label
+
 
 def main() -> None:
     checkpoint_args, args = parse_arguments((CheckpointArguments, PredictionArguments))

@@ -13,11 +13,7 @@ from transformers import CLIPImageProcessor, TimmWrapperImageProcessor, ViTImage
 
 from dcal_hf.transforms import fine_grained_processor, reid_processor
 from dcal_hf.visualization import (
-    attention_comparison,
     attention_figure,
-    confusion_figure,
-    contact_sheet,
-    lettering,
     model_view,
     photograph_overlay,
     ranked_list,
@@ -374,90 +370,3 @@ def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "dcal_hf.visualization")
     with pytest.raises(ImportError, match=r"needs matplotlib: pip install dcal_hf\[pictures\]"):
         importlib.import_module("dcal_hf.visualization")
-
-
-def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
-    captions = [f"{number}\nwren $0.50" for number in range(8)]
-    marks = [True, False, *[None] * 6]
-    figure = contact_sheet([gray(20, 10 + number) for number in range(8)], captions, marks)
-    cells = [cell for cell in figure.axes if cell.images]
-    assert [cell.get_xlabel() for cell in cells] == captions and len(figure.axes) == 12
-    assert [cell.axison for cell in figure.axes] == [True] * 8 + [False] * 4
-    assert [mark(cell) for cell in cells[:3]] == [MARKS[True], MARKS[False], None]
-    with pytest.raises(ValueError, match="got 2 images, 1 captions and 2 marks"):
-        contact_sheet([gray(2, 2)] * 2, ["one"])
-
-
-def test_a_confusion_matrix_is_drawn_in_shares_of_the_true_class():
-    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["wren", "robin"])
-    axes = figure.axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
-    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((0, 0), "3"), ((1, 0), "1")}
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["wren", "robin"]
-
-
-def test_models_are_compared_on_the_same_photographs():
-    processor = ViTImageProcessor(size={"height": 32, "width": 32})
-    photographs = [gray(40, 20), gray(20, 30)]
-    rollouts = {name: np.stack([one_hot(patch, 16)] * 2) for name, patch in (("baseline", 0), ("DCAL", 15))}
-    figure = attention_comparison(
-        photographs, rollouts, dict.fromkeys(rollouts, (4, 4)), dict.fromkeys(rollouts, processor)
-    )
-    assert len(figure.axes) == 6
-    for row, photograph in zip((figure.axes[:3], figure.axes[3:]), photographs):
-        plain, first, last = (np.asarray(cell.images[0].get_array()) for cell in row)
-        assert plain.shape[:2] == photograph.size[::-1] and (plain == 100).all()
-        places = [np.unravel_index(brightness(Image.fromarray(x)).argmax(), x.shape[:2]) for x in (first, last)]
-        assert max(places[0]) < 12 and places[1][0] > photograph.height // 2 and places[1][1] > photograph.width // 2
-
-
-def drawn(figure, tmp_path):
-    """Draws it: matplotlib warns, and tests fail, where a font lacks a character."""
-    save_figure(figure, tmp_path / "figure.png")
-    return figure
-
-
-def test_names_of_any_script_are_drawn_or_spelled_out(tmp_path):
-    # Cyrillic and Arabic are in the default font; U+1D81 is in STIX, which comes with matplotlib, and not in that;
-    # U+0378 is no character.
-    names = ["\u0432\u043e\u0440\u043e\u0431\u0435\u0439", "\u0643\u0644\u0628", "\u1d81", "wren\u3000\u0378 $x_$"]
-    sheet = drawn(contact_sheet([gray(8, 8)] * 4, names), tmp_path)
-    labels = [cell.xaxis.label for cell in sheet.axes if cell.images]
-    assert [label.get_text() for label in labels] == [*names[:3], "wren \\u0378 $x_$"]
-    assert len(labels[0].get_fontfamily()) == 1 and len(labels[2].get_fontfamily()) == 2
-    matrix = drawn(confusion_figure(np.eye(4, dtype=int), names), tmp_path)
-    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()][3] == "wren \\u0378 $x_$"
-    picture = {"rollouts": np.ones((1, 4)), "grid": (2, 2), "selected": [[0]]}
-    drawn(attention_figure([gray(8, 8)], titles=names[2:3], **picture), tmp_path)
-    drawn(ranked_list(gray(8, 8), [gray(8, 8)], [1.0], titles=names[2:3], query_title=names[2]), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text, lines",
-    [
-        ("wren", ["wren"]),
-        ("Black_footed_Albatross 0.93", ["Black_", "footed_", "Albatross", "0.93"]),
-        ("a.jpg\nKing-fisher-bird", ["a.jpg", "King-", "fisher-", "bird"]),
-        ("Oystercatcher", ["Oystercatc", "her"]),
-        ("\u9e1f" * 7, ["\u9e1f" * 5, "\u9e1f" * 2]),
-        ("", [""]),
-    ],
-)
-def test_lines_are_broken_where_words_end(monkeypatch, text, lines):
-    monkeypatch.setattr(lettering, "font_of", lambda character: "DejaVu Sans")
-    # 10 columns of 0.6 times the font size.
-    assert lettering.wrapped(text, 10 * 0.6 * 7 / 72, 7).split("\n") == lines
-
-
-def test_a_caption_of_common_width_fits_its_line():
-    figure = Figure(dpi=72)
-    line = lettering.wrapped("Black-footed albatross, seen from the side " * 3, 3.0, 7).split("\n")[0]
-    assert figure.text(0, 0, line, fontsize=7).get_window_extent().width <= 3 * 72
-
-
-def test_many_classes_keep_their_names_and_no_counts(tmp_path):
-    figure = confusion_figure(np.eye(40, dtype=int), [f"{i}" + "x" * 50 for i in range(40)])
-    axes = figure.axes[0]
-    assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 40 and not axes.texts
-    figure = confusion_figure(np.eye(300, dtype=int), ["wren"] * 300)
-    assert list(figure.axes[0].get_xticklabels()) == [] and max(figure.get_size_inches()) < 40

@@ -5,16 +5,20 @@ try:
 except ImportError as error:
     raise ImportError("dcal_hf.visualization needs matplotlib: pip install dcal_hf[pictures]") from error
 
+from .distractors import DistractorAttention, distractor_attention, distractor_figure
 from .figures import attention_figure, ranked_list, save_figure
 from .overlays import model_view, photograph_overlay, rollout_overlay, selection_overlay
 from .sheets import attention_comparison, confusion_figure, contact_sheet
 
 
 __all__ = [
+    "DistractorAttention",
     "attention_comparison",
     "attention_figure",
     "confusion_figure",
     "contact_sheet",
+    "distractor_attention",
+    "distractor_figure",
     "model_view",
     "photograph_overlay",
     "ranked_list",

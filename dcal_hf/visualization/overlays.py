@@ -20,10 +20,12 @@ def rollout_overlay(
     rollout: np.ndarray | torch.Tensor,
     grid: tuple[int, int],
     selected: np.ndarray | torch.Tensor | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Image.Image:
     """Overlays the attention rollout on its image as a heat map, and frames the selected patches.
 
-    The rollout is scaled to [0, 1] per image, so brightness is comparable within an image, not across images.
+    Without `limits`, the rollout is scaled to [0, 1] per image, so that brightness is comparable within an image, not
+    across images.
     Attention rollout: Abnar and Zuidema, https://arxiv.org/abs/2005.00928.
 
     Args:
@@ -35,6 +37,8 @@ def rollout_overlay(
             Rows and columns of patches, `rows * columns == N`.
         selected (`np.ndarray` or `torch.Tensor` of shape `(R,)`, *optional*):
             Indices of the selected patches.
+        limits (`tuple[float, float]`, *optional*):
+            The values of the darkest and of the brightest colour.
 
     Returns:
         `PIL.Image.Image`: an RGB image of the size of `image`.
@@ -43,7 +47,7 @@ def rollout_overlay(
         ValueError: If the rollout does not have one value per patch of the grid, or `selected` has an index outside
             it.
     """
-    heat = Image.fromarray(_heat(rollout, grid)).resize(image.size, Image.Resampling.BILINEAR)
+    heat = Image.fromarray(_heat(rollout, grid, limits)).resize(image.size, Image.Resampling.BILINEAR)
     colors = colormaps[HEAT_COLORS](np.asarray(heat), bytes=True)[..., :3]
     blended = np.asarray(Image.blend(image.convert("RGB"), Image.fromarray(colors), HEAT_WEIGHT))
     if selected is not None:
@@ -84,6 +88,7 @@ def photograph_overlay(
     rollout: np.ndarray | torch.Tensor,
     grid: tuple[int, int],
     selected: np.ndarray | torch.Tensor | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Image.Image:
     """[`rollout_overlay`] on the original photograph, over the region that the model sees.
 
@@ -92,7 +97,7 @@ def photograph_overlay(
             The photograph, of any size; its EXIF orientation is applied.
         processor (`BaseImageProcessor`):
             The image processor of the model.
-        rollout, grid, selected:
+        rollout, grid, selected, limits:
             As in [`rollout_overlay`].
 
     Returns:
@@ -103,7 +108,7 @@ def photograph_overlay(
     """
     picture = open_image(photograph)
     view = model_view(picture.size, processor)
-    return pasted(picture, rollout_overlay(picture.crop(view), rollout, grid, selected), view)
+    return pasted(picture, rollout_overlay(picture.crop(view), rollout, grid, selected, limits), view)
 
 
 def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[int, int, int, int]:
@@ -152,14 +157,16 @@ def pasted(picture: Image.Image, part: Image.Image, view: tuple[int, int, int, i
     return picture
 
 
-def _heat(rollout: np.ndarray | torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+def _heat(
+    rollout: np.ndarray | torch.Tensor, grid: tuple[int, int], limits: tuple[float, float] | None
+) -> np.ndarray:
     """Scales a rollout of shape `(N,)` to [0, 1] and reshapes it to the grid; a constant one becomes 0."""
     heat = torch.as_tensor(rollout).detach().float().cpu().numpy()
     count = grid[0] * grid[1]
     if heat.shape != (count,):
         raise ValueError(f"A rollout over a grid of {grid} patches needs {count} numbers, got shape {heat.shape}.")
-    heat = heat.reshape(grid) - heat.min()
-    return heat / max(heat.max(), np.finfo(np.float32).tiny)
+    low, high = (heat.min(), heat.max()) if limits is None else limits
+    return (heat.reshape(grid) - low) / max(high - low, np.finfo(np.float32).tiny)
 
 
 def _cells(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import ViTImageProcessor, pipeline
+import torch
+from conftest import SIZES
+from transformers import ViTConfig, ViTImageProcessor, ViTModel, pipeline
 
-from dcal_hf import DCALForImageClassification
+from dcal_hf import DCALForImageClassification, visualization
 from dcal_hf.data import open_image
 from dcal_hf.transforms import fine_grained_processor
 
@@ -83,12 +85,27 @@ def test_attention_comes_at_the_size_of_the_photograph(run_recipe, checkpoint, p
     assert overlay.name == "00000_3.png" and open_image(overlay).size == (43, 30)
 
 
-def test_two_models_look_at_the_same_sampled_photographs(run_recipe, checkpoint, photographs, tmp_path):
-    picture = tmp_path / "attention.png"
-    run_recipe("attention", "--models", checkpoint, checkpoint, "--names", "baseline", "DCAL", "--images", photographs,
-               "--count", 3, "--output", picture)
-    width, height = open_image(picture).size
-    assert width > 3 * 150 and height > 3 * 100
+def test_models_look_at_the_same_sampled_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
+    """Of a plain encoder, only where it looks is known."""
+    ViTModel(ViTConfig(intermediate_size=64, **SIZES), add_pooling_layer=False).save_pretrained(tmp_path / "plain")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "plain")
+    drawn = []
+    draw = visualization.attention_comparison
+    monkeypatch.setattr(visualization, "attention_comparison", lambda *args: drawn.extend(args) or draw(*args))
+    run_recipe("attention", "--models", checkpoint, checkpoint, "--names", "SA", "DCAL", "--baseline",
+               tmp_path / "plain", "--images", photographs, "--count", 3, "--labelled", "--output", tmp_path / "a.png")
+    pictures, rollouts, _, _, titles, correct, names = drawn
+    assert len(pictures) == 3 and list(rollouts) == ["baseline", "SA", "DCAL"]
+    assert titles["baseline"] == [""] * 3 and correct["baseline"] == [None] * 3
+    assert titles["SA"] == titles["DCAL"]
+    for name, title, is_right in zip(names, titles["DCAL"], correct["DCAL"]):
+        assert is_right == (Path(name).parent.name == title.split()[0])
+    assert not torch.equal(rollouts["baseline"][0], rollouts["SA"][0])
+    width, height = open_image(tmp_path / "a.png").size
+    assert width > 4 * 150 and height > 3 * 100
+    with pytest.raises(ValueError, match="--names: 1 models need as many different names, none of them that of --bas"):
+        run_recipe("attention", "--models", checkpoint, "--names", "baseline", "--baseline", checkpoint, "--images",
+                   photographs, "--output", tmp_path / "b.png")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""Where pair-wise cross-attention looks: at the image, or at the distractor that it is paired with in training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from ..data.images import open_image
+from ..models.modeling_dcal import DCALPreTrainedModel
+from .figures import ATTENTION_WIDTH, draw_picture
+from .lettering import use_fonts, wrapped
+from .overlays import photograph_overlay
+
+
+HEADING_SIZE = 9
+
+
+@dataclass
+class DistractorAttention:
+    """Attention of an image's CLS token in PWCA, averaged over the heads, in each block in which it is a query.
+
+    Args:
+        blocks (`list[int]` of length `T`): Numbers of the blocks, from 0.
+        shares (`Tensor` of shape `(T,)`): Share of the attention on the distractor's tokens, from 0 to 1.
+        own, distractor (`Tensor` of shape `(T, N)`): Attention on the patches of the image and of the distractor. With
+            the prefix tokens of both, such as CLS, it sums to 1.
+    """
+
+    blocks: list[int]
+    shares: Tensor
+    own: Tensor
+    distractor: Tensor
+
+
+@torch.no_grad()
+def distractor_attention(model: DCALPreTrainedModel, pixel_values: Tensor) -> DistractorAttention:
+    """Measures how much of its attention an image spends on a distractor, as PWCA pairs them in training.
+
+    `softmax(Q_1 [K_1;K_2]^T / sqrt(d))` (paper, section 3.3) in the last `config.num_pwca_blocks` blocks, in
+    evaluation mode. The model need not be trained with PWCA, so that a baseline can be compared. Two images that look
+    alike to a model share its attention equally.
+
+    Args:
+        model (`DCALPreTrainedModel`):
+            Any DCAL model whose encoder has a CLS token.
+        pixel_values (`Tensor` of shape `(2, channels, height, width)`):
+            The image and its distractor, as the image processor returns them.
+
+    Raises:
+        ValueError: If the encoder has no CLS token, or `pixel_values` are not two images of the model's size.
+    """
+    dcal = model.base_model
+    encoder, num_paired_blocks = dcal.encoder, dcal.config.num_pwca_blocks
+    if not encoder.has_cls:
+        raise ValueError("The encoder has no CLS token, so there is no attention of one to measure.")
+    if len(pixel_values) != 2:
+        raise ValueError(f"pixel_values must be an image and its distractor, got {len(pixel_values)} images.")
+    dcal.check_inputs(pixel_values, has_pair=False, output_rollout=False)
+    was_training = model.training
+    model.eval()
+    tokens, rotary = encoder.embed(pixel_values), encoder.rotary(pixel_values)
+    eager, rows = encoder.attend("eager"), {}
+    for depth, block in enumerate(encoder.blocks):
+        if depth < len(encoder.blocks) - num_paired_blocks:
+            tokens = encoder.run(block, tokens, rotary, attend=eager)
+        else:
+            attend = _recording(eager, rows, depth)
+            tokens = encoder.run(block, tokens, rotary, attend=attend, num_paired=2)
+    model.train(was_training)
+    attention = torch.stack(list(rows.values())).float().cpu().unflatten(1, (2, -1))
+    own, distractor = attention[:, :, encoder.num_prefix_tokens:].unbind(1)
+    return DistractorAttention(list(rows), attention[:, 1].sum(dim=1), own, distractor)
+
+
+def _recording(attend: Callable[..., tuple[Tensor, Tensor]], rows: dict[int, Tensor], depth: int) -> Callable:
+    """Wraps an attention function that returns weights, (1, H, M, 2 N), to keep the first row's mean, (2 N,).
+
+    CaiT's blocks without a CLS query compute their attention themselves and never call it.
+    """
+
+    def attend_and_record(*args, **kwargs) -> tuple[Tensor, Tensor]:
+        output, weights = attend(*args, **kwargs)
+        rows[depth] = weights[0, :, 0].mean(dim=0)
+        return output, weights
+
+    return attend_and_record
+
+
+def distractor_figure(
+    photograph: Image.Image,
+    distractor: Image.Image,
+    attention: DistractorAttention,
+    grid: tuple[int, int],
+    processor: BaseImageProcessor,
+    titles: tuple[str, str] = ("image", "distractor"),
+) -> Figure:
+    """Draws the attention on an image and on its distractor, on one scale, and the distractor's share by block.
+
+    Args:
+        photograph, distractor (`PIL.Image.Image`):
+            The photographs, of any sizes.
+        attention (`DistractorAttention`):
+            Of [`distractor_attention`]; the pictures show its mean over the blocks.
+        grid (`tuple[int, int]`):
+            Rows and columns of patches.
+        processor (`BaseImageProcessor`):
+            The image processor of the model.
+        titles (`tuple[str, str]`, *optional*):
+            Names of both.
+
+    Returns:
+        `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it.
+    """
+    maps = torch.stack([attention.own, attention.distractor]).mean(dim=1)
+    limits = (float(maps.min()), float(maps.max()))
+    figure = Figure(figsize=(3 * ATTENTION_WIDTH, ATTENTION_WIDTH + 0.4), layout="constrained")
+    *cells, chart = figure.subplots(1, 3)
+    share = float(attention.shares.mean())
+    for cell, image, patches, title, part in zip(cells, (photograph, distractor), maps, titles, (1 - share, share)):
+        picture = photograph_overlay(open_image(image), processor, patches, grid, limits=limits)
+        draw_picture(cell, picture, None)
+        heading = wrapped(f"{title}: {part:.0%} of the attention", ATTENTION_WIDTH, HEADING_SIZE)
+        cell.set_title(heading, fontsize=HEADING_SIZE, parse_math=False)
+    chart.plot(np.array(attention.blocks) + 1, attention.shares, "o-", color="black")
+    chart.axhline(0.5, color="0.6", linestyle=":")
+    chart.set(ylim=(0, 1), xlabel="block", box_aspect=1)
+    chart.set_title("the distractor's share", fontsize=HEADING_SIZE)
+    chart.xaxis.set_major_locator(MaxNLocator(integer=True))
+    chart.yaxis.set_major_formatter(PercentFormatter(1))
+    return use_fonts(figure)
+
+
+__all__ = ["DistractorAttention", "distractor_attention", "distractor_figure"]

@@ -1,0 +1,95 @@
+"""How much of its attention PWCA spends on a distractor, against loops, identities and the training path."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKBONES
+from transformers import AttentionInterface, ViTImageProcessor
+from transformers.models.vit import modeling_vit
+
+from dcal_hf.visualization import distractor_attention, distractor_figure, save_figure
+
+from helpers import classifier, images, is_cait, noise_picture
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def test_the_shares_of_the_last_block_are_those_of_a_loop(vit_config):
+    model = classifier(vit_config, num_pwca_blocks=1)
+    pixel_values = images()[:2]
+    attention = distractor_attention(model, pixel_values)
+    block = model.dcal.backbone.layers[-1]
+    seen = {}
+    block.attention.register_forward_pre_hook(lambda module, args: seen.update(tokens=args[0]))
+    with torch.no_grad():
+        model(pixel_values)
+        query, key = (
+            layer(seen["tokens"]).unflatten(2, (4, 8)).double().numpy()
+            for layer in (block.attention.q_proj, block.attention.k_proj)
+        )
+    rows = [softmax(np.concatenate([*key])[:, head] @ query[0, 0, head] / 8 ** 0.5) for head in range(4)]
+    row = np.mean(rows, axis=0)
+    np.testing.assert_allclose(attention.shares, [row[17:].sum()], atol=1e-6)
+    np.testing.assert_allclose(attention.own, [row[1:17]], atol=1e-6)
+    np.testing.assert_allclose(attention.distractor, [row[18:]], atol=1e-6)
+    assert attention.blocks == [2] and abs(attention.shares.item() - 0.5) > 1e-3
+
+
+def test_the_shares_are_those_of_the_training_path(vit_config):
+    model = classifier(vit_config, num_pwca_blocks=2)
+    pixel_values = images()[:2]
+    shares = []
+
+    def remember(module, query, key, *args, **kwargs):
+        output, weights = modeling_vit.eager_attention_forward(module, query, key, *args, **kwargs)
+        if key.size(2) == 2 * 17:
+            shares.append(weights[0, :, 0, 17:].sum(dim=1).mean().item())
+        return output, weights
+
+    AttentionInterface.register("remember", remember)
+    model.train().set_attn_implementation("remember")
+    with torch.no_grad():
+        model(pixel_values, pairs=torch.tensor([[0, 1]]))
+    attention = distractor_attention(model, pixel_values)
+    assert attention.blocks == [1, 2] and model.training
+    np.testing.assert_allclose(attention.shares, shares, rtol=1e-5)
+
+
+def test_an_image_is_as_much_attended_to_as_itself(backbone_config):
+    pixel_values = images()[:1].expand(2, -1, -1, -1)
+    attention = distractor_attention(classifier(backbone_config), pixel_values)
+    # In CaiT's first block, patches attend to patches only.
+    assert attention.blocks == ([1, 2] if is_cait(backbone_config) else [0, 1, 2])
+    torch.testing.assert_close(attention.shares, torch.full((len(attention.blocks),), 0.5))
+    torch.testing.assert_close(attention.own, attention.distractor)
+    assert (attention.own.sum(dim=1) < 0.5).all()
+
+
+def test_what_cannot_be_measured_is_named(backbone_configs):
+    with pytest.raises(ValueError, match="no CLS token"):
+        distractor_attention(classifier(backbone_configs["swin"]), images()[:2])
+    model = classifier(BACKBONES["vit"], branches=("sa",))
+    with pytest.raises(ValueError, match="an image and its distractor, got 4 images"):
+        distractor_attention(model, images())
+    with pytest.raises(ValueError, match=r"\(16, 32\) pixels, but the model takes \(32, 32\)"):
+        distractor_attention(model, images(height=16)[:2])
+
+
+def test_a_picture_has_one_scale_for_both_images(vit_config, tmp_path):
+    model = classifier(vit_config)
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    pair = noise_picture(0, 64, 48), noise_picture(1, 32, 48)
+    attention = distractor_attention(model, processor(list(pair), return_tensors="pt")["pixel_values"])
+    attention.distractor = attention.distractor * 0.0 + attention.own.mean(dim=0).min()
+    figure = distractor_figure(*pair, attention, (4, 4), processor, ("a.jpg", "b.jpg"))
+    image, distractor, chart = figure.axes
+    assert image.get_title().startswith("a.jpg: ") and distractor.get_title().startswith("b.jpg: ")
+    brightness = [np.asarray(cell.images[0].get_array()).astype(int).sum(axis=2) for cell in (image, distractor)]
+    # The distractor is nowhere brighter than 0.4 of its own pixels: it has the darkest colour.
+    assert (brightness[1] <= 0.4 * np.asarray(pair[1]).astype(int).sum(axis=2) + 12).all()
+    assert brightness[0].max() > brightness[1].max() and brightness[0].shape == (48, 64)
+    np.testing.assert_allclose(chart.lines[0].get_ydata(), attention.shares)
+    save_figure(figure, tmp_path / "pair.png")

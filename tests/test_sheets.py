@@ -1,0 +1,77 @@
+"""Figures of many photographs: contact sheets, confusion matrices, several models side by side."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from dcal_hf.visualization import attention_comparison, confusion_figure, contact_sheet
+
+
+# The colour of the frame, and the sign in it.
+MARKS = {True: (to_rgba("#009e73"), "\u2713"), False: (to_rgba("#d55e00"), "\u2717")}
+
+
+def mark(cell):
+    """Colour of the frame and sign of a picture, None where neither is drawn."""
+    color = tuple(cell.spines["left"].get_edgecolor())
+    signs = [text.get_text() for text in cell.texts]
+    return (color, *signs) if cell.axison and color[3] else None
+
+
+def gray(width, height, level=100):
+    return Image.new("RGB", (width, height), (level, level, level))
+
+
+def one_hot(index, count):
+    rollout = np.zeros(count, dtype=np.float32)
+    rollout[index] = 1.0
+    return rollout
+
+
+def brightness(picture):
+    return np.asarray(picture.convert("L"), dtype=np.int64)
+
+
+def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
+    captions = [f"{number}\nwren $0.50" for number in range(8)]
+    marks = [True, False, *[None] * 6]
+    figure = contact_sheet([gray(20, 10 + number) for number in range(8)], captions, marks)
+    cells = [cell for cell in figure.axes if cell.images]
+    assert [cell.get_xlabel() for cell in cells] == captions and len(figure.axes) == 12
+    assert [cell.axison for cell in figure.axes] == [True] * 8 + [False] * 4
+    assert [mark(cell) for cell in cells[:3]] == [MARKS[True], MARKS[False], None]
+    with pytest.raises(ValueError, match="got 2 images, 1 captions and 2 marks"):
+        contact_sheet([gray(2, 2)] * 2, ["one"])
+
+
+def test_a_confusion_matrix_is_drawn_in_shares_of_the_true_class():
+    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["wren", "robin"])
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {((0, 0), "3"), ((1, 0), "1")}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["wren", "robin"]
+
+
+def test_models_are_compared_on_the_same_photographs():
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    photographs = [gray(40, 20), gray(20, 30)]
+    rollouts = {name: np.stack([one_hot(patch, 16)] * 2) for name, patch in (("baseline", 0), ("DCAL", 15))}
+    figure = attention_comparison(
+        photographs, rollouts, dict.fromkeys(rollouts, (4, 4)), dict.fromkeys(rollouts, processor)
+    )
+    assert len(figure.axes) == 6
+    for row, photograph in zip((figure.axes[:3], figure.axes[3:]), photographs):
+        plain, first, last = (np.asarray(cell.images[0].get_array()) for cell in row)
+        assert plain.shape[:2] == photograph.size[::-1] and (plain == 100).all()
+        places = [np.unravel_index(brightness(Image.fromarray(x)).argmax(), x.shape[:2]) for x in (first, last)]
+        assert max(places[0]) < 12 and places[1][0] > photograph.height // 2 and places[1][1] > photograph.width // 2
+
+
+def test_many_classes_keep_their_names_and_no_counts(tmp_path):
+    figure = confusion_figure(np.eye(40, dtype=int), [f"{i}" + "x" * 50 for i in range(40)])
+    axes = figure.axes[0]
+    assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 40 and not axes.texts
+    figure = confusion_figure(np.eye(300, dtype=int), ["wren"] * 300)
+    assert list(figure.axes[0].get_xticklabels()) == [] and max(figure.get_size_inches()) < 40
