@@ -39,14 +39,14 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
 
 import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
-from arguments import read_configuration
+from arguments import Parser, read_configuration
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
@@ -263,17 +263,27 @@ def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int
     return errors
 
 
+@dataclass
+class AblationArguments:
+    """Ablation; all other options are passed to every run."""
+
+    output_dir: Path = field(metadata={"help": "Folder for the runs and the report."})
+    encoder_data_dir: str | None = field(default=None, metadata={"help": "Folder of images to train the encoder on."})
+    jobs: int = field(default=1, metadata={"help": "Number of parallel runs; each uses one GPU."})
+    threads: int = field(default=1, metadata={"help": "Number of threads per run."})
+    arms: list[str] | None = field(default=None, metadata={"help": "Run only these arms."})
+    seeds: list[int] | None = field(default=None, metadata={"help": "Use these seeds instead of the ablation's."})
+    report: bool = field(default=False, metadata={"help": "Only write the report."})
+
+
+ARGUMENTS = (AblationArguments,)
+POSITIONAL = ("ABLATION", "YAML file of the ablation.")
+
+
 def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
     """The options of this script, and those passed to every run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ablation", type=Path, help="YAML file of the ablation")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs and the report")
-    parser.add_argument("--encoder_data_dir", help="folder of images to train the encoder on")
-    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs; each uses one GPU")
-    parser.add_argument("--threads", type=int, default=1, help="number of threads per run")
-    parser.add_argument("--arms", nargs="+", help="run only these arms")
-    parser.add_argument("--seeds", nargs="+", type=int, help="use these seeds instead of the ablation's")
-    parser.add_argument("--report", action="store_true", help="only write the report")
+    parser = Parser(ARGUMENTS)
+    parser.add_argument("ablation", type=Path, help=POSITIONAL[1])
     args, rest = parser.parse_known_args()
     if len(rest) % 2 == 1 or any(not name.startswith("--") for name in rest[::2]):
         parser.error(f"options of the recipe come as pairs, '--name value', got: {' '.join(rest)}")

@@ -1,18 +1,22 @@
 """Command lines of the recipes: dataclasses of arguments, and a configuration file that options override."""
 
+import difflib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
+from usage import help_text
 
 from dcal_hf.errors import one_line, reason_of
 
 
-CONFIGURATIONS = Path(__file__).parent / "configs"
+RECIPES = Path(__file__).parent
+CONFIGURATIONS = RECIPES / "configs"
 CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_PATH = 500
 
@@ -32,8 +36,34 @@ class HubArguments:
 
 
 @dataclass
-class ModelArguments:
-    """The encoder and the DCAL options. Options that are not given default to `DCALConfig` or the checkpoint.
+class DCALOptions:
+    """DCAL: options that are not given default to those of the checkpoint, or of `DCALConfig`."""
+
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa or flash_attention_2; defaults to the best available."}
+    )
+    branches: list[str] | None = field(default=None, metadata={"help": "Branches to train: any of sa glca pwca."})
+    inference_branches: list[str] | None = field(
+        default=None, metadata={"help": "Branches to predict with: any of sa glca."}
+    )
+    num_glca_blocks: int | None = field(default=None, metadata={"help": "Number of GLCA blocks (M)."})
+    num_pwca_blocks: int | None = field(default=None, metadata={"help": "Number of blocks that PWCA applies to (T)."})
+    local_query_ratio: float | None = field(default=None, metadata={"help": "Fraction of patches GLCA selects (R)."})
+    local_query_selection: str | None = field(
+        default=None, metadata={"help": "rollout, last_layer, similarity or random."}
+    )
+    glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
+    glca_readout: str | None = field(default=None, metadata={"help": "local or cls readout of GLCA."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth rate of the last block."})
+    loss_weighting: str | None = field(
+        default=None, metadata={"help": "uncertainty (learned) or equal weights of the branch losses."}
+    )
+    initial_log_var: float | None = field(default=None, metadata={"help": "Initial log-variances of the losses."})
+
+
+@dataclass
+class ModelArguments(DCALOptions):
+    """Model: the encoder or checkpoint.
 
     Also the licence of the weights, and `overwrite_output_dir`, which transformers removed from its arguments.
     """
@@ -66,26 +96,6 @@ class ModelArguments:
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints of an earlier run in --output_dir before training."}
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa or flash_attention_2; defaults to the best available."}
-    )
-    branches: list[str] | None = field(default=None, metadata={"help": "Branches to train: any of sa glca pwca."})
-    inference_branches: list[str] | None = field(
-        default=None, metadata={"help": "Branches to predict with: any of sa glca."}
-    )
-    num_glca_blocks: int | None = field(default=None, metadata={"help": "Number of GLCA blocks (M)."})
-    num_pwca_blocks: int | None = field(default=None, metadata={"help": "Number of blocks that PWCA applies to (T)."})
-    local_query_ratio: float | None = field(default=None, metadata={"help": "Fraction of patches GLCA selects (R)."})
-    local_query_selection: str | None = field(
-        default=None, metadata={"help": "rollout, last_layer, similarity or random."}
-    )
-    glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
-    glca_readout: str | None = field(default=None, metadata={"help": "local or cls readout of GLCA."})
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth rate of the last block."})
-    loss_weighting: str | None = field(
-        default=None, metadata={"help": "uncertainty (learned) or equal weights of the branch losses."}
-    )
-    initial_log_var: float | None = field(default=None, metadata={"help": "Initial log-variances of the losses."})
 
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.backbone_config is None):
@@ -113,10 +123,16 @@ class ModelArguments:
 
     @property
     def dcal_kwargs(self) -> dict[str, Any]:
-        """The DCAL options that were given: the fields from `attn_implementation` on."""
-        names = [f.name for f in fields(self)]
-        names = names[names.index("attn_implementation"):]
+        """The options of `DCALConfig` that were given: the fields of base and derived classes."""
+        names = {f.name for f in fields(self)} - ModelArguments.__annotations__.keys()
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class Parser(HfArgumentParser):
+    """`HfArgumentParser` that answers a mistake with a sentence, and not with all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help lists the options.\n")
 
 
 def parse_arguments(
@@ -134,11 +150,15 @@ def parse_arguments(
         ValueError: If it is not a mapping, or an option of it is unknown or has an invalid value; the message names
             the file.
     """
+    recipe = RECIPES / Path(sys.argv[0]).name
+    if argv is None and {"-h", "--help"} & set(sys.argv) and recipe.is_file():
+        print(help_text(recipe, f"python recipes/{recipe.name}"))
+        raise SystemExit
     argv = sys.argv[1:] if argv is None else list(argv)
     is_configuration = bool(argv) and not argv[0].startswith("-")
     if files is not None:
         is_configuration = is_configuration and Path(argv[0]).suffix in CONFIGURATION_SUFFIXES
-    parser = (_RaisingParser if is_configuration else HfArgumentParser)(dataclass_types)
+    parser = (_RaisingParser if is_configuration else Parser)(dataclass_types)
     if files is not None:
         parser.add_argument("files", nargs="*", help=files)
     if not is_configuration:
@@ -159,8 +179,20 @@ class _RaisingParser(HfArgumentParser):
 
 
 def _parsed(parser: HfArgumentParser, argv: list[str], files: str | None) -> tuple[Any, ...]:
-    *parsed, last = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return (*parsed, last if files is None else last.files)
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+    if unknown:
+        raise ValueError(unknown_option(unknown[0], list(parser._option_string_actions)))
+    return tuple(parsed) if files is None else (*parsed[:-1], parsed[-1].files)
+
+
+def unknown_option(name: str, known: Sequence[str]) -> str:
+    """The message of an error, with options that are spelt alike."""
+    if not name.startswith("--"):
+        return f"'{name}' belongs to no option: options are --name value, after the configuration; --help lists all"
+    word = name.removeprefix("--").replace("-", "_")
+    alike = difflib.get_close_matches(f"--{word}", known, n=2, cutoff=0.75)
+    alike += [option for option in known if word in option and "-" not in option[2:] and option not in alike][:3]
+    return f"there is no option {name}" + (f", but {' and '.join(alike)}" if alike else "; --help lists all")
 
 
 def find_configuration(name: str) -> Path:

@@ -64,10 +64,13 @@ class AttentionArguments:
         return {**baseline, **dict(zip(self.names, self.models))}
 
 
+ARGUMENTS = (AttentionArguments,)
+
+
 def main() -> None:
     from dcal_hf.visualization import attention_comparison, save_figure
 
-    (args,) = parse_arguments((AttentionArguments,))
+    (args,) = parse_arguments(ARGUMENTS)
     set_up_logging(logging.WARNING)
     paths = find_images(args.images)
     chosen = random.Random(args.seed).sample(paths, min(args.count, len(paths)))

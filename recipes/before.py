@@ -24,7 +24,7 @@ EXAMPLES = 3
 
 @dataclass
 class CheckArguments:
-    """The check of all images before training"""
+    """Check of the images before training."""
 
     check_files: Literal["full", "header", "off"] = field(
         default="full",

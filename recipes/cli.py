@@ -62,6 +62,11 @@ def main() -> None:
     sys.path.insert(0, str(RECIPES))
     sys.argv = [f"dcal {command}", *rest]
     try:
+        if {"-h", "--help"} & set(rest):
+            # Without importing the recipe, which imports torch.
+            script = RECIPES / f"{COMMANDS[command][0]}.py"
+            print(import_module("usage").help_text(script, f"dcal {command}", rest[0]))
+            return
         import_module(COMMANDS[command][0]).main()
     except MISTAKES as error:
         if os.environ.get("DCAL_DEBUG"):

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CheckpointArguments(HubArguments):
-    """Model and data-loading arguments."""
+    """How images are read."""
 
     batch_size: int = field(default=32, metadata={"help": "Images per batch and process."})
     num_workers: int = field(default=0, metadata={"help": "Data-loading processes per embedding process."})
@@ -61,7 +61,7 @@ class CheckpointArguments(HubArguments):
 
 @dataclass
 class GalleryArguments:
-    """Images and gallery arguments."""
+    """Images and gallery."""
 
     output_dir: str = field(metadata={"help": "Folder of the gallery; an existing gallery is replaced."})
     image_dir: str | None = field(
@@ -99,8 +99,11 @@ class GalleryArguments:
             raise ValueError("Give the images: either --image_dir or --dataset_name.")
 
 
+ARGUMENTS = (CheckpointArguments, GalleryArguments)
+
+
 def main() -> None:
-    checkpoint_args, gallery_args = parse_arguments((CheckpointArguments, GalleryArguments))
+    checkpoint_args, gallery_args = parse_arguments(ARGUMENTS)
     # Without GPUs, accelerate sees a single process under torchrun unless cpu is set.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     set_up_logging(logging.WARNING)

@@ -67,8 +67,11 @@ class ExportArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace existing files."})
 
 
+ARGUMENTS = (ExportArguments, HubArguments)
+
+
 def main() -> None:
-    hub_args, args = parse_arguments((HubArguments, ExportArguments))
+    args, hub_args = parse_arguments(ARGUMENTS)
     import logging
 
     import torch

@@ -55,6 +55,9 @@ class PredictionArguments:
     mistake_images: int = field(default=12, metadata={"help": "Number of photographs in mistakes.png."})
 
 
+ARGUMENTS = (PredictionArguments, CheckpointArguments)
+
+
 @dataclass
 class Prediction:
     """The prediction for one photograph.
@@ -87,7 +90,7 @@ class Prediction:
 
 
 def main() -> None:
-    checkpoint_args, args = parse_arguments((CheckpointArguments, PredictionArguments))
+    args, checkpoint_args = parse_arguments(ARGUMENTS)
     set_up_logging(logging.WARNING)
     logger.setLevel(logging.INFO)
     paths = find_images(args.images)

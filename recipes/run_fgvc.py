@@ -66,7 +66,7 @@ OUTPUTS = {
 
 @dataclass
 class DataArguments(CheckArguments):
-    """The data set and its augmentation."""
+    """Data set and augmentation."""
 
     dataset_name: str | None = field(
         default=None,

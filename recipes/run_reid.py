@@ -68,7 +68,7 @@ OUTPUTS = {
 
 @dataclass
 class ReIDModelArguments(ModelArguments):
-    """`ModelArguments` and the options of the embedding."""
+    """Embedding."""
 
     neck_feature: str | None = field(
         default=None, metadata={"help": "Embedding: before (default) or after the BatchNorm neck."}
@@ -86,7 +86,7 @@ class ReIDModelArguments(ModelArguments):
 
 @dataclass
 class DataArguments(CheckArguments):
-    """The data set and its augmentation."""
+    """Data set and augmentation."""
 
     dataset_name: str | None = field(
         default=None,

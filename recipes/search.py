@@ -57,6 +57,9 @@ class SearchArguments:
     )
 
 
+ARGUMENTS = (SearchArguments, CheckpointArguments)
+
+
 @dataclass
 class Match:
     """A gallery item found by a query."""
@@ -70,7 +73,7 @@ class Match:
 
 
 def main() -> None:
-    checkpoint_args, search_args = parse_arguments((CheckpointArguments, SearchArguments))
+    search_args, checkpoint_args = parse_arguments(ARGUMENTS)
     set_up_logging(logging.WARNING)
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))

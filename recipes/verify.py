@@ -74,10 +74,12 @@ class VerifyArguments:
         return name if not Path(name).exists() else Path(name).resolve().stem
 
 
+ARGUMENTS = (VerifyArguments, CheckpointArguments)
+POSITIONAL = ("[IMAGES ...]", "Images; every two are a pair.")
+
+
 def main() -> None:
-    checkpoint_args, verify_args, images = parse_arguments(
-        (CheckpointArguments, VerifyArguments), files="Images; every two are a pair."
-    )
+    verify_args, checkpoint_args, images = parse_arguments(ARGUMENTS, files=POSITIONAL[1])
     check_images(images, verify_args.calibrate)
     set_up_logging(logging.WARNING)
     logger.setLevel(logging.INFO)

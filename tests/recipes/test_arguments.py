@@ -69,7 +69,7 @@ def test_an_unreadable_configuration_gets_a_one_line_error(tmp_path, parse_argum
     ("content", "reason"),
     [
         ("seed: soon", "argument --seed: invalid int value: 'soon'"),
-        ("speed: 1", "arguments are not used by the HfArgumentParser: ['--speed', '1']"),
+        ("speed: 1", "there is no option --speed, but --seed."),
         ("seed: {a: 2001-01-01}", "argument --seed: invalid int value: '{\"a\": \"2001-01-01\"}'"),
         ("seed: {2001-01-01: a}", "seed cannot be written as JSON: keys must be"),
     ],

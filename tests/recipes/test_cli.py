@@ -25,14 +25,16 @@ def dcal(import_recipe, monkeypatch):
 def test_help_needs_neither_torch_nor_the_package():
     """So that it answers at once; every recipe that can be started is named, and every configuration."""
     program = (
-        "import runpy, sys; sys.argv = ['dcal', '--help']; "
-        f"runpy.run_path({str(RECIPES / 'cli.py')!r}, run_name='__main__'); "
+        "import runpy, sys\n"
+        "for options in (['--help'], ['fgvc', '--help'], ['reid', 'quickstart_reid', '-h'], ['search', '--help']):\n"
+        f"    sys.argv = ['dcal', *options]; runpy.run_path({str(RECIPES / 'cli.py')!r}, run_name='__main__')\n"
         "assert not {'torch', 'transformers', 'dcal_hf'} & set(sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "  fgvc " in run.stdout and "  reid " in run.stdout
     assert all(path.stem in run.stdout for path in (RECIPES / "configs").glob("*.yaml"))
+    assert all(f"\nusage: dcal {command}" in run.stdout for command in ("fgvc", "reid", "search"))
 
 
 def test_every_recipe_is_a_command(import_recipe):
@@ -52,7 +54,8 @@ def test_a_mistyped_command_is_answered_with_the_nearest(dcal):
     "arguments, sentence",
     [
         (["fgvc", "quickstrat"], "^dcal fgvc: There is no configuration 'quickstrat': .* quickstart"),
-        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: Some specified arguments are not used"),
+        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: .*: there is no option --epochs, but --num_train_epochs"),
+        (["fgvc", "quickstart", "oops"], "^dcal fgvc: .*: 'oops' belongs to no option"),
         (["reid", "--do_train"], "^dcal reid: Give either --model_name_or_path"),
     ],
 )
@@ -67,7 +70,9 @@ def test_a_sentence_can_be_traced_to_its_place(dcal, monkeypatch):
         dcal("fgvc", "quickstrat")
 
 
-def test_a_parser_names_the_command(dcal, capsys):
+def test_a_missing_option_is_a_sentence_without_all_the_others(dcal, capsys):
     with pytest.raises(SystemExit) as stop:
-        dcal("search", "--help")
-    assert stop.value.code == 0 and capsys.readouterr().out.startswith("usage: dcal search")
+        dcal("search", "--images", "a.jpg")
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.count("\n") == 1
+    assert message.startswith("dcal search: the following arguments are required: --gallery_dir")

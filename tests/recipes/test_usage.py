@@ -1,0 +1,62 @@
+"""`--help`, which is read from the source: it says what the parser, made of the classes themselves, takes."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def calls(import_recipe) -> list[tuple[str, tuple[type, ...]]]:
+    """Every recipe with its argument classes; one with subcommands, for each."""
+    found = []
+    for script, _ in import_recipe("cli").COMMANDS.values():
+        arguments = import_recipe(script).ARGUMENTS
+        found += [(script, types) for types in (arguments.values() if isinstance(arguments, dict) else [arguments])]
+    return found
+
+
+def test_every_option_is_listed_once_with_the_default_and_the_help_of_the_parser(import_recipe):
+    usage = import_recipe("usage")
+    for script, types in calls(import_recipe):
+        groups = [group for cls in types for group in usage.option_groups(RECIPES / f"{script}.py", cls.__name__)]
+        options = {option.name: option for _, group in groups for option in group}
+        assert len(options) == sum(len(group) for _, group in groups)
+        parser = HfArgumentParser(types)
+        actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+        assert options.keys() == actions.keys(), script
+        for name, option in options.items():
+            action = actions[name]
+            assert option.required == action.required, name
+            assert option.help == " ".join((action.help or "").split()), name
+            assert option.default in (None, "", action.default), name
+            known = [field.default for cls in types for field in dataclasses.fields(cls) if field.name == name]
+            plain = isinstance(known[0], (str, int, float)) and name != "optim"
+            assert not plain or option.default is not None, name
+
+
+def test_groups_of_the_recipe_come_first_and_those_of_transformers_last(import_recipe):
+    text = import_recipe("usage").help_text(RECIPES / "run_reid.py", "dcal reid")
+    body = text[text.index("\nEmbedding"):]
+    titles = [line for line in body.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    names = "Embedding Model DCAL Data Check Re-identification DCAL Training All".split()
+    assert [title.split()[0].rstrip(":") for title in titles] == names
+    assert body.index("  --instances_per_identity") < body.index("  --output_dir") < body.index("  --adam_beta1")
+    assert max(map(len, body.splitlines())) <= 100
+
+
+def test_required_options_are_marked_and_in_the_first_line(import_recipe):
+    text = import_recipe("usage").help_text(RECIPES / "search.py", "dcal search")
+    first = text.partition("\n\n")[0]
+    assert first.startswith("usage: dcal search [CONFIGURATION] --gallery_dir TEXT --images TEXT ...")
+    assert text.count("(required)") == 4
+
+
+def test_a_script_answers_alike(run_recipe, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_recipe("verify", "--help")
+    assert stop.value.code in (0, None)
+    assert capsys.readouterr().out.startswith("usage: python recipes/verify.py [IMAGES ...] --model_name_or_path TEXT")
