@@ -9,12 +9,14 @@ It writes `contact_sheet.png` and `predictions.csv`, with one line per photograp
 both branches together and of each. `--attention` adds the attention rollout over each photograph, in full resolution.
 
 If each photograph is in a folder named after its class, `--labelled` also writes the mistakes, most confident first,
-to `mistakes.csv` and `mistakes.png`, and `confusion_matrix.png`:
+to `mistakes.csv` and `mistakes.png`, and `confusion_matrix.png`. `confused_pairs.png` shows an image of each of the
+classes that are confused most often beside one of the class it is taken for, and where the model looked:
 
     python recipes/predict.py --model_name_or_path out/birds --images birds/test --labelled --output_dir answer
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,9 @@ from dcal_hf.transforms import EvalTransform
 
 
 logger = logging.getLogger(__name__)
+
+# Rows of confused_pairs.png.
+PAIRS = 8
 
 
 @dataclass
@@ -97,13 +102,16 @@ def main() -> None:
     model, processor = load_classifier(checkpoint_args)
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     labels = folder_labels(paths, names) if args.labelled else [None] * len(paths)
-    predictions = list(predict(model, processor, paths, labels, checkpoint_args, args.attention))
+    with_rollout = args.attention or (args.labelled and args.sheet_images > 0)
+    predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout))
     output_dir = Path(args.output_dir)
     save_predictions(predictions, names, min(args.top_k, len(names)), output_dir / "predictions.csv")
     if args.labelled:
         save_mistakes(predictions, names, output_dir / "mistakes.csv")
     if args.sheet_images > 0:
         save_pictures(predictions, names, args, output_dir)
+        if args.labelled:
+            save_confused_pairs(predictions, names, processor, model.config.grid, output_dir / "confused_pairs.png")
     if args.attention:
         save_attention(predictions, processor, model.config.grid, output_dir / "attention")
     logger.info("%d photographs: see %s", len(predictions), output_dir)
@@ -193,7 +201,7 @@ def save_predictions(predictions: Sequence[Prediction], names: Sequence[str], to
 
 def mistakes(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The wrong predictions, most confident first."""
-    wrong = [prediction for prediction in predictions if prediction.best != prediction.label]
+    wrong = [prediction for prediction in predictions if not prediction.is_right]
     return sorted(wrong, key=lambda prediction: -prediction.confidence)
 
 
@@ -207,8 +215,8 @@ def save_mistakes(predictions: Sequence[Prediction], names: Sequence[str], path:
 
 
 def caption(prediction: Prediction, names: Sequence[str]) -> str:
-    answer = f"{names[prediction.best]} {prediction.confidence:.2f}"
-    return answer if prediction.label in (None, prediction.best) else f"{answer}\nnot {names[prediction.label]}"
+    answer = f"{Path(prediction.path).name}\n{names[prediction.best]} {prediction.confidence:.2f}"
+    return f"{answer}\ntrue: {names[prediction.label]}" if prediction.is_right is False else answer
 
 
 def save_pictures(
@@ -220,8 +228,8 @@ def save_pictures(
     def save_sheet(chosen: Sequence[Prediction], name: str) -> None:
         figure = contact_sheet(
             [thumbnail(prediction.path) for prediction in chosen],
-            [f"{Path(prediction.path).name}\n{caption(prediction, names)}" for prediction in chosen],
-            [None if prediction.label is None else prediction.best == prediction.label for prediction in chosen],
+            [caption(prediction, names) for prediction in chosen],
+            [prediction.is_right for prediction in chosen],
         )
         save_figure(figure, output_dir / name)
 
@@ -236,6 +244,46 @@ def save_pictures(
     seen = sorted({*best, *labels})
     matrix = confusion_matrix(best, labels, len(names))[seen][:, seen]
     save_figure(confusion_figure(matrix, [names[label] for label in seen]), output_dir / "confusion_matrix.png")
+
+
+def confused_pairs(predictions: Sequence[Prediction]) -> list[tuple[Prediction, Prediction | None]]:
+    """Examples of the classes that are confused, the most often confused ones first.
+
+    Returns:
+        Of each true and predicted class, the most confident mistake, and the most confident right photograph of the
+        predicted class; None if there is none.
+    """
+    wrong = mistakes(predictions)
+    counts = Counter((prediction.label, prediction.best) for prediction in wrong)
+    worst = {(prediction.label, prediction.best): prediction for prediction in reversed(wrong)}
+    known = {p.label: p for p in sorted(predictions, key=lambda p: p.confidence) if p.is_right}
+    return [(worst[pair], known.get(pair[1])) for pair, _ in counts.most_common()]
+
+
+def save_confused_pairs(
+    predictions: Sequence[Prediction],
+    names: Sequence[str],
+    processor: BaseImageProcessor,
+    grid: tuple[int, int],
+    path: Path,
+) -> None:
+    """Writes the pairs of classes that are confused most often side by side, and where the model looked."""
+    from dcal_hf.visualization import photograph_overlay, picture_table, save_figure
+
+    def side(prediction: Prediction | None) -> list[tuple[Image.Image, str, bool | None] | None]:
+        if prediction is None:
+            return [None, None]
+        photograph = thumbnail(prediction.path, 512)
+        cells = [(photograph, caption(prediction, names), prediction.is_right), None]
+        if prediction.rollout is not None:
+            overlay = photograph_overlay(photograph, processor, prediction.rollout, grid, prediction.selected)
+            cells[1] = (overlay, "", None)
+        return cells
+
+    pairs = confused_pairs(predictions)[:PAIRS]
+    if pairs:
+        headings = ["mistaken", "where the model looked", "of the predicted class", "where the model looked"]
+        save_figure(picture_table([side(wrong) + side(right) for wrong, right in pairs], headings), path)
 
 
 def thumbnail(path: str, size: int = 256) -> Image.Image:

@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from dcal_hf.visualization import attention_comparison, confusion_figure, contact_sheet
+from dcal_hf.visualization import attention_comparison, confusion_figure, contact_sheet, picture_table
 
 
 # The colour of the frame, and the sign in it.
@@ -70,8 +70,19 @@ def test_models_are_compared_on_the_same_photographs():
 
 
 def test_many_classes_keep_their_names_and_no_counts(tmp_path):
-    figure = confusion_figure(np.eye(40, dtype=int), [f"{i}" + "x" * 50 for i in range(40)])
+    figure = confusion_figure(np.eye(61, dtype=int), [f"{i}" + "x" * 50 for i in range(61)])
     axes = figure.axes[0]
-    assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 40 and not axes.texts
+    assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 61 and not axes.texts
     figure = confusion_figure(np.eye(300, dtype=int), ["wren"] * 300)
     assert list(figure.axes[0].get_xticklabels()) == [] and max(figure.get_size_inches()) < 40
+
+
+def test_a_table_leaves_gaps_and_says_what_it_lacks():
+    figure = picture_table([[(gray(8, 8), "a$b$", True), None], [(gray(8, 4), "c", None)] * 2], ["mistaken", "right"])
+    assert [cell.axison for cell in figure.axes] == [True, False, True, True]
+    assert [cell.get_title() for cell in figure.axes] == ["mistaken", "right", "", ""]
+    assert [cell.get_xlabel() for cell in figure.axes] == ["a$b$", "", "c", "c"]
+    assert [mark(cell) for cell in figure.axes] == [MARKS[True], None, None, None]
+    for rows in ([], [[None] * 3]):
+        with pytest.raises(ValueError, match=r"A table of 2 columns needs a picture or None .* got rows of \["):
+            picture_table(rows, ["one", "two"])

@@ -8,7 +8,7 @@ except ImportError as error:
 from .distractors import DistractorAttention, distractor_attention, distractor_figure
 from .figures import attention_figure, ranked_list, save_figure
 from .overlays import model_view, photograph_overlay, rollout_overlay, selection_overlay
-from .sheets import attention_comparison, confusion_figure, contact_sheet
+from .sheets import attention_comparison, confusion_figure, contact_sheet, picture_table
 
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "distractor_figure",
     "model_view",
     "photograph_overlay",
+    "picture_table",
     "ranked_list",
     "rollout_overlay",
     "save_figure",

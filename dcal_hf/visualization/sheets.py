@@ -17,9 +17,9 @@ from .overlays import photograph_overlay
 
 SHEET_COLUMNS = 6
 # In inches: the cells.
-SHEET_WIDTH, COMPARISON_WIDTH = 1.9, 2.6
+SHEET_WIDTH, TABLE_WIDTH = 1.9, 2.6
 # In more classes, the counts and the names of a confusion matrix are too small to read.
-COUNTED_CLASSES, NAMED_CLASSES = 30, 250
+COUNTED_CLASSES, NAMED_CLASSES = 60, 250
 # Longer names of classes are cut in it.
 NAME_LENGTH = 40
 
@@ -70,7 +70,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     names = [legible(name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH - 1]}…") for name in names]
     is_counted, is_named = number <= COUNTED_CLASSES, number <= NAMED_CLASSES
-    cell, font_size = (0.35, 8) if is_counted else (0.12, 6)
+    cell, font_size = (0.3, 7) if is_counted else (0.12, 6)
     side = max(3, cell * min(number, NAMED_CLASSES))
     margin = 0.7 + is_named * max(map(len, names)) * CHARACTER_WIDTH * font_size / POINTS_PER_INCH
     figure = Figure(figsize=(side + margin + 1, side + margin), layout="constrained")
@@ -122,22 +122,51 @@ def attention_comparison(
             Written below the photographs, such as their names.
     """
     blank = [""] * len(photographs)
-    names = [blank if photograph_titles is None else photograph_titles]
-    names += [blank if titles is None else titles[name] for name in rollouts]
-    marks = [None if correct is None else correct[name] for name in rollouts]
-    captions = [[wrapped(name, COMPARISON_WIDTH, CAPTION_SIZE) for name in row] for row in zip(*names)]
-    columns = 1 + len(rollouts)
-    figure, axes = picture_grid(
-        [[photograph] for photograph in photographs], columns, COMPARISON_WIDTH, captions, CAPTION_SIZE
-    )
-    for number, (row, photograph, texts) in enumerate(zip(axes, photographs, captions, strict=True)):
-        draw_picture(row[0], photograph, None, texts[0])
-        for cell, (name, rollout), mark, text in zip(row[1:], rollouts.items(), marks, texts[1:], strict=True):
-            picture = photograph_overlay(photograph, processors[name], rollout[number], grids[name])
-            draw_picture(cell, picture, None if mark is None else mark[number], text)
-    for cell, name in zip(axes[0], ["photograph", *rollouts], strict=True):
-        cell.set_title(wrapped(name, COMPARISON_WIDTH, HEADING_SIZE), weight="bold", parse_math=False)
+    texts = [blank if photograph_titles is None else photograph_titles]
+    texts += [blank if titles is None else titles[name] for name in rollouts]
+    marks = [[None] * len(photographs) if correct is None else correct[name] for name in rollouts]
+    columns = [[(photograph, text, None) for photograph, text in zip(photographs, texts[0], strict=True)]]
+    for (name, rollout), names, column in zip(rollouts.items(), texts[1:], marks, strict=True):
+        overlays = [
+            photograph_overlay(photograph, processors[name], values, grids[name])
+            for photograph, values in zip(photographs, rollout, strict=True)
+        ]
+        columns.append(list(zip(overlays, names, column, strict=True)))
+    return picture_table(list(zip(*columns)), ["photograph", *rollouts])
+
+
+def picture_table(
+    rows: Sequence[Sequence[tuple[Image.Image, str, bool | None] | None]], headings: Sequence[str]
+) -> Figure:
+    """Draws pictures in rows and columns.
+
+    Args:
+        rows (`Sequence` of `Sequence` of tuples):
+            Of each picture, the image, its caption and its mark: True for a green frame with a tick, False for a red
+            one with a cross, None for none. None leaves a gap.
+        headings (`Sequence[str]`):
+            The names of the columns.
+
+    Raises:
+        ValueError: If there is no row, or a row has not one picture or gap for each heading.
+    """
+    if not rows or any(len(row) != len(headings) for row in rows):
+        raise ValueError(
+            f"A table of {len(headings)} columns needs a picture or None for each in at least one row, got rows of "
+            f"{[*map(len, rows)]}."
+        )
+    shown = [[cell for cell in row if cell is not None] for row in rows]
+    captions = [[wrapped(caption, TABLE_WIDTH, CAPTION_SIZE) for _, caption, _ in row] for row in shown]
+    pictures = [[image for image, _, _ in row] for row in shown]
+    figure, axes = picture_grid(pictures, len(headings), TABLE_WIDTH, captions, CAPTION_SIZE)
+    for cells, row in zip(axes, rows):
+        for cell, entry in zip(cells, row):
+            if entry is not None:
+                image, caption, mark = entry
+                draw_picture(cell, image, mark, wrapped(caption, TABLE_WIDTH, CAPTION_SIZE))
+    for cell, heading in zip(axes[0], headings):
+        cell.set_title(wrapped(heading, TABLE_WIDTH, HEADING_SIZE), weight="bold", fontsize=HEADING_SIZE)
     return use_fonts(figure)
 
 
-__all__ = ["attention_comparison", "confusion_figure", "contact_sheet"]
+__all__ = ["attention_comparison", "confusion_figure", "contact_sheet", "picture_table"]

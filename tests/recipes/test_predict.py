@@ -73,7 +73,20 @@ def test_labelled_photographs_show_the_mistakes_most_confident_first(run_recipe,
     assert all(row["label"] == Path(row["image"]).parent.name for row in mistakes)
     confidences = [float(row["probability"]) for row in mistakes]
     assert confidences == sorted(confidences, reverse=True) and len(mistakes) > 0
-    assert (answer / "mistakes.png").is_file() and (answer / "confusion_matrix.png").is_file()
+    assert all((answer / f"{name}.png").is_file() for name in ("mistakes", "confusion_matrix", "confused_pairs"))
+
+
+def test_classes_confused_most_often_come_first_beside_the_class_they_are_taken_for(import_recipe):
+    module = import_recipe("predict")
+
+    def prediction(label: int, best: int, confidence: float) -> object:
+        probabilities = torch.full((4,), (1 - confidence) / 3)
+        probabilities[best] = confidence
+        return module.Prediction(f"{label}{best}{confidence}", {"both": probabilities}, label=label)
+
+    given = [(0, 1, 0.9), (2, 0, 0.5), (2, 0, 0.6), (0, 0, 0.4), (0, 0, 0.8), (0, 0, 0.7), (3, 3, 1.0)]
+    pairs = module.confused_pairs([prediction(*facts) for facts in given])
+    assert [(wrong.path, right and right.path) for wrong, right in pairs] == [("200.6", "000.8"), ("010.9", None)]
 
 
 def test_attention_comes_at_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
