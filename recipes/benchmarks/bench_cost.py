@@ -7,13 +7,11 @@ Nothing is computed: with fake tensors torch counts the matrix products without 
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from harness import bullets, markdown_table, write_report
-from torch import nn
+from harness import Figures, run, table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, SwinConfig, TimmWrapperConfig, ViTConfig
@@ -28,10 +26,16 @@ def vit(width: int, heads: int) -> ViTConfig:
     return ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
 
 
-TINY, SMALL, BASE = partial(vit, 192, 3), partial(vit, 384, 6), partial(vit, 768, 12)
-R50_VIT_BASE = partial(TimmWrapperConfig, architecture="vit_base_r50_s16_224")
-CAIT_XS24 = partial(TimmWrapperConfig, architecture="cait_xs24_384")
-PWCA_ALONE = {"branches": ("sa", "pwca")}
+VITS = {
+    "DeiT-Tiny": partial(vit, 192, 3), "DeiT-Small": partial(vit, 384, 6), "DeiT-Base, ViT-Base": partial(vit, 768, 12)
+}
+SWIN = "Swin-T, PWCA alone"
+BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
+    **VITS,
+    "R50-ViT-Base": partial(TimmWrapperConfig, architecture="vit_base_r50_s16_224"),
+    "CaiT-XS24": partial(TimmWrapperConfig, architecture="cait_xs24_384"),
+    SWIN: SwinConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -41,176 +45,100 @@ class Task:
     At inference re-identification needs no classifier: it compares embeddings.
     """
 
-    title: str
     num_labels: int
+    image_size: tuple[int, int]
+    backbones: tuple[str, ...]
     trained: type[DCALPreTrainedModel]
     inferred: type[DCALPreTrainedModel]
     fields: dict[str, object]
 
 
-CUB = Task("CUB-200-2011", 200, DCALForImageClassification, DCALForImageClassification, {"local_query_ratio": 0.1})
+CUB = {"local_query_ratio": 0.1}
 REID = DCALForReID.config_defaults
-VERI = Task("VeRi-776", 576, DCALForReID, DCALModel, REID)
-MSMT = Task("MSMT17", 1041, DCALForReID, DCALModel, REID)
+TASKS = {
+    "CUB-200-2011": Task(
+        200, (448, 448), tuple(BACKBONES), DCALForImageClassification, DCALForImageClassification, CUB
+    ),
+    "VeRi-776": Task(576, (256, 256), tuple(VITS), DCALForReID, DCALModel, REID),
+    "MSMT17": Task(1041, (256, 128), (*VITS, SWIN), DCALForReID, DCALModel, REID),
+}
+CASES = {f"{backbone}/{title}": (backbone, title) for title, task in TASKS.items() for backbone in task.backbones}
+# The paper's parameters and FLOPs, in per cent more.
+PUBLISHED = {("DeiT-Tiny", "CUB-200-2011"): (9, 2), ("DeiT-Base, ViT-Base", "VeRi-776"): (8, 3)}
+# Selection at random costs nothing: it stands for a rollout that is not counted.
+PLAIN, WITHOUT_ROLLOUT = {"branches": ("sa",)}, {"local_query_selection": "random"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One backbone on one task.
-
-    Args:
-        published: The paper's parameters and FLOPs, in per cent more.
-        fields: Of `DCALConfig`, what the backbone wants.
-    """
-
-    backbone: str
-    config: Callable[[], PreTrainedConfig]
-    task: Task
-    image_size: tuple[int, int]
-    published: tuple[int, int] | None = None
-    fields: dict[str, object] = field(default_factory=dict)
-
-
-ROWS = (
-    Row("DeiT-Tiny", TINY, CUB, (448, 448), published=(9, 2)),
-    Row("DeiT-Small", SMALL, CUB, (448, 448)),
-    Row("DeiT-Base, ViT-Base", BASE, CUB, (448, 448)),
-    Row("R50-ViT-Base", R50_VIT_BASE, CUB, (448, 448)),
-    Row("CaiT-XS24", CAIT_XS24, CUB, (448, 448)),
-    Row("Swin-T, PWCA alone", SwinConfig, CUB, (448, 448), fields=PWCA_ALONE),
-    Row("DeiT-Tiny", TINY, VERI, (256, 256)),
-    Row("DeiT-Small", SMALL, VERI, (256, 256)),
-    Row("DeiT-Base, ViT-Base", BASE, VERI, (256, 256), published=(8, 3)),
-    Row("DeiT-Tiny", TINY, MSMT, (256, 128)),
-    Row("DeiT-Small", SMALL, MSMT, (256, 128)),
-    Row("DeiT-Base, ViT-Base", BASE, MSMT, (256, 128)),
-    Row("Swin-T, PWCA alone", SwinConfig, MSMT, (256, 128), fields=PWCA_ALONE),
-)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Parameters, and FLOPs of one image."""
-
-    parameters: int
-    flops: int
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a row of the table says. Selection at random costs nothing: it stands for a rollout that is not counted."""
-
-    baseline: Cost
-    dcal: Cost
-    dcal_with_rollout: Cost
-    baseline_training: Cost
-    dcal_training: Cost
-
-    @property
-    def parameters_percent(self) -> float:
-        return 100 * (self.dcal.parameters / self.baseline.parameters - 1)
-
-    @property
-    def flops_percent(self) -> float:
-        return 100 * (self.dcal.flops / self.baseline.flops - 1)
-
-    @property
-    def rollout_percent(self) -> float:
-        return 100 * (self.dcal_with_rollout.flops / self.baseline.flops - 1)
-
-    @property
-    def training_ratio(self) -> float:
-        return self.dcal_training.flops / self.baseline_training.flops
-
-
-def build(row: Row, model_class: type[DCALPreTrainedModel], **fields: object) -> DCALPreTrainedModel:
+def build(
+    backbone: str, task: Task, model_class: type[DCALPreTrainedModel], **fields: object
+) -> DCALPreTrainedModel:
+    own = {"branches": ("sa", "pwca")} if backbone == SWIN else {}
     # Eager attention is what the paper's formulas say; a fused one computes its scores twice in backward.
-    fields = {**row.task.fields, "attn_implementation": "eager", **row.fields, **fields}
+    fields = {**task.fields, "attn_implementation": "eager", **own, **fields}
     with no_init_weights():
-        return model_class.from_backbone(row.config(), row.image_size, num_labels=row.task.num_labels, **fields)
+        return model_class.from_backbone(
+            BACKBONES[backbone](), task.image_size, num_labels=task.num_labels, **fields
+        )
 
 
-def fake_tensors() -> FakeTensorMode:
-    """Shapes are worked out, products are not."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+def inference_cost(backbone: str, task: Task, **fields: object) -> tuple[int, int]:
+    """Parameters without those of the loss, and FLOPs of one image, of a model that is used."""
+    model = build(backbone, task, task.inferred, **fields).eval()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, *task.image_size))
+    used = [p for name, p in model.named_parameters() if not name.startswith("loss_weights")]
+    return sum(p.numel() for p in used), counter.get_total_flops()
 
 
-def inference_cost(row: Row, **fields: object) -> Cost:
-    """One image through a model that is used."""
-    model = build(row, row.task.inferred, **fields).eval()
-    with torch.no_grad(), fake_tensors(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, *row.image_size))
-    return Cost(num_parameters(model, "loss_weights"), counter.get_total_flops())
-
-
-def training_cost(row: Row, **fields: object) -> Cost:
-    """One image's share of a training step on two."""
-    model = build(row, row.task.trained, **fields).train()
+def training_cost(backbone: str, task: Task, **fields: object) -> tuple[int, int]:
+    """Parameters, and FLOPs of one image's share of a training step on two."""
+    model = build(backbone, task, task.trained, **fields).train()
     pair = {"pairs": torch.tensor([[0, 1]])} if model.config.uses_pwca else {}
-    with fake_tensors(), FlopCounterMode(display=False) as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         labels = torch.zeros(2, dtype=torch.int64)
-        model(torch.empty(2, 3, *row.image_size), labels=labels, **pair).loss.backward()
-    return Cost(num_parameters(model), counter.get_total_flops() // 2)
+        model(torch.empty(2, 3, *task.image_size), labels=labels, **pair).loss.backward()
+    return model.num_parameters(), counter.get_total_flops() // 2
 
 
-def num_parameters(model: nn.Module, without: str = "") -> int:
-    """Trained parameters; those of the loss are of no use at inference."""
-    kept = [p for name, p in model.named_parameters() if not (without and name.startswith(without))]
-    return sum(p.numel() for p in kept)
+def run_case(args: argparse.Namespace) -> Figures:
+    backbone, title = CASES[args.case]
+    costs = {
+        "baseline": inference_cost(backbone, TASKS[title], **PLAIN),
+        "dcal": inference_cost(backbone, TASKS[title], **WITHOUT_ROLLOUT),
+        "rollout": inference_cost(backbone, TASKS[title]),
+        "baseline_training": training_cost(backbone, TASKS[title], **PLAIN),
+        "training": training_cost(backbone, TASKS[title]),
+    }
+    return {f"{name}_{unit}": n for name, both in costs.items() for unit, n in zip(("parameters", "flops"), both)}
 
 
-def costs(row: Row) -> Costs:
-    plain = {"branches": ("sa",)}
-    return Costs(
-        baseline=inference_cost(row, **plain),
-        dcal=inference_cost(row, local_query_selection="random"),
-        dcal_with_rollout=inference_cost(row),
-        baseline_training=training_cost(row, **plain),
-        dcal_training=training_cost(row),
-    )
+def row(case: str, figures: Figures) -> dict[str, str]:
+    backbone, title = CASES[case]
+
+    def more(name: str, unit: str) -> str:
+        return f"+{100 * (figures[f'{name}_{unit}'] / figures[f'baseline_{unit}'] - 1):.1f} %"
+
+    return {
+        "backbone": backbone,
+        "data set, input": "{}, {} x {}".format(title, *TASKS[title].image_size),
+        "M parameters": f"{figures['baseline_parameters'] / 1e6:.2f}",
+        "GFLOP": f"{figures['baseline_flops'] / 1e9:.2f}",
+        "DCAL: parameters": more("dcal", "parameters"),
+        "DCAL: FLOPs": more("dcal", "flops"),
+        "paper": "+{} %, +{} %".format(*PUBLISHED[CASES[case]]) if CASES[case] in PUBLISHED else "",
+        "FLOPs with the rollout": more("rollout", "flops"),
+        "training: M parameters": f"{figures['training_parameters'] / 1e6:.2f}",
+        "training: GFLOP": f"{figures['training_flops'] / 1e9:.1f}",
+        "training: FLOPs, x baseline": f"{figures['training_flops'] / figures['baseline_training_flops']:.2f}",
+    }
 
 
-def cells(row: Row) -> list[str]:
-    """A line of the table."""
-    cost = costs(row)
-    published = "" if row.published is None else "+{} %, +{} %".format(*row.published)
-    return [
-        row.backbone,
-        f"{row.task.title}, {row.image_size[0]} x {row.image_size[1]}",
-        f"{cost.baseline.parameters / 1e6:.2f}",
-        f"{cost.baseline.flops / 1e9:.2f}",
-        f"+{cost.parameters_percent:.1f} %",
-        f"+{cost.flops_percent:.1f} %",
-        published,
-        f"+{cost.rollout_percent:.1f} %",
-        f"{cost.dcal_training.parameters / 1e6:.2f}",
-        f"{cost.dcal_training.flops / 1e9:.1f}",
-        f"{cost.training_ratio:.2f}",
-    ]
-
-
-HEADER = (
-    "backbone", "data set, input", "M parameters", "GFLOP", "DCAL: parameters", "DCAL: FLOPs", "paper",
-    "FLOPs with the rollout", "training: M parameters", "training: GFLOP", "training: FLOPs, x baseline",
-)
-NOTES = (
-    "A multiplication and an addition are two FLOPs; of one image; matrix products and convolutions only, as "
-    "`torch.utils.flop_counter` counts them. Backward is counted, the optimiser is not.",
-    "Parameters at inference are those that the answer needs: with classifiers for categories (a second one for "
-    "GLCA), without any for re-identification, which compares embeddings.",
-    "The paper's figures are met without the rollout, so it does not count it. With the streaming rollout, the "
-    "queries and keys of all blocks but the last are multiplied once more; `glca_readout=\"cls\"` and "
-    "`inference_branches=(\"sa\",)` need none.",
-    "Training is all branches, PWCA in all blocks, the rollout included; the paper reports 1.81 times the "
-    "baseline's hours for DeiT-Tiny on CUB-200-2011.",
-)
+def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
+    return ["What DCAL adds", table(row(case, figures) for case, figures in results.items())]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("cost.md"))
-    args = parser.parse_args()
-    write_report(args.output, "What DCAL adds", markdown_table(HEADER, map(cells, ROWS)), bullets(NOTES))
+    run(__doc__, "cost", CASES, run_case, report, packages=("transformers", "timm"))
 
 
 if __name__ == "__main__":

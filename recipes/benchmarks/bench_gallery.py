@@ -14,14 +14,13 @@ leaves out polysemous training, which takes minutes and helps only who searches 
 """
 
 import argparse
-import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
-from harness import Figures, arguments, bullets, machine, markdown_table, measure, parse, peak_memory, write_report
+from harness import Figures, peak_memory, run, table, timed
 
 from dcal_hf.retrieval import GalleryIndex
 
@@ -40,72 +39,71 @@ def lists(size: int) -> int:
     return 1 << round(np.log2(4 * size**0.5))
 
 
-def default_factory(size: int) -> str:
-    return f"PCA128,IVF{lists(size)},PQ64np"
-
-
-def draw(count: int, clusters: int, seed: list[int]) -> np.ndarray:
-    """Points `(count, DIM)`, float32; the seed draws points, not centres."""
-    fixed, numbers = np.random.default_rng(0), np.random.default_rng(seed)
-    mapping = fixed.standard_normal((LATENT_DIM, DIM), dtype=np.float32) / LATENT_DIM**0.5
-    centres = fixed.standard_normal((clusters, LATENT_DIM), dtype=np.float32)
-    latent = numbers.standard_normal((count, LATENT_DIM), dtype=np.float32) * LATENT_NOISE
-    latent += centres[numbers.integers(0, clusters, count)]
-    points = numbers.standard_normal((count, DIM), dtype=np.float32) * NOISE
-    points += latent @ mapping
-    return points
-
-
-def queries(size: int) -> np.ndarray:
-    return draw(NUM_QUERIES, max(1, size // POINTS_PER_CLUSTER), [1])
-
-
-def chunks(size: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The embeddings with the row each part starts at: `first` rows, then chunks."""
-    starts = [0, *range(first, size, ROWS_PER_CHUNK), size]
-    for start, stop in zip(starts, starts[1:]):
-        yield start, draw(stop - start, max(1, size // POINTS_PER_CLUSTER), [2, start])
+def clusters(size: int) -> int:
+    return max(1, size // POINTS_PER_CLUSTER)
 
 
 def training_size(size: int) -> int:
     return min(size, TRAINING_POINTS_PER_LIST * lists(size))
 
 
+def draw(count: int, size: int, seed: list[int]) -> np.ndarray:
+    """Points `(count, DIM)`, float32, of a gallery of that size; the seed draws points, not centres."""
+    fixed, numbers = np.random.default_rng(0), np.random.default_rng(seed)
+    mapping = fixed.standard_normal((LATENT_DIM, DIM), dtype=np.float32) / LATENT_DIM**0.5
+    centres = fixed.standard_normal((clusters(size), LATENT_DIM), dtype=np.float32)
+    latent = numbers.standard_normal((count, LATENT_DIM), dtype=np.float32) * LATENT_NOISE
+    latent += centres[numbers.integers(0, clusters(size), count)]
+    points = numbers.standard_normal((count, DIM), dtype=np.float32) * NOISE
+    points += latent @ mapping
+    return points
+
+
+def queries(size: int) -> np.ndarray:
+    return draw(NUM_QUERIES, size, [1])
+
+
+def chunks(size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The embeddings with the row each part starts at: those that the index trains on, then chunks."""
+    starts = [0, *range(training_size(size), size, ROWS_PER_CHUNK), size]
+    for start, stop in zip(starts, starts[1:]):
+        yield start, draw(stop - start, size, [2, start])
+
+
 def build(size: int, factory: str, folder: Path) -> Figures:
     """Begins the gallery with what it trains on, adds the others, saves it."""
-    seconds, gallery, before = 0.0, None, 0
-    for start, points in chunks(size, training_size(size)):
+    total, gallery, before = 0.0, None, 0
+    for start, points in chunks(size):
         items = {"number": np.arange(start, start + len(points))}
         before = before or peak_memory()
-        begin = time.perf_counter()
         if gallery is None:
-            gallery = GalleryIndex.from_embeddings(points, items, model_id=MODEL_ID, factory=factory)
+            create = partial(GalleryIndex.from_embeddings, points, items, model_id=MODEL_ID, factory=factory)
+            gallery, seconds = timed(create)
         else:
-            gallery.add(points, items)
-        seconds += time.perf_counter() - begin
+            _, seconds = timed(partial(gallery.add, points, items))
+        total += seconds
     added = peak_memory() - before
-    begin = time.perf_counter()
-    gallery.save(folder / "gallery")
+    _, seconds = timed(partial(gallery.save, folder / "gallery"))
     files = [path.stat().st_size for path in (folder / "gallery").rglob("*") if path.is_file()]
-    return {
-        "seconds": seconds, "bytes": added, "save_seconds": time.perf_counter() - begin, "file_bytes": sum(files),
-    }
+    return {"seconds": total, "bytes": added, "save_seconds": seconds, "file_bytes": sum(files)}
 
 
 def exact(size: int, factory: str, folder: Path) -> Figures:
     """The true neighbours by faiss's own exhaustive search, chunk by chunk."""
-    asked, seconds = normalised(queries(size)), 0.0
+    normalised_queries, total = normalised(queries(size)), 0.0
     scores, rows = np.empty((NUM_QUERIES, 0), np.float32), np.empty((NUM_QUERIES, 0), np.int64)
-    for start, points in chunks(size, training_size(size)):
-        points = normalised(points)
-        begin = time.perf_counter()
-        part = faiss.knn(asked, points, min(K, len(points)), faiss.METRIC_INNER_PRODUCT)
-        scores, rows = np.hstack([scores, part[0]]), np.hstack([rows, part[1] + start])
-        best = (-scores).argsort(axis=1)[:, :K]
-        scores, rows = (np.take_along_axis(array, best, axis=1) for array in (scores, rows))
-        seconds += time.perf_counter() - begin
+
+    def search_chunk(start: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = faiss.knn(normalised_queries, points, min(K, len(points)), faiss.METRIC_INNER_PRODUCT)
+        both = np.hstack([scores, found[0]]), np.hstack([rows, found[1] + start])
+        best = (-both[0]).argsort(axis=1)[:, :K]
+        return tuple(np.take_along_axis(array, best, axis=1) for array in both)
+
+    for start, points in chunks(size):
+        (scores, rows), seconds = timed(partial(search_chunk, start, normalised(points)))
+        total += seconds
     np.save(folder / "exact.npy", rows)
-    return {"seconds": seconds}
+    return {"seconds": total}
 
 
 def normalised(points: np.ndarray) -> np.ndarray:
@@ -114,22 +112,16 @@ def normalised(points: np.ndarray) -> np.ndarray:
 
 def search(size: int, factory: str, folder: Path) -> Figures:
     """Loads the gallery, and searches it with all queries at once, and one at a time."""
-    asked, expected = queries(size), np.load(folder / "exact.npy")
-    before, begin = peak_memory(), time.perf_counter()
-    gallery = GalleryIndex.load(folder / "gallery", MODEL_ID, DIM)
-    figures = {"load_seconds": time.perf_counter() - begin}
-    gallery.search_rows(asked, K)
+    points, expected, before = queries(size), np.load(folder / "exact.npy"), peak_memory()
+    gallery, seconds = timed(partial(GalleryIndex.load, folder / "gallery", MODEL_ID, DIM))
+    figures = {"load_seconds": seconds}
+    gallery.search_rows(points, K)
     for probes in PROBES:
         gallery.set_search_parameters(nprobe=probes)
-        begin = time.perf_counter()
-        found = gallery.search_rows(asked, K)[1]
-        figures[f"seconds_{probes}"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        for query in asked[:100, None]:
-            gallery.search_rows(query, K)
-        figures[f"one_{probes}"] = (time.perf_counter() - begin) / 100
-        hits = (found[:, :, None] == expected[:, None]).any(axis=2)
-        figures[f"recall_{probes}"] = hits.mean()
+        (_, found), figures[f"seconds_{probes}"] = timed(partial(gallery.search_rows, points, K))
+        _, seconds = timed(lambda: [gallery.search_rows(query, K) for query in points[:100, None]])
+        figures[f"one_{probes}"] = seconds / 100
+        figures[f"recall_{probes}"] = (found[:, :, None] == expected[:, None]).any(axis=2).mean()
     return figures | {"bytes": peak_memory() - before}
 
 
@@ -137,74 +129,58 @@ CASES: dict[str, Callable[[int, str, Path], Figures]] = {"build": build, "exact"
 
 
 def run_case(args: argparse.Namespace) -> Figures:
-    return CASES[args.case](args.size, args.factory or default_factory(args.size), args.folder)
+    return CASES[args.case](args.size, args.factory.format(lists=lists(args.size)), args.folder)
 
 
-def settings(size: int, factory: str) -> str:
-    """What was measured."""
-    return (
-        f"`{factory}` over {DIM} float32 numbers each, cosine, trained on {training_size(size):,}. "
-        f"The embeddings are random: {max(1, size // POINTS_PER_CLUSTER):,} clusters; centres with standard deviation "
-        f"1, points around them with {LATENT_NOISE} in {LATENT_DIM} dimensions, mapped to {DIM} by a random matrix, "
-        f"plus noise of {NOISE} in each. They come in chunks of {ROWS_PER_CHUNK:,}, which are thrown away; making "
-        "them is not counted. Memory is the peak above the loaded libraries and the first chunk."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=1_000_000, help="number of embeddings, at least 10,000")
+    parser.add_argument("--factory", default="PCA128,IVF{lists},PQ64np", help="faiss factory string")
 
 
-def step_rows(building: Figures, searching: Figures) -> list[list[str]]:
-    load_memory = f"{searching['bytes'] / 1e9:.2f}"
-    return [
-        ["build: train and add", f"{building['seconds']:.1f}", f"{building['bytes'] / 1e9:.2f}"],
-        [f"save, {building['file_bytes'] / 1e9:.3f} GB of files", f"{building['save_seconds']:.2f}", ""],
-        ["load, checksums included, and search", f"{searching['load_seconds']:.2f}", load_memory],
-    ]
-
-
-def search_rows(searching: Figures, exhaustive: float) -> list[list[str]]:
-    rows = [
-        [
-            f"nprobe {probes}",
-            f"{searching[f'recall_{probes}']:.3f}",
-            f"{NUM_QUERIES / searching[f'seconds_{probes}']:,.0f}",
-            f"{1e3 * searching[f'one_{probes}']:.2f}",
-        ]
+def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
+    size, (building, exhaustive, searching) = args.size, results.values()
+    saving = f"save, {building['file_bytes'] / 1e9:.3f} GB of files"
+    steps = {
+        "build: train and add": (building["seconds"], building["bytes"]),
+        saving: (building["save_seconds"], None),
+        "load, checksums included, and search": (searching["load_seconds"], searching["bytes"]),
+    }
+    searches = {
+        f"nprobe {probes}": [searching[f"{name}_{probes}"] for name in ("recall", "seconds", "one")]
         for probes in PROBES
-    ]
-    return [*rows, ["exact (`faiss.knn` on the embeddings)", "1", f"{NUM_QUERIES / exhaustive:,.0f}", ""]]
-
-
-def notes(size: int, exhaustive: float) -> list[str]:
+    }
     products = 2 * NUM_QUERIES * DIM * size
     return [
-        f"The embeddings themselves are {4 * DIM * size / 1e9:.2f} GB, what the index is trained on "
+        f"A gallery of {size:,} embeddings",
+        f"`{args.factory.format(lists=lists(size))}` over {DIM} float32 numbers each, cosine, trained on "
+        f"{training_size(size):,}. The embeddings are random: {clusters(size):,} clusters; centres with standard "
+        f"deviation 1, points around them with {LATENT_NOISE} in {LATENT_DIM} dimensions, mapped to {DIM} by a random "
+        f"matrix, plus noise of {NOISE} in each. They come in chunks of {ROWS_PER_CHUNK:,}, which are thrown away; "
+        "making them is not counted. Memory is the peak above the loaded libraries and the first chunk.",
+        table(
+            {"step": step, "seconds": f"{seconds:.3g}", "GB of memory": "" if peak is None else f"{peak / 1e9:.2f}"}
+            for step, (seconds, peak) in steps.items()
+        ),
+        f"{NUM_QUERIES:,} queries drawn like the embeddings; recall@{K} is the share of the {K} true neighbours among "
+        f"the {K} found.",
+        table(
+            {
+                "search": name,
+                f"recall@{K}": f"{recall:.3f}",
+                "queries per second, all at once": f"{NUM_QUERIES / seconds:,.0f}",
+                "ms for one alone": f"{1e3 * one:.2f}",
+            }
+            for name, (recall, seconds, one) in searches.items()
+        ),
+        f"The exact search, `faiss.knn` on the embeddings, answers {NUM_QUERIES / exhaustive['seconds']:,.0f} queries "
+        f"per second: {products / 1e12:.2f} TFLOP, here at {products / exhaustive['seconds'] / 1e9:.0f} GFLOP/s. The "
+        f"embeddings themselves are {4 * DIM * size / 1e9:.2f} GB, what the index is trained on "
         f"{4 * DIM * training_size(size) / 1e9:.2f} GB.",
-        f"Floor: the exact search is {products / 1e12:.2f} TFLOP, here at {products / exhaustive / 1e9:.0f} GFLOP/s.",
     ]
 
 
 def main() -> None:
-    parser = arguments(__doc__, Path(__file__).with_name("gallery.md"), CASES, repeats=1)
-    parser.add_argument("--size", type=int, default=1_000_000, help="number of embeddings, at least 10,000")
-    parser.add_argument("--factory", help="faiss factory string")
-    parser.add_argument("--folder", type=Path, help="where the cases leave files for one another")
-    args = parse(parser, run_case)
-    with tempfile.TemporaryDirectory() as folder:
-        results = measure(dict.fromkeys(CASES, ["--folder", folder]), args.repeats)
-    exhaustive = results["exact"]["seconds"]
-    write_report(
-        args.output,
-        f"A gallery of {args.size:,} embeddings",
-        settings(args.size, args.factory or default_factory(args.size)),
-        machine(("faiss",)),
-        markdown_table(("step", "seconds", "GB of memory"), step_rows(results["build"], results["search"])),
-        f"{NUM_QUERIES:,} queries drawn like the embeddings; recall@{K} is the share of the {K} true neighbours among "
-        f"the {K} found.",
-        markdown_table(
-            ("search", f"recall@{K}", "queries per second, all at once", "ms for one alone"),
-            search_rows(results["search"], exhaustive),
-        ),
-        bullets(notes(args.size, exhaustive)),
-    )
+    run(__doc__, "gallery", CASES, run_case, report, packages=("faiss",), add_arguments=add_arguments)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ as many of the images as `--dense_memory` of the free memory holds.
 """
 
 import argparse
+import math
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
-from harness import Figures, arguments, bullets, machine, markdown_table, measure, parse, peak_memory, write_report
+from harness import Figures, peak_memory, run, table, timed
 
 from dcal_hf.metrics import QUERIES_PER_CHUNK, distance_metrics, retrieval_metrics
 from dcal_hf.retrieval import rerank
@@ -27,55 +26,38 @@ from dcal_hf.retrieval import rerank
 NUM_QUERIES, NUM_ITEMS, NUM_IDENTITIES, NUM_CAMERAS, DIM = 11_659, 82_161, 3_060, 15, 768
 NOISE = 4.0
 K1, K2, LAMBDA = 20, 6, 0.3
-# Distances, ranks of type int64, the identities they pick, and whether these match.
+# Per pair of a query and an item: distances, ranks of type int64, the identities they pick, and whether these match.
 DENSE_EVALUATION_BYTES = 4 + 8 + 8 + 4
-# Distances, their scaled copy, ranks of type int64 and int32, the encodings and their averages.
+# Per pair of images: distances, their scaled copy, ranks of type int64 and int32, the encodings and their averages.
 DENSE_RERANKING_BYTES = 4 + 4 + 8 + 4 + 4 + 4
 
 
-@dataclass
-class Images:
-    """Random features, identities and cameras of queries and gallery, numbers in MSMT17's proportions."""
-
-    features: tuple[torch.Tensor, torch.Tensor]
-    ids: tuple[np.ndarray, np.ndarray]
-    cameras: tuple[np.ndarray, np.ndarray]
-
-    @classmethod
-    def draw(cls, scale: float) -> "Images":
-        generator, numbers = torch.Generator().manual_seed(0), np.random.default_rng(0)
-        identities = max(2, round(NUM_IDENTITIES * scale))
-        centres = torch.randn(identities, DIM, generator=generator)
-        sizes = [max(1, round(count * scale)) for count in (NUM_QUERIES, NUM_ITEMS)]
-        ids = tuple(numbers.integers(0, identities, size) for size in sizes)
-        features = tuple(torch.randn(size, DIM, generator=generator).mul_(NOISE) for size in sizes)
-        for part, part_ids in zip(features, ids, strict=True):
-            for row, identity in zip(part, part_ids, strict=True):
-                row += centres[identity]
-        return cls(features, ids, tuple(numbers.integers(0, NUM_CAMERAS, size) for size in sizes))
+def sizes(scale: float) -> list[int]:
+    """Numbers of queries and of gallery items."""
+    return [max(1, round(count * scale)) for count in (NUM_QUERIES, NUM_ITEMS)]
 
 
-def bare_distances(images: Images) -> None:
+def draw(scale: float) -> list[torch.Tensor | np.ndarray]:
+    """Random features, identities and cameras of queries and gallery: the arguments of `retrieval_metrics`."""
+    generator, numbers = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    identities = max(2, round(NUM_IDENTITIES * scale))
+    centres = torch.randn(identities, DIM, generator=generator)
+    ids = [numbers.integers(0, identities, size) for size in sizes(scale)]
+    features = [torch.randn(size, DIM, generator=generator).mul_(NOISE) for size in sizes(scale)]
+    for part, part_ids in zip(features, ids, strict=True):
+        for row, identity in zip(part, part_ids, strict=True):
+            row += centres[identity]
+    return [*features, *ids, *(numbers.integers(0, NUM_CAMERAS, size) for size in sizes(scale))]
+
+
+def bare_distances(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndarray) -> None:
     """Squared Euclidean distances, thrown away, in chunks of the size that was fastest."""
-    query, gallery = images.features
-    query_norms, gallery_norms = (torch.einsum("nd,nd->n", part, part) for part in images.features)
+    query_norms, gallery_norms = (torch.einsum("nd,nd->n", part, part) for part in (query, gallery))
     for row in range(0, len(query), 512):
         for column in range(0, len(gallery), 4096):
             rows, columns = slice(row, row + 512), slice(column, column + 4096)
             products = torch.addmm(gallery_norms[columns], query[rows], gallery[columns].T, alpha=-2)
             products += query_norms[rows, None]
-
-
-def evaluate(images: Images) -> None:
-    retrieval_metrics(*images.features, *images.ids, *images.cameras)
-
-
-def rerank_only(images: Images) -> None:
-    rerank(*images.features, k1=K1, k2=K2, lambda_value=LAMBDA)
-
-
-def rerank_and_evaluate(images: Images) -> None:
-    distance_metrics(rerank(*images.features, k1=K1, k2=K2, lambda_value=LAMBDA), *images.ids, *images.cameras)
 
 
 def dense_distances(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
@@ -87,41 +69,39 @@ def dense_distances(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
     return distances
 
 
-def dense_evaluate(images: Images) -> None:
+def dense_evaluate(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndarray) -> None:
     """The whole matrix, sorted, with the protocol applied to each sorted row."""
-    order = dense_distances(*images.features).argsort(axis=1)
-    matches = (images.ids[1][order] == images.ids[0][:, None]).astype(np.int32)
+    query_ids, gallery_ids, query_cameras, gallery_cameras = columns
+    order = dense_distances(query, gallery).argsort(axis=1)
+    matches = (gallery_ids[order] == query_ids[:, None]).astype(np.int32)
     precisions = []
-    for row, hits, identity, camera in zip(order, matches, images.ids[0], images.cameras[0], strict=True):
-        hits = hits[(images.ids[1][row] != identity) | (images.cameras[1][row] != camera)]
+    for row, hits, identity, camera in zip(order, matches, query_ids, query_cameras, strict=True):
+        hits = hits[(gallery_ids[row] != identity) | (gallery_cameras[row] != camera)]
         if hits.any():
             precision = hits.cumsum() / np.arange(1, len(hits) + 1)
             precisions.append(precision[hits > 0].mean())
     np.mean(precisions)
 
 
-def dense_rerank(images: Images) -> None:
+def dense_rerank(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndarray) -> None:
     """The formula over matrices of all pairs."""
-    features = torch.nn.functional.normalize(torch.cat(images.features))
+    features = torch.nn.functional.normalize(torch.cat([query, gallery]))
     distances = dense_distances(features, features)
     distances = distances / distances.max(axis=1, keepdims=True)
     order = distances.argsort(axis=1).astype(np.int32)
     encoding = np.zeros_like(distances)
     for i in range(len(order)):
         base = reciprocal(order, i, K1)
-        parts = [base]
-        for j in base:
-            candidates = reciprocal(order, j, round(K1 / 2))
-            if 3 * np.isin(candidates, base).sum() > 2 * len(candidates):
-                parts.append(candidates)
-        members = np.unique(np.concatenate(parts))
+        candidates = [reciprocal(order, j, round(K1 / 2)) for j in base]
+        added = [part for part in candidates if 3 * np.isin(part, base).sum() > 2 * len(part)]
+        members = np.unique(np.concatenate([base, *added]))
         weights = np.exp(-distances[i, members])
         encoding[i, members] = weights / weights.sum()
     averages = np.empty_like(encoding)
     for i in range(len(order)):
         averages[i] = encoding[order[i, :K2]].mean(axis=0)
     del encoding
-    count = len(images.ids[0])
+    count = len(query)
     for i in range(count):
         held = np.flatnonzero(averages[i])
         minima = np.minimum(averages[count:, held], averages[i, held]).sum(axis=1)
@@ -134,84 +114,79 @@ def reciprocal(order: np.ndarray, i: int, k: int) -> np.ndarray:
     return forward[(order[forward, :k + 1] == i).any(axis=1)]
 
 
-# What runs, and its name in the report.
-CASES: dict[str, tuple[Callable[[Images], None], str]] = {
-    "bare": (bare_distances, "distances alone, in chunks"),
-    "evaluate": (evaluate, "`retrieval_metrics`"),
-    "rerank": (rerank_only, "`rerank`"),
-    "rerank_evaluate": (rerank_and_evaluate, "`rerank`, then `distance_metrics`"),
-    "dense_evaluate": (dense_evaluate, "dense evaluation"),
-    "dense_rerank": (dense_rerank, "dense re-ranking"),
+reranked = partial(rerank, k1=K1, k2=K2, lambda_value=LAMBDA)
+# By its name in the report, what runs.
+CASES: dict[str, Callable[..., object]] = {
+    "distances alone, in chunks": bare_distances,
+    "`retrieval_metrics`": retrieval_metrics,
+    "`rerank`": lambda query, gallery, *columns: reranked(query, gallery),
+    "`rerank`, then `distance_metrics`": (
+        lambda query, gallery, *columns: distance_metrics(reranked(query, gallery), *columns)
+    ),
+    "dense evaluation": dense_evaluate,
+    "dense re-ranking": dense_rerank,
 }
-COMPARED = ("bare", "evaluate")
+COMPARED = tuple(CASES)[:2]
+# Of the dense ones, the number of pairs at the full size and the bytes of each.
+DENSE = {
+    "dense evaluation": (NUM_QUERIES * NUM_ITEMS, DENSE_EVALUATION_BYTES),
+    "dense re-ranking": ((NUM_QUERIES + NUM_ITEMS) ** 2, DENSE_RERANKING_BYTES),
+}
 
 
 def run_case(args: argparse.Namespace) -> Figures:
-    """Runs a case in this process; returns seconds, and bytes above the features and the loaded libraries."""
-    images = Images.draw(args.scale)
-    before, start = peak_memory(), time.perf_counter()
-    CASES[args.case][0](images)
-    return {"seconds": time.perf_counter() - start, "bytes": peak_memory() - before}
+    """Seconds, bytes above the features and the loaded libraries, and the scale, which memory limits."""
+    scale = args.scale
+    if args.case in DENSE:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        scale = min(scale, (args.dense_memory * free / math.prod(DENSE[args.case])) ** 0.5)
+    images, before = draw(scale), peak_memory()
+    _, seconds = timed(partial(CASES[args.case], *images))
+    return {"seconds": seconds, "bytes": peak_memory() - before, "scale": scale}
 
 
-def row(name: str, figures: Figures, scale: float) -> list[str]:
-    queries, items = (max(1, round(count * scale)) for count in (NUM_QUERIES, NUM_ITEMS))
-    return [CASES[name][1], f"{queries:,} x {items:,}", f"{figures['seconds']:.1f}", f"{figures['bytes'] / 1e9:.2f}"]
+def row(name: str, figures: Figures) -> dict[str, str]:
+    return {
+        "case": name,
+        "queries x gallery": "{:,} x {:,}".format(*sizes(figures["scale"])),
+        "seconds": f"{figures['seconds']:.1f}",
+        "GB": f"{figures['bytes'] / 1e9:.2f}",
+    }
 
 
-def notes(results: dict[str, Figures], scale: float) -> list[str]:
-    """Limits, floors, and what the dense way would take."""
-    bare, evaluation, reranking = (results[name] for name in ("bare", "evaluate", "rerank"))
-    products = 2 * NUM_QUERIES * NUM_ITEMS * DIM * scale**2
-    speed = products / bare["seconds"]
-    images = (NUM_QUERIES + NUM_ITEMS) * scale
-    searches = 2 * 2 * images**2 * DIM
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scale", type=float, default=1.0, help="share of MSMT17's images")
+    parser.add_argument("--dense_memory", type=float, default=0.6, help="share of the free memory for the dense way")
+
+
+def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
+    scale, (bare, evaluation) = args.scale, (results[name]["seconds"] for name in COMPARED)
+    pairs, images = NUM_QUERIES * NUM_ITEMS * scale**2, (NUM_QUERIES + NUM_ITEMS) * scale
+    products, searches = 2 * DIM * pairs, 2 * 2 * DIM * images**2
+    evaluation_gb, reranking_gb = (math.prod(dense) * scale**2 / 1e9 for dense in DENSE.values())
     return [
-        f"Evaluation takes {evaluation['seconds'] / bare['seconds']:.2f} times the bare distances (limit: 2) and "
-        f"{evaluation['bytes'] / 1e9:.2f} GB (limit: 2).",
-        f"Re-ranking takes {reranking['bytes'] / 1e9:.2f} GB (limit: 8).",
-        f"Floors: the bare distances are {products / 1e12:.2f} TFLOP, here at {speed / 1e9:.0f} GFLOP/s; the two "
-        f"exact searches of re-ranking are {searches / 1e12:.2f} TFLOP, {searches / speed:.0f} s at that speed. "
-        f"Evaluation holds two chunks of rows, {2 * QUERIES_PER_CHUNK * 4 * NUM_ITEMS * scale / 1e9:.2f} GB, and a "
-        f"hundredth of the negative distances, {4 * NUM_QUERIES * NUM_ITEMS * scale**2 / 100 / 1e9:.2f} GB, up to "
-        f"four times over; re-ranking two copies of the normalised features, {2 * 4 * DIM * images / 1e9:.2f} GB, "
-        f"and faiss's index of as many, {4 * DIM * images / 1e9:.2f} GB.",
-        f"The dense way would take {DENSE_EVALUATION_BYTES * NUM_QUERIES * NUM_ITEMS * scale**2 / 1e9:.1f} GB to "
-        f"evaluate and {DENSE_RERANKING_BYTES * images**2 / 1e9:.1f} GB to re-rank at the full size; it was run at "
-        "the largest size that fits.",
+        "Retrieval evaluation and re-ranking",
+        f"Random features of {DIM} float32 numbers, MSMT17's test set times {scale:g}; of the first two rows medians "
+        f"of {args.repeats} processes, of the others one each. Memory is the peak above the features and the loaded "
+        "libraries.",
+        table(row(name, figures) for name, figures in results.items()),
+        f"Evaluation takes {evaluation / bare:.2f} times the bare distances (limit: 2). Its limit of memory is 2 GB, "
+        "that of re-ranking 8 GB.",
+        f"Floors: the bare distances are {products / 1e12:.2f} TFLOP, here at {products / bare / 1e9:.0f} GFLOP/s; "
+        f"the two exact searches of re-ranking are {searches / 1e12:.2f} TFLOP, {searches / products * bare:.0f} s at "
+        f"that speed. Evaluation holds two chunks of rows, {8 * QUERIES_PER_CHUNK * NUM_ITEMS * scale / 1e9:.2f} GB, "
+        f"and a hundredth of the negative distances, {4 * pairs / 100 / 1e9:.2f} GB, up to four times over; "
+        f"re-ranking two copies of the normalised features, {8 * DIM * images / 1e9:.2f} GB, and faiss's index of as "
+        f"many, {4 * DIM * images / 1e9:.2f} GB.",
+        f"The dense way would take {evaluation_gb:.1f} GB to evaluate and {reranking_gb:.1f} GB to re-rank at the "
+        "full size; it was run at the largest size that fits.",
     ]
 
 
-def dense_scale(scale: float, pairs: float, bytes_per_pair: int, memory: float) -> float:
-    """The largest scale, up to `scale`, at which that many pairs at scale 1 fit into the memory."""
-    return min(scale, (memory / (pairs * bytes_per_pair)) ** 0.5)
-
-
 def main() -> None:
-    parser = arguments(__doc__, Path(__file__).with_name("retrieval.md"), CASES, repeats=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of MSMT17's images")
-    parser.add_argument("--dense_memory", type=float, default=0.6, help="share of the free memory for the dense way")
-    args = parse(parser, run_case)
-    free = args.dense_memory * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    scales = dict.fromkeys(CASES, args.scale) | {
-        "dense_evaluate": dense_scale(args.scale, NUM_QUERIES * NUM_ITEMS, DENSE_EVALUATION_BYTES, free),
-        "dense_rerank": dense_scale(args.scale, (NUM_QUERIES + NUM_ITEMS) ** 2, DENSE_RERANKING_BYTES, free),
-    }
-    options = {name: ["--scale", str(scale)] for name, scale in scales.items()}
-    results = measure({name: options.pop(name) for name in COMPARED}, args.repeats)
-    results |= measure(options)
-    write_report(
-        args.output,
-        "Retrieval evaluation and re-ranking",
-        f"Random features of {DIM} float32 numbers, MSMT17's test set times {args.scale:g}; of the first two rows "
-        f"medians of {args.repeats} processes, of the others one each. Memory is the peak above the features and the "
-        "loaded libraries.",
-        machine(("faiss",)),
-        markdown_table(
-            ("case", "queries x gallery", "seconds", "GB"),
-            [row(name, figures, scales[name]) for name, figures in results.items()],
-        ),
-        bullets(notes(results, args.scale)),
+    run(
+        __doc__, "retrieval", CASES, run_case, report, packages=("faiss",), add_arguments=add_arguments, repeats=5,
+        once=[name for name in CASES if name not in COMPARED],
     )
 
 

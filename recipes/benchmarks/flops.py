@@ -1,107 +1,50 @@
 """FLOPs that DCAL on a ViT cannot do without, counted on paper: per image, a multiplication and an addition are two.
 
-Matrix products only, as `torch.utils.flop_counter` counts; the test beside this file holds the two equal. N tokens,
-P patches, R local queries, width D, MLP width F, H heads, L blocks, T of them with a PWCA twin, C classes.
+Matrix products only, as `torch.utils.flop_counter` counts; the test beside this file holds the two equal.
 """
-
-from dataclasses import dataclass
 
 from dcal_hf import DCALConfig
 from dcal_hf.models.configuration_dcal import as_pair
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the formulas need of a configuration; `pixels` is the number of values in a patch."""
-
-    tokens: int
-    patches: int
-    local: int
-    width: int
-    hidden: int
-    heads: int
-    layers: int
-    pixels: int
-    classes: int
-
-    @classmethod
-    def of(cls, config: DCALConfig) -> "Sizes":
-        encoder, (rows, columns) = config.backbone_config, config.grid
-        patch_height, patch_width = as_pair(encoder.patch_size)
-        return cls(
-            tokens=rows * columns + config.adapter.count_prefix_tokens(encoder),
-            patches=rows * columns,
-            local=config.num_local_queries,
-            width=encoder.hidden_size,
-            hidden=encoder.intermediate_size,
-            heads=encoder.num_attention_heads,
-            layers=config.num_layers,
-            pixels=patch_height * patch_width * encoder.num_channels,
-            classes=config.num_labels,
-        )
 
 
 def linear(rows: int, inputs: int, outputs: int) -> int:
     return 2 * rows * inputs * outputs
 
 
-def attention(queries: int, keys: int, width: int) -> int:
-    """Scores and weighted values: `4 queries keys D`, whatever the number of heads."""
-    return 4 * queries * keys * width
+def block_flops(queries: int, tokens: int, keys: int, width: int, hidden: int) -> int:
+    """Queries and output projection of `queries`, keys and values of `tokens`, scores and weighted values over
+    `keys`, the MLP: `4 queries D² + 4 tokens D² + 4 queries keys D + 4 queries D F`."""
+    projections = linear(2 * queries + 2 * tokens, width, width)
+    return projections + 4 * queries * keys * width + 2 * linear(queries, width, hidden)
 
 
-def stem(size: Sizes) -> int:
-    """The convolution: `2 P pixels D`."""
-    return linear(size.patches, size.pixels, size.width)
-
-
-def block(size: Sizes, queries: int, tokens: int, keys: int) -> int:
-    """Queries and output projection of `queries`, keys and values of `tokens`, attention over `keys`, the MLP:
-    `4 queries D² + 4 tokens D² + 4 queries keys D + 4 queries D F`."""
-    projections = linear(2 * queries + 2 * tokens, size.width, size.width)
-    return projections + attention(queries, keys, size.width) + 2 * linear(queries, size.width, size.hidden)
-
-
-def sa_block(size: Sizes) -> int:
-    return block(size, size.tokens, size.tokens, size.tokens)
-
-
-def pwca_block(size: Sizes, queries: int) -> int:
-    """The keys of two images; those of the second one are its own branch's, so nothing else doubles."""
-    return block(size, queries, size.tokens, 2 * size.tokens)
-
-
-def pwca(size: Sizes, blocks: int) -> int:
-    """All tokens, but for the last block, of which CLS alone is read."""
-    return (blocks - 1) * pwca_block(size, size.tokens) + pwca_block(size, 1)
-
-
-def glca_block(size: Sizes, queries: int) -> int:
-    return block(size, queries, size.tokens, size.tokens)
-
-
-def rollout_block(size: Sizes, queries: int) -> int:
+def rollout_flops(queries: int, tokens: int, width: int, heads: int) -> int:
     """Scores once more, and a vector times each head's attention: `2 queries N D + 2 H queries N`."""
-    return 2 * queries * size.tokens * (size.width + size.heads)
-
-
-def rollout(size: Sizes) -> int:
-    """Of the last block CLS's row alone; of each block below, all rows."""
-    return rollout_block(size, 1) + (size.layers - 1) * rollout_block(size, size.tokens)
+    return 2 * queries * tokens * (width + heads)
 
 
 def forward_parts(config: DCALConfig, training: bool) -> dict[str, int]:
     """FLOPs of one image's way through the branches that run, part by part."""
-    size, branches = Sizes.of(config), config.branches if training else config.inference_branches
-    head = linear(1, size.width, size.classes)
-    parts = {"stem": stem(size), "sa": size.layers * sa_block(size) + head}
+    encoder, (rows, columns) = config.backbone_config, config.grid
+    width, layers, (patch_height, patch_width) = encoder.hidden_size, config.num_layers, as_pair(encoder.patch_size)
+    tokens = rows * columns + config.adapter.count_prefix_tokens(encoder)
+
+    def block(queries: int, keys: int) -> int:
+        return block_flops(queries, tokens, keys, width, encoder.intermediate_size)
+
+    head = linear(1, width, config.num_labels)
+    pixels = patch_height * patch_width * encoder.num_channels
+    parts = {"stem": linear(rows * columns, pixels, width), "sa": layers * block(tokens, tokens) + head}
     if training and config.uses_pwca:
-        parts["pwca"] = pwca(size, config.num_pwca_blocks) + head
-    if "glca" in branches:
-        queries = size.local if config.glca_readout == "local" else 1
-        parts["glca"] = config.num_glca_blocks * glca_block(size, queries) + head
+        # Keys of two images; those of the second are its own branch's. Of the last block CLS alone is read.
+        parts["pwca"] = (config.num_pwca_blocks - 1) * block(tokens, 2 * tokens) + block(1, 2 * tokens) + head
+    if "glca" in (config.branches if training else config.inference_branches):
+        queries = config.num_local_queries if config.glca_readout == "local" else 1
+        parts["glca"] = config.num_glca_blocks * block(queries, tokens) + head
         if config.reads_local_queries and config.local_query_selection == "rollout":
-            parts["rollout"] = rollout(size)
+            # Of the last block CLS's row alone; of each block below, all rows.
+            read_rows = 1 + (layers - 1) * tokens
+            parts["rollout"] = rollout_flops(read_rows, tokens, width, encoder.num_attention_heads)
     return parts
 
 

@@ -1,8 +1,8 @@
-"""What the benchmarks share: each case in a process of its own, its memory, the machine it ran on, the report.
+"""What the benchmarks share: each case in a process of its own, its time and memory, the machine, the report.
 
-A benchmark has a table `CASES` of what it can run. Called by a person, it runs its own command line once per case and
-repetition (`measure`) and writes the medians as Markdown (`markdown_table`, `write_report`). Called with `--case`, it
-runs that case alone and prints its figures as JSON (`parse`).
+A benchmark calls `run` with a table of the cases that it can run. Called by a person, it runs its own command line
+once per case and repetition (`measure`) and writes the medians as Markdown (`write_report`). Called with `--case`, it
+runs that case alone and prints its figures as JSON.
 """
 
 import argparse
@@ -14,9 +14,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -25,6 +27,22 @@ from dcal_hf.files import write_atomically
 
 
 Figures = dict[str, float]
+NOTES = "<!-- Notes: a new run keeps them; see that they still hold. -->"
+Result = TypeVar("Result")
+
+
+def now() -> float:
+    """Seconds on a clock, read when a GPU in use has finished."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What `work` returns, and its seconds."""
+    start = now()
+    result = work()
+    return result, now() - start
 
 
 def peak_memory() -> int:
@@ -37,51 +55,63 @@ def resident_memory() -> int:
     return psutil.Process().memory_info().rss
 
 
-def arguments(description: str, output: Path | None, cases: Iterable[str], repeats: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has.
+def run(
+    description: str,
+    name: str,
+    cases: Iterable[str],
+    run_case: Callable[[argparse.Namespace], Figures],
+    report: Callable[[argparse.Namespace, dict[str, Figures]], list[str]],
+    *,
+    packages: Sequence[str],
+    add_arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    chosen: Callable[[argparse.Namespace], Iterable[str]] | None = None,
+    repeats: int = 1,
+    once: Iterable[str] = (),
+) -> None:
+    """A benchmark's command line: runs its cases, or with `--case` one of them alone, and writes its report.
 
     Args:
         description (`str`): The benchmark's docstring.
-        output (`Path`, *optional*): Where its report goes if not told otherwise.
-        cases (names): What it can run.
-        repeats (`int`): How often each case runs if not told otherwise.
+        name (`str`): The name of its report, unless the options choose a `report`.
+        cases (names): What it can run, in the order of the tables.
+        run_case (`Callable`): Measures `args.case` in this process. All cases share the empty folder `args.folder`.
+        report (`Callable`): Title, paragraphs and tables from the options and the figures of all cases.
+        packages (names of modules): Whose versions matter, besides those of Python, torch and NumPy.
+        add_arguments (`Callable`): Adds the benchmark's own options.
+        chosen (`Callable`): The cases that the options choose, by default all.
+        repeats (`int`): Processes per case; of those in `once`, which take long, there is one.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="the report; by default the one beside the script")
     parser.add_argument("--repeats", type=int, default=repeats, help="processes per case")
-    parser.add_argument("--output", type=Path, default=output, help="the report")
     parser.add_argument("--case", choices=list(cases), help="run this case in this process and print its figures")
-    return parser
-
-
-def parse(parser: argparse.ArgumentParser, run_case: Callable[[argparse.Namespace], Figures]) -> argparse.Namespace:
-    """The options of a whole run; with `--case`, runs that case instead and ends the process."""
+    parser.add_argument("--folder", type=Path, help="where cases leave files for one another")
+    add_arguments(parser)
     args = parser.parse_args()
     if args.case:
         print(json.dumps(run_case(args)))
-        raise SystemExit
-    return args
+        return
+    names = cases if chosen is None else chosen(args)
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure([name for name in names if name not in once], args.repeats, folder)
+        results |= measure([name for name in names if name in once], 1, folder)
+    write_report(args, vars(args).get("report", name), report(args, results), packages)
 
 
-def measure(cases: dict[str, Sequence[str]], repeats: int = 1) -> dict[str, Figures]:
+def measure(cases: Sequence[str], repeats: int, folder: str) -> dict[str, Figures]:
     """Runs each case in a process of its own, all of them in turn, `repeats` times over; returns what `summary` does.
 
     In turn, so that a machine that slows down does so for all of them.
-
-    Args:
-        cases (`dict`): By their names, what the command line of each has behind that of this process.
-        repeats (`int`): Processes per case.
     """
     runs: dict[str, list[Figures]] = {name: [] for name in cases}
     for repeat in range(repeats):
-        for number, (name, options) in enumerate(cases.items(), start=1):
-            start = time.perf_counter()
-            command = [sys.executable, *sys.argv, "--case", name, *options]
-            output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+        for number, name in enumerate(cases, start=1):
+            command = [sys.executable, *sys.argv, "--case", name, "--folder", folder]
+            process, seconds = timed(lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True))
             # Whatever a library prints comes before.
-            runs[name].append(json.loads(output.splitlines()[-1]))
+            runs[name].append(json.loads(process.stdout.splitlines()[-1]))
             figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
-            progress = f"{repeat + 1}/{repeats}, {number}/{len(cases)}, {time.perf_counter() - start:.0f} s"
-            print(f"[{progress}] {name}: {figures}", flush=True)
+            print(f"[{repeat + 1}/{repeats}, {number}/{len(cases)}, {seconds:.0f} s] {name}: {figures}", flush=True)
     return {name: summary(figures) for name, figures in runs.items()}
 
 
@@ -94,13 +124,8 @@ def summary(runs: Sequence[Figures]) -> Figures:
     return figures
 
 
-def machine(packages: Sequence[str] = (), device: str = "cpu") -> str:
-    """Processor, memory, perhaps GPU, and versions, in a line.
-
-    Args:
-        packages (names of modules): Whose versions matter, besides those of Python, torch and NumPy.
-        device (`str`): `"cuda"` if the GPU did the work.
-    """
+def machine(packages: Sequence[str], device: str) -> str:
+    """Processor, memory, GPU if it did the work, and versions, in a line."""
     cpu = platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -114,21 +139,19 @@ def machine(packages: Sequence[str] = (), device: str = "cpu") -> str:
     )
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column to the left, figures to the right."""
-    rules = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rules, *rows))
+def table(rows: Iterable[Mapping[str, str]]) -> str:
+    """A Markdown table of rows whose keys are the header: the first column to the left, figures to the right."""
+    rows = list(rows)
+    lines = [rows[0].keys(), ["---", *["---:"] * (len(rows[0]) - 1)], *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def beside(script: str, name: str, device: str) -> Path:
-    """Where a report goes if not told otherwise: on a GPU it is another one."""
-    return Path(script).with_name(f"{name}_cuda.md" if device == "cuda" else f"{name}.md")
-
-
-def write_report(path: Path, title: str, *blocks: str) -> None:
-    """A Markdown file: the title, then paragraphs, lists and tables."""
-    write_atomically(path, "\n\n".join([f"# {title}", *blocks]) + "\n")
+def write_report(args: argparse.Namespace, name: str, blocks: Sequence[str], packages: Sequence[str]) -> None:
+    """Writes title, machine, paragraphs and tables as Markdown, and below them the notes of the report beside this
+    file: people write the notes, and a new run keeps what is behind `NOTES`."""
+    device = vars(args).get("device", "cpu")
+    own = Path(__file__).with_name(f"{name}.md")
+    path = args.output or (own.with_stem(f"{name}_cuda") if device == "cuda" else own)
+    notes = own.read_text().partition(NOTES)[2]
+    title, *others = blocks
+    write_atomically(path, "\n\n".join([f"# {title}", machine(packages, device), *others, NOTES]) + notes)

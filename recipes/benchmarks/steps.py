@@ -1,30 +1,35 @@
-"""The models of the model benchmark, plain and with DCAL, and one step of training or inference with each."""
+"""The models of the model benchmark, plain and with DCAL, and their steps: bare ones, and those of a Trainer run."""
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-import timm
 import torch
-from harness import peak_memory
+from harness import now, peak_memory
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTConfig
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+)
 
-from dcal_hf import DCALConfig, DCALForImageClassification
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALTrainer, DCALTrainingArguments
 
 
-NUM_CLASSES, LAYERS = 200, 12
-Step = Callable[[], None]
+NUM_CLASSES = 200
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A backbone at an input size, and DCAL's ratio of local queries for it."""
+    """A backbone of twelve blocks at an input size, and DCAL's ratio of local queries for it."""
 
     title: str
-    timm_name: str
     width: int
     heads: int
     image_size: tuple[int, int]
@@ -35,7 +40,6 @@ class Shape:
     def backbone(self) -> ViTConfig:
         return ViTConfig(
             hidden_size=self.width,
-            num_hidden_layers=LAYERS,
             num_attention_heads=self.heads,
             intermediate_size=4 * self.width,
             image_size=list(self.image_size),
@@ -44,23 +48,36 @@ class Shape:
 
 
 SHAPES = {
-    "deit_tiny": Shape("DeiT-Tiny, 448 x 448", "deit_tiny_patch16_224", 192, 3, (448, 448), 4, 0.1),
-    "vit_base": Shape("ViT-Base, 256 x 128", "vit_base_patch16_224", 768, 12, (256, 128), 8, 0.3),
+    "deit_tiny": Shape("DeiT-Tiny, 448 x 448", 192, 3, (448, 448), 4, 0.1),
+    "vit_base": Shape("ViT-Base, 256 x 128", 768, 12, (256, 128), 8, 0.3),
 }
-# What differs from DCAL's defaults in the models that are measured.
-DCAL = {
-    "local-12": {},
-    "local-6": {"num_pwca_blocks": 6},
-    "local-0": {"num_pwca_blocks": 0},
-    "local-12-half": {},
-    "local-6-half": {"num_pwca_blocks": 6},
-    "cls-12": {"glca_readout": "cls"},
-    "cls-0": {"glca_readout": "cls", "num_pwca_blocks": 0},
-    "similarity-12": {"local_query_selection": "similarity"},
-    "sa": {"inference_branches": ("sa",)},
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is measured.
+
+    Args:
+        fields (`dict`): How its DCAL differs from the default; the plain ViT is DCAL's with SA alone.
+        pwca_fraction (`float`): Of the pairs of a batch, the share that takes part in PWCA.
+    """
+
+    title: str
+    fields: dict[str, object] = field(default_factory=dict)
+    pwca_fraction: float = 1.0
+
+
+PLAIN = "plain"
+MODELS = {
+    PLAIN: Model("plain ViT, transformers", {"branches": ("sa",)}),
+    "local-12": Model("DCAL, readout `local`, T = 12"),
+    "local-6": Model("DCAL, readout `local`, T = 6", {"num_pwca_blocks": 6}),
+    "local-12-half": Model("DCAL, readout `local`, T = 12, `--pwca_fraction 0.5`", pwca_fraction=0.5),
+    "local-6-half": Model("DCAL, readout `local`, T = 6, `--pwca_fraction 0.5`", {"num_pwca_blocks": 6}, 0.5),
+    "similarity-12": Model("DCAL, readout `local`, selection `similarity`", {"local_query_selection": "similarity"}),
+    "cls-12": Model("DCAL, readout `cls`, T = 12", {"glca_readout": "cls"}),
+    "sa": Model("DCAL, SA only", {"inference_branches": ("sa",)}),
 }
-# Of the pairs of a batch, the share that takes part in PWCA, where it is not all.
-PWCA_FRACTION = {"local-12-half": 0.5, "local-6-half": 0.5}
 
 
 @dataclass(frozen=True)
@@ -76,22 +93,10 @@ class Setting:
         dtype = getattr(torch, self.dtype)
         return torch.autocast(self.device, dtype=dtype, enabled=dtype != torch.float32)
 
-    def synchronize(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
-
-def add_arguments(parser: argparse.ArgumentParser, shapes: dict[str, Shape]) -> None:
-    """The options of a benchmark over shapes."""
-    parser.add_argument("--shapes", nargs="+", choices=shapes, default=list(shapes))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
-
-
-def batches(args: argparse.Namespace, shapes: dict[str, Shape]) -> dict[str, int]:
-    """Images per step of each shape that was asked for."""
-    return {name: args.batch or (64 if args.device == "cuda" else shapes[name].batch) for name in args.shapes}
+def batch_size(args: argparse.Namespace, shape: Shape) -> int:
+    """Images per step."""
+    return args.batch or (64 if args.device == "cuda" else shape.batch)
 
 
 def memory(before: int, setting: Setting) -> int:
@@ -100,27 +105,21 @@ def memory(before: int, setting: Setting) -> int:
 
 
 def dcal_config(shape: Shape, model: str) -> DCALConfig:
-    """The configuration of a DCAL model; of a plain one, for its FLOPs, that of SA alone."""
-    fields = DCAL.get(model, {"branches": ("sa",)})
-    return DCALConfig(
-        backbone_config=shape.backbone, num_labels=NUM_CLASSES, local_query_ratio=shape.local_query_ratio, **fields
-    )
+    fields = {"local_query_ratio": shape.local_query_ratio, **MODELS[model].fields}
+    return DCALConfig(backbone_config=shape.backbone, num_labels=NUM_CLASSES, **fields)
 
 
-def build(shape: Shape, model: str, setting: Setting) -> nn.Module:
-    """A model with random weights: plain, by `transformers` or `timm`, or a key of `DCAL`."""
-    if model == "timm":
-        built = timm.create_model(shape.timm_name, img_size=shape.image_size, num_classes=NUM_CLASSES)
-    else:
-        config = dcal_config(shape, model) if model in DCAL else shape.backbone
-        built = AutoModelForImageClassification.from_config(config, attn_implementation=setting.attention)
+def build(shape: Shape, model: str, setting: Setting) -> PreTrainedModel:
+    """A model with random weights."""
+    config = shape.backbone if model == PLAIN else dcal_config(shape, model)
+    built = AutoModelForImageClassification.from_config(config, attn_implementation=setting.attention)
     return built.to(setting.device)
 
 
-def random_batch(shape: Shape, batch: int, setting: Setting) -> dict[str, Tensor]:
+def random_batch(shape: Shape, batch: int, device: str = "cpu") -> dict[str, Tensor]:
     return {
-        "pixel_values": torch.randn(batch, 3, *shape.image_size, device=setting.device),
-        "labels": torch.randint(NUM_CLASSES, (batch,), device=setting.device),
+        "pixel_values": torch.randn(batch, 3, *shape.image_size, device=device),
+        "labels": torch.randint(NUM_CLASSES, (batch,), device=device),
     }
 
 
@@ -132,38 +131,35 @@ def pairs(model: nn.Module, batch: int, fraction: float = 1.0) -> dict[str, Tens
     return {"pairs": rows[:max(round(fraction * len(rows)), 1)]}
 
 
-def training_step(model: nn.Module, batch: dict[str, Tensor], setting: Setting) -> Step:
-    """Forward, loss, backward, AdamW: in its fused form, which is the Trainer's default."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-    model.train()
-    is_timm = not isinstance(model, PreTrainedModel)
-    run = torch.compile(model) if setting.compile else model
+def make_step(work: str, shape: Shape, model_name: str, batch: int, setting: Setting) -> Callable[[], None]:
+    """A step of a new model on random images.
 
-    def step() -> None:
+    Args:
+        work (`str`): `"infer"`, forward without gradients, or `"train"`, forward, loss, backward and AdamW: in its
+            fused form, which is the Trainer's default.
+    """
+    model = build(shape, model_name, setting)
+    inputs = random_batch(shape, batch, setting.device) | pairs(model, batch, MODELS[model_name].pwca_fraction)
+    model.train(work == "train")
+    run = torch.compile(model) if setting.compile else model
+    if work == "infer":
+        def infer() -> None:
+            with torch.no_grad(), setting.autocast():
+                run(inputs["pixel_values"])
+
+        return infer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+
+    def train() -> None:
         with setting.autocast():
-            if is_timm:
-                loss = nn.functional.cross_entropy(run(batch["pixel_values"]), batch["labels"])
-            else:
-                loss = run(**batch).loss
+            loss = run(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return train
 
 
-def inference_step(model: nn.Module, batch: dict[str, Tensor], setting: Setting) -> Step:
-    """Forward, without gradients."""
-    run = torch.compile(model.eval()) if setting.compile else model.eval()
-
-    def step() -> None:
-        with torch.no_grad(), setting.autocast():
-            run(batch["pixel_values"])
-
-    return step
-
-
-STEPS = {"train": training_step, "infer": inference_step}
 # torch's formulas, handed over for the CPU's fused attention too: up to 2.14 its counter takes that for nothing.
 FUSED_ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
@@ -175,12 +171,60 @@ FUSED_ON_CPU = {
 }
 
 
-def counted_flops(work: str, model: nn.Module, batch: dict[str, Tensor], setting: Setting) -> int:
+def counted_flops(step: Callable[[], None]) -> int:
     """FLOPs of the matrix products that a step really makes, a fused attention's recomputation too."""
-    if isinstance(model, PreTrainedModel) and setting.attention.startswith("flash"):
-        # torch knows the formulas of its own kernels only; these make the same products.
-        model.set_attn_implementation("sdpa")
-    step = STEPS[work](model, batch, replace(setting, compile=False))
     with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
         step()
     return counter.get_total_flops()
+
+
+class StepTimes(TrainerCallback):
+    """When each step ended, of training or of prediction."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        self.times.append(now())
+
+    on_prediction_step = on_step_end
+
+
+def trainer_seconds(
+    model: nn.Module, shape: Shape, batch: int, setting: Setting, steps: int, predicts: bool = False, **options: object
+) -> list[float]:
+    """Seconds from the end of one step of a Trainer run to the end of the next, loading of the data included.
+
+    The data are random tensors, decoded already. The first step is left out.
+
+    Args:
+        batch (`int`): Images per step, over its micro-batches if `options` have `gradient_accumulation_steps`.
+        predicts (`bool`): A step is one of `Trainer.predict`, not of training.
+        options: Of the training arguments.
+    """
+    is_dcal = isinstance(model, DCALForImageClassification)
+    classes = (DCALTrainer, DCALTrainingArguments) if is_dcal else (Trainer, TrainingArguments)
+    tensors = random_batch(shape, batch).values()
+    images = [{"pixel_values": pixels, "labels": label} for pixels, label in zip(*tensors, strict=True)]
+    step_times = StepTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = classes[1](
+            folder,
+            per_device_train_batch_size=batch // options.get("gradient_accumulation_steps", 1),
+            per_device_eval_batch_size=batch,
+            max_steps=steps + 1,
+            weight_decay=0.05,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            use_cpu=setting.device == "cpu",
+            **{"bf16": setting.dtype == "bfloat16", "torch_compile": setting.compile, **options},
+        )
+        trainer = classes[0](model, arguments, train_dataset=images, callbacks=[step_times])
+        if predicts:
+            trainer.predict(images * (steps + 1))
+        else:
+            trainer.train()
+    return torch.tensor(step_times.times, dtype=torch.float64).diff().tolist()

@@ -23,9 +23,6 @@ class MadeTensors(TorchDispatchMode):
 
     Views of its arguments, and arguments that it changes, are no new ones. What a fused kernel uses within itself is
     no operation's tensor and is not seen.
-
-    Attributes:
-        made (`set` of `Made`)
     """
 
     made: set[Made] = field(default_factory=set)
@@ -61,6 +58,3 @@ def is_attention_map(made: Made, tokens: int) -> bool:
     Any order of dimensions counts, also where some are one: `(B, H, N, 2 N)` and `(B H, N N)` are maps.
     """
     return sum(size >= tokens for size in made.shape) > 1 or any(size >= tokens**2 for size in made.shape)
-
-
-__all__ = ["Made", "MadeTensors", "is_attention_map", "made_tensors"]

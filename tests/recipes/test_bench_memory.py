@@ -1,6 +1,5 @@
-"""No step of DCAL makes an attention map, on any encoder but CaiT; and the memory benchmark on a tiny one."""
+"""No step of DCAL makes an attention map, on any encoder but CaiT; and the report of the largest tensors."""
 
-import sys
 from argparse import Namespace
 
 import pytest
@@ -89,26 +88,20 @@ def test_what_is_allocated_is_noted_and_views_are_not(tensors):
     assert noted == {("mul", (5, 3), 60), ("sum", (), 4), ("ones_like", (), 4), ("sum", (1, 3), 12)}
 
 
-def test_the_report(import_recipe, monkeypatch, tmp_path):
+def test_the_report(import_recipe, run_recipe, monkeypatch, tmp_path):
     """Both cases within this process, on a tiny backbone."""
-    bench, steps = import_recipe("bench_memory"), import_recipe("steps")
-    options = {"device": "cpu", "dtype": "float32", "batch": 2, "shapes": ["deit_tiny"]}
+    bench, steps = import_recipe("bench_model"), import_recipe("steps")
+    options = {"device": "cpu", "dtype": "float32", "compile": False, "attention": "sdpa", "batch": 2}
+    monkeypatch.setitem(steps.SHAPES, "deit_tiny", steps.Shape("tiny", 64, 2, (SIDE + 8, SIDE + 8), 2, 0.5))
     monkeypatch.setattr(
-        bench, "SHAPES", {"deit_tiny": steps.Shape("tiny", "", 64, 2, (SIDE + 8, SIDE + 8), 2, 0.5)}
-    )
-    monkeypatch.setattr(
-        bench, "measure", lambda cases: {name: bench.run_case(Namespace(case=name, **options)) for name in cases}
+        import_recipe("harness"),
+        "measure",
+        lambda cases, *_: {name: bench.run_case(Namespace(case=name, **options)) for name in cases},
     )
     output = tmp_path / "memory.md"
-    monkeypatch.setattr(sys, "argv", ["bench_memory.py", "--shapes", "deit_tiny", "--output", str(output)])
-    bench.main()
+    run_recipe("bench_model", "--report", "memory", "--shapes", "deit_tiny", "--output", output)
     report = output.read_text()
     assert report.startswith("# The largest tensors of a training step\n") and "### sdpa" in report
     # 64 patches of 16 pixels and CLS, 2 heads, 2 images.
-    assert "65 x 65 tokens, of all 2 heads and 2 images, would be 0.1 MB" in report
-
-
-def test_the_place_of_an_allocation(import_recipe):
-    bench = import_recipe("bench_memory")
-    frames = [{"filename": "/a/b.py", "line": 3, "name": "f"}, {"filename": "/a/c.py", "line": 4, "name": "g"}]
-    assert (bench.place_of(frames), bench.place_of([])) == ("b.py:3 f", "backward")
+    assert "| (a map of 65 x 65 tokens, 2 heads and 2 images) | 0.1 | 1.00 |" in report
+    assert "| gelu 4 x 65 x 256 | 0.3 |" in report

@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,102 +100,127 @@ def test_the_floor_of_sa_alone_is_the_plain_vit(flops, vit_config):
     assert count(lambda: plain(**batch).loss.backward()) == flops.training_flops(model.config)
 
 
-def test_fused_attention_computes_scores_once_more_in_backward(flops, steps, vit_config):
+def test_fused_attention_computes_scores_once_more_in_backward(flops, steps, tiny_shape):
     """Why the table's counted FLOPs lie above the needed ones: by `2 N² D` per block of SA, in training alone."""
-    model, batch = make(vit_config, branches=("sa",), attn_implementation="sdpa")
-    size, image = flops.Sizes.of(model.config), {key: value[:1] for key, value in batch.items()}
-    counted = {work: steps.counted_flops(work, model, image, steps.Setting()) for work in steps.STEPS}
-    again = size.layers * 2 * size.tokens**2 * size.width
-    assert counted["train"] == flops.training_flops(model.config) + again
-    assert counted["infer"] == flops.inference_flops(model.config)
+    config = steps.dcal_config(tiny_shape, "plain")
+    counted = {
+        work: steps.counted_flops(steps.make_step(work, tiny_shape, "plain", 1, steps.Setting()))
+        for work in ("train", "infer")
+    }
+    tokens = 5
+    assert counted["train"] == flops.training_flops(config) + 12 * 2 * tokens**2 * tiny_shape.width
+    assert counted["infer"] == flops.inference_flops(config)
 
 
 OPTIONS = {
     "device": "cpu", "dtype": "float32", "compile": False, "attention": "sdpa", "batch": 2, "steps": 1,
-    "shapes": ["deit_tiny"],
+    "shapes": ["deit_tiny"], "report": "model", "repeats": 1,
 }
 
 
 @pytest.fixture
-def run_case(bench_model, steps, monkeypatch):
+def tiny_shape(steps, monkeypatch):
+    """In the place of DeiT-Tiny: 2 x 2 patches, twelve blocks."""
+    shape = steps.Shape("tiny", 64, 1, (32, 32), 2, 0.5)
+    monkeypatch.setitem(steps.SHAPES, "deit_tiny", shape)
+    return shape
+
+
+@pytest.fixture
+def run_case(bench_model, tiny_shape):
     """A case within this process, where peaks of memory mean nothing, on a tiny backbone."""
-    shape = steps.Shape("tiny", "vit_tiny_patch16_224", 64, 1, (32, 32), 2, 0.5)
-    monkeypatch.setattr(bench_model, "SHAPES", {"deit_tiny": shape})
     return lambda name: bench_model.run_case(Namespace(case=name, **OPTIONS))
 
 
-def test_every_case_gives_its_figures(run_case, bench_model, harness):
-    names = [name for name, (shape, _, _) in bench_model.CASES.items() if shape == "deit_tiny"]
+def test_every_case_gives_its_figures(run_case, bench_model, harness, steps):
+    names = [name for name in bench_model.CASES if name.startswith("model/deit_tiny/")]
     results = {name: harness.summary([run_case(name)]) for name in names}
     assert all(figures["seconds"] > 0 for figures in results.values())
-    report = "\n".join(bench_model.section("deit_tiny", results, 2))
-    for label in bench_model.MODELS.values():
-        assert label in report
+    report = "\n".join(bench_model.report(Namespace(**OPTIONS), results))
+    for model in steps.MODELS.values():
+        assert f"| {model.title} |" in report
     assert "| plain ViT, transformers |" in report and "**1.00**" in report
 
 
 # Compilation takes its time, and is one switch like the others.
-COMPILED = {"compile", "bf16-compile"}
+def is_compiled(name: str) -> bool:
+    return "compile" in name
 
 
-def test_every_switch_runs_and_is_told(run_case, bench_model, run_recipe, monkeypatch, tmp_path):
-    def measure(cases, repeats):
-        ran = {name: run_case(name) for name in cases if name not in COMPILED}
+def test_every_switch_runs_and_is_told(run_case, harness, run_recipe, monkeypatch, tmp_path):
+    def measure(cases, *_):
+        ran = {name: run_case(name) for name in cases if not is_compiled(name)}
         assert all(figures["seconds"] > 0 for figures in ran.values())
-        return {name: {"seconds": 3.0, "bytes": 5e6} for name in cases} | {"none": {"seconds": 2.0, "bytes": 4e6}}
+        none = {name: {"seconds": 4.0, "bytes": 4e6} for name in cases if name.endswith("/none")}
+        return {name: {"seconds": 6.0, "bytes": 5e6} for name in cases} | none
 
-    monkeypatch.setattr(bench_model, "measure", measure)
-    run_recipe("bench_model", "--switches", "--shapes", "deit_tiny", "--output", tmp_path / "switches.md")
-    report = (tmp_path / "switches.md").read_text()
+    monkeypatch.setattr(harness, "measure", measure)
+    output = tmp_path / "switches.md"
+    run_recipe("bench_model", "--report", "switches", "--shapes", "deit_tiny", "--output", output)
+    report = output.read_text()
     assert "| none | 2 | **1.00** | 4 | **1.00** |" in report
     assert "| `--bf16` | 3 | **1.50** | 5 | **1.25** |" in report
-    assert '| `inference_branches=("sa",)` | 3 | **1.00** | 5 | **1.00** |' in report
+    assert '| `inference_branches=("sa",)` | 3 | **1.50** | 5 | **1.25** |' in report
 
 
-def test_the_switches_reach_the_run(run_case, bench_model, monkeypatch):
+def test_the_switches_reach_the_run(run_case, bench_model, steps, monkeypatch):
     seen = {}
 
-    def seconds(model, shape, batch, setting, steps, predicts, **options):
-        seen[name] = (model.config, predicts, options)
+    def seconds(model, shape, batch, setting, count, predicts, **options):
+        seen[name.removeprefix("switches/deit_tiny/")] = (model.config, predicts, options)
         return [1.0]
 
-    monkeypatch.setattr(bench_model, "trainer_seconds", seconds)
-    for name in bench_model.SWITCHES:
-        run_case(name)
-    assert seen["pwca-6"][0].num_pwca_blocks == 6 and seen["none"][0].num_pwca_blocks == 12
-    assert seen["cls"][0].glca_readout == "cls"
-    assert [name for name, (_, predicts, _) in seen.items() if predicts] == ["inference", "inference-sa"]
-    assert list(seen["inference-sa"][0].inference_branches) == ["sa"]
-    assert seen["lora"][2] == {"lora_rank": 8} and seen["none"][2] == {}
+    monkeypatch.setattr(steps, "trainer_seconds", seconds)
+    for name in bench_model.CASES:
+        if name.startswith("switches/deit_tiny/"):
+            run_case(name)
+    assert seen["Training/`num_pwca_blocks=6`"][0].num_pwca_blocks == 6
+    assert seen["Training/none"][0].num_pwca_blocks == 12 and seen["Training/none"][2] == {}
+    assert seen['Training/`glca_readout="cls"`'][0].glca_readout == "cls"
+    assert seen["Training/`--lora_rank 8`"][2] == {"lora_rank": 8}
+    predicting = ["Inference/none", 'Inference/`inference_branches=("sa",)`']
+    assert [name for name, (_, predicts, _) in seen.items() if predicts] == predicting
+    assert list(seen[predicting[1]][0].inference_branches) == ["sa"]
 
 
-def test_a_report_from_the_command_line(bench_model, harness, run_recipe, monkeypatch, tmp_path):
-    """Processes, medians and the report, with the measuring itself replaced by a script that prints figures."""
+def test_processes_and_medians(harness, monkeypatch, tmp_path):
+    """The measuring itself is replaced by a script that prints figures."""
     script = tmp_path / "case.py"
-    script.write_text("import json, sys\nprint('noise')\nprint(json.dumps({'seconds': len(sys.argv)}))\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", [str(script), "--quick"])
-        results = harness.measure({"a": ["--batch", "4"], "b": ()}, repeats=2)
-    # The script and its own options, the case, what is the case's alone.
-    assert results == {"a": {"seconds": 6, "fastest": 6}, "b": {"seconds": 4, "fastest": 4}}
+    script.write_text("import json, sys\nprint('noise')\nprint(json.dumps({'seconds': len(sys.argv[3])}))\n")
+    monkeypatch.setattr(sys, "argv", [str(script), "--quick"])
+    # The script's own options come before the case.
+    assert harness.measure(["a", "long"], 2, "folder") == {
+        "a": {"seconds": 1, "fastest": 1}, "long": {"seconds": 4, "fastest": 4}
+    }
     runs = [{"seconds": seconds, "bytes": size} for seconds, size in ((3, 50), (1, 70), (2, 60))]
     assert harness.summary(runs) == {"seconds": 2, "bytes": 60, "fastest": 1}
 
+
+def test_a_report_from_the_command_line(harness, run_recipe, monkeypatch, tmp_path):
     fake = {"seconds": 1.0, "fastest": 1.0, "bytes": 10, "flops": 20, "plain_seconds": 1.0}
-    monkeypatch.setattr(bench_model, "measure", lambda cases, repeats: dict.fromkeys(cases, fake))
+    monkeypatch.setattr(harness, "measure", lambda cases, *_: dict.fromkeys(cases, fake))
     command = ["bench_model", "--shapes", "vit_base", "--output", tmp_path / "m.md"]
     run_recipe(*command)
     report = (tmp_path / "m.md").read_text()
     assert report.startswith("# DCAL beside the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
-    assert "DeiT-Tiny" not in report and "plain ViT, timm" in report and "alternate in one process" in report
+    assert "DeiT-Tiny" not in report and "by turns in one process" in report
+    # The notes of the report that is replaced by default.
+    assert "- **x plain**: against transformers' plain ViT" in report
 
     run_recipe(*command, "--models", "cls-12")
     report = (tmp_path / "m.md").read_text()
-    assert "`cls`" in report and "timm |" not in report and "alternate in one process" not in report
+    assert "`cls`" in report and "| plain ViT, transformers |" in report
+    assert "readout `local`" not in report and "by turns in one" not in report
 
 
 def test_a_case_prints_json(bench_model, run_recipe, monkeypatch, capsys):
-    monkeypatch.setattr(bench_model, "run_case", lambda args: {"seconds": 8, "case": len(args.case)})
-    with pytest.raises(SystemExit):
-        run_recipe("bench_model", "--case", "vit_base/train/timm")
-    assert json.loads(capsys.readouterr().out) == {"seconds": 8, "case": 19}
+    monkeypatch.setattr(bench_model, "run_case", lambda args: {"seconds": 8, "case": args.case})
+    case = "model/vit_base/Inference/DCAL, SA only"
+    run_recipe("bench_model", "--case", case)
+    assert json.loads(capsys.readouterr().out) == {"seconds": 8, "case": case}
+
+
+@pytest.mark.parametrize("name", ["cost", "data", "gallery", "memory", "model", "retrieval", "switches"])
+def test_every_report_has_the_line_that_its_notes_are_behind(harness, name):
+    text = (Path(harness.__file__).parent / f"{name}.md").read_text()
+    assert text.count(harness.NOTES) == 1
