@@ -54,7 +54,7 @@ def test_a_mistyped_command_is_answered_with_the_nearest(dcal):
     "arguments, sentence",
     [
         (["fgvc", "quickstrat"], "^dcal fgvc: There is no configuration 'quickstrat': .* quickstart"),
-        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: .*: there is no option --epochs, but --num_train_epochs"),
+        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: .*: there is no option --epochs, but --num_train"),
         (["fgvc", "quickstart", "oops"], "^dcal fgvc: .*: 'oops' belongs to no option"),
         (["reid", "--do_train"], "^dcal reid: Give either --model_name_or_path"),
     ],
