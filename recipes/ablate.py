@@ -82,13 +82,13 @@ class Ablation:
         missing, unknown = names - set(values) - {"encoder"}, set(values) - names
         if missing or unknown:
             raise ValueError(
-                f"{path} is no ablation: it lacks {sorted(missing)} and has the unknown {sorted(unknown)}; its keys "
-                f"are {', '.join(sorted(names))}."
+                f"{path} is not an ablation file: it lacks {sorted(missing)} and has the unknown {sorted(unknown)}; "
+                f"the keys are {', '.join(sorted(names))}."
             )
         ablation = cls(**values)
         if ablation.reference not in ablation.arms:
             raise ValueError(
-                f"{path}: the reference '{ablation.reference}' is none of the arms {', '.join(ablation.arms)}."
+                f"{path}: the reference '{ablation.reference}' is not one of the arms {', '.join(ablation.arms)}."
             )
         return ablation
 
@@ -149,7 +149,7 @@ def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
         unset = [value for value in run.options.values() if isinstance(value, str) and value.startswith("$")]
         if unset:
             raise ValueError(
-                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave it out by --arms."
+                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave it out (--arms)."
             )
     return todo
 
@@ -179,7 +179,7 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
     if code != 0:
-        raise RuntimeError(f"{recipe} failed with exit status {code}; its last words are in {log.name}.")
+        raise RuntimeError(f"{recipe} failed with exit status {code}; see its output in {log.name}.")
     return resumes
 
 
@@ -194,7 +194,7 @@ def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: in
         return
     if data_dir is None:
         raise ValueError(
-            f"The runs start from an encoder that {config} trains: name its images with --encoder_data_dir, or give "
+            f"The runs start from an encoder that {config} trains: give its images with --encoder_data_dir, or give "
             "another encoder with --model_name_or_path."
         )
     if not (folder / "all_results.json").is_file():
@@ -286,7 +286,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
     parser.add_argument("ablation", type=Path, help=POSITIONAL[1])
     args, rest = parser.parse_known_args()
     if len(rest) % 2 == 1 or any(not name.startswith("--") for name in rest[::2]):
-        parser.error(f"options of the recipe come as pairs, '--name value', got: {' '.join(rest)}")
+        parser.error(f"options of the recipe must be pairs '--name value', got: {' '.join(rest)}")
     return args, {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2])}
 
 

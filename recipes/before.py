@@ -1,4 +1,4 @@
-"""What the training recipes do before they build a model: check the images, and print what is trained on."""
+"""Steps of the training recipes before they build a model: check the images, and print the sizes of the splits."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from dcal_hf.files import save_table
 
 
 CHECK_FILE = "data_check.csv"
-# Per problem, on the screen; the table has all.
+# Printed per problem; the table contains all.
 EXAMPLES = 3
 
 
@@ -29,18 +29,18 @@ class CheckArguments:
     check_files: Literal["full", "header", "off"] = field(
         default="full",
         metadata={
-            "help": "Look for unreadable, tiny, repeated and misplaced images first: in whole files, which finds "
-            "truncated ones and takes part of the time of reading them once in training; in headers only; or not."
+            "help": "Check for unreadable, tiny, duplicate and misplaced images before training: `full` reads whole "
+            "files, which finds truncated ones and takes less time than an epoch; `header` reads only headers."
         },
     )
     skip_broken: bool = field(
         default=False,
-        metadata={"help": "Leave out what the check finds, listed in data_check.csv, instead of failing."},
+        metadata={"help": "Leave out images with problems (listed in data_check.csv) instead of failing."},
     )
 
     def __post_init__(self):
         if self.skip_broken and self.check_files == "off":
-            raise ValueError("--skip_broken leaves out what the check finds: give --check_files full or header.")
+            raise ValueError("--skip_broken needs a check of the images: give --check_files full or header.")
 
 
 def check_data(
@@ -52,22 +52,22 @@ def check_data(
     max_pixels: int,
     has_class_folders: bool,
 ) -> DatasetDict:
-    """Checks the images of the splits that are used, and prints and lists all that is wrong at once.
+    """Checks the images of the splits that are used. Prints a summary of all problems, and lists them in a table.
 
     Args:
-        has_class_folders (`bool`): Whether images beside and below the class folders count as misplaced.
+        has_class_folders (`bool`): Whether to report images next to the class folders or in subfolders of them.
 
     Returns:
-        `datasets.DatasetDict`: the data set; with `--skip_broken` without what was found.
+        `datasets.DatasetDict`: the data set; with `--skip_broken`, without the images found.
 
     Raises:
-        ValueError: If images cannot be read, without `--skip_broken`.
+        ValueError: If images cannot be read and `--skip_broken` is not given.
     """
     if check_args.check_files == "off":
         return dataset
     used = DatasetDict({split: dataset[split] for split in splits})
     is_main = training_args.process_index == 0
-    # Processes share the data set, and must agree on what is left of it.
+    # Only the main process reads the images; all processes must leave out the same ones.
     shared = [None]
     if is_main:
         start = time.monotonic()
@@ -90,7 +90,7 @@ def check_data(
     if unreadable and not check_args.skip_broken:
         raise ValueError(
             f"{len(unreadable)} of {sum(map(len, used.values())):,} images cannot be read, the first is "
-            f"{unreadable[0].image}: replace them, or train without them by --skip_broken. All are listed in "
+            f"{unreadable[0].image}: replace them, or leave them out with --skip_broken. All are listed in "
             f"{Path(training_args.output_dir, CHECK_FILE)}."
         )
     return DatasetDict({**dataset, **leave_out(used, findings)}) if check_args.skip_broken else dataset
@@ -110,13 +110,13 @@ def common_folder(dataset: DatasetDict) -> str:
 def report(
     findings: Sequence[Finding], misplaced: Sequence[Path], skips: bool, folder: str, output_dir: str
 ) -> None:
-    """Prints the number and some examples of each problem, and writes all, in paths of the folder, to a table."""
+    """Prints the number and some examples of each problem, and writes a table of all, with paths in `folder`."""
     path = Path(output_dir, CHECK_FILE)
     left_out = "yes" if skips else "no"
     rows = [[finding.split, finding.image, finding.problem, finding.detail, left_out] for finding in findings]
-    rows += [["", str(image), "misplaced", "beside or below the class folders", "not read"] for image in misplaced]
+    rows += [["", str(image), "misplaced", "next to or below the class folders", "not read"] for image in misplaced]
     if not rows:
-        # What an earlier run found has been mended.
+        # Problems of an earlier run have been fixed.
         path.unlink(missing_ok=True)
         return
     rows = [[cell.replace(f"{folder}{os.sep}", "") for cell in row] for row in rows]
@@ -132,7 +132,7 @@ def report(
 
 
 def print_splits(title: str, dataset: DatasetDict, splits: Sequence[str], class_column: str, noun: str) -> None:
-    """Prints, for each split that is used, its images, its classes, and the smallest of these."""
+    """Prints the number of images and classes of each split that is used, and its smallest class."""
     rows = [(title, "images", noun, "smallest")]
     for split in splits:
         counts = class_counts(dataset[split], class_column)
@@ -145,7 +145,7 @@ def print_splits(title: str, dataset: DatasetDict, splits: Sequence[str], class_
 
 
 def class_counts(part: Dataset, class_column: str) -> dict[str, int]:
-    """The number of images of each class by its name; of identities, of those that the split has."""
+    """The number of images per class name. For identities, only those of the split are included."""
     feature, counts = part.features[class_column], Counter(part.with_format(None)[class_column][:])
     if not isinstance(feature, ClassLabel):
         return {str(value): count for value, count in counts.items()}

@@ -1,4 +1,4 @@
-"""What the training recipes print: a line per epoch, a table of results, and what to open first."""
+"""Output of the training recipes: a line per epoch, a table of results, and the files to open first."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from dcal_hf.model_card import COLUMNS
 
 
 class EpochLines(ProgressCallback):
-    """Progress bars, and per epoch a line with the mean losses, the metric and the learning rate, at most 100 wide.
+    """Shows progress bars, and prints a line per epoch with mean losses, metric and learning rate.
 
     Replaces the callbacks of transformers, which print each log as a dictionary.
 
     Args:
-        branches (sequence of `str`): The branches that are trained; with several, each has a loss of its own.
+        branches (sequence of `str`): The trained branches; if there are several, the loss of each is printed.
         title (`str`), key (`str`): The metric and its name in the logs.
         rows (mapping from `str` to `str`): As from [`result_rows`].
     """
@@ -63,7 +63,7 @@ class EpochLines(ProgressCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collects what the line of the epoch tells."""
+        """Collects the values for the line of the epoch."""
         logs = kwargs["logs"]
         if not state.is_world_process_zero or self.training_bar is None:
             return
@@ -80,7 +80,7 @@ class EpochLines(ProgressCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Not at the end of the epoch, after which it is evaluated.
+        # Not at the end of the epoch, because it is evaluated after that.
         self.write_epoch(state)
 
     def on_train_end(
@@ -110,7 +110,7 @@ class EpochLines(ProgressCallback):
 
 
 def print_epochs(trainer: DCALTrainer, title: str, key: str) -> None:
-    """Lets the trainer print with [`EpochLines`]."""
+    """Makes the trainer print with [`EpochLines`]."""
     config = trainer.model.config
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     trainer.add_callback(EpochLines(config.branches, title, key, result_rows(config.inference_branches)))
@@ -125,7 +125,7 @@ def print_training(trainer: DCALTrainer, metrics: Mapping[str, float]) -> None:
     )
     if args.load_best_model_at_end and state.best_global_step:
         epoch = state.best_global_step * state.epoch / state.global_step
-        print(f"Kept is epoch {epoch:.4g}, the best by {args.metric_for_best_model}: {state.best_metric:.4f}.")
+        print(f"Kept epoch {epoch:.4g}, the best by {args.metric_for_best_model}: {state.best_metric:.4f}.")
 
 
 def loss_text(loss: float) -> str:
@@ -137,18 +137,18 @@ def duration(seconds: float) -> str:
 
 
 def result_rows(branches: Sequence[str]) -> dict[str, str]:
-    """The rows of results, each with its prefix in the metrics: the branches, if there are two, and both together."""
+    """The rows of the results table and the prefixes of their metrics: each branch, if there are two, and both."""
     rows = {name.upper(): f"{name}_" for name in branches}
     joint = " + ".join(rows)
     return {joint: ""} if len(rows) == 1 else {**rows, joint: ""}
 
 
 def print_results(title: str, task: str, rows: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-    """Prints a table of the metrics that the model card has, too.
+    """Prints a table of the metrics in the model card.
 
     Args:
         title (`str`): What was evaluated.
-        task (`str`): The Hub's name of the task.
+        task (`str`): Name of the task on the Hub.
         rows (mapping from `str` to `str`): Titles of the rows, and the prefixes of their metrics.
         metrics (mapping from `str` to `float`): Fractions.
     """
@@ -161,7 +161,7 @@ def print_results(title: str, task: str, rows: Mapping[str, str], metrics: Mappi
 
 
 def print_outputs(output_dir: str, files: Mapping[str, str], next_commands: Mapping[str, str]) -> None:
-    """Prints which files to open first, of those that there are, and the next commands.
+    """Prints which of the existing files to open first, and the next commands.
 
     Args:
         files (mapping from `str` to `str`): What is in each file.

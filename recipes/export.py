@@ -5,13 +5,13 @@
 
     python recipes/export.py --model_name_or_path out/birds --output birds.onnx --images photographs
 
-`birds.onnx.metadata.json` says what goes in and what comes out, and has the names of the classes. With `--input uint8`
-the graph takes resized RGB images and normalises them itself:
+`birds.onnx.metadata.json` describes inputs, outputs and class names. With `--input uint8` the graph takes resized RGB
+images and normalises them:
 
     python recipes/export.py --model_name_or_path out/birds --output birds.onnx --input uint8 --int8 \
         --outputs probabilities sa_probabilities glca_probabilities
 
-For a multi-object tracker (BoxMOT), an embedding of 256 x 128 pixels, or of 256 x 256 with "veri" in the file's name:
+Embedding for a multi-object tracker (BoxMOT), of 256 x 128 pixels, or 256 x 256 with "veri" in the file name:
 
     python recipes/export.py --model_name_or_path out/reid --output persons.onnx --input tracker
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-# Nothing of torch or dcal_hf: `--help` answers at once.
+# torch and dcal_hf are imported later, so that `--help` is fast.
 from arguments import HubArguments, parse_arguments
 
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dcal_hf.export import OnnxExport
 
-# Photographs to compare; the rest of a large folder adds time, not certainty.
+# The largest number of photographs to compare outputs on; more would only take time.
 MAX_IMAGES = 64
 
 
@@ -112,7 +112,7 @@ def open_images(given: list[str]) -> "list[Image.Image]":
 
 
 def report(export: "OnnxExport") -> None:
-    """Prints what was written, and how near it is to torch."""
+    """Prints the files, and the differences from torch."""
     about = export.metadata
     compared = f"{export.num_images} {'photographs' if about['compared']['photographs'] else 'images of noise'}"
     shape = " x ".join(map(str, about["input"]["shape"]))

@@ -1,4 +1,4 @@
-"""`ranked_lists.png` of a re-identification model."""
+"""Writes `ranked_lists.png` of a re-identification model."""
 
 from functools import partial
 from pathlib import Path

@@ -53,14 +53,14 @@ from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_proce
 PICTURE_PIXELS = 1024
 
 
-# What to open first, and what is in it.
+# Files to open first, and their content.
 OUTPUTS = {
     "README.md": "the model card: results, settings, how to load the model",
-    "attention.png": "where the model looks",
+    "attention.png": "attention rollout and selected patches",
     "eval_predictions.csv": "the class and the prediction of each image",
-    "eval_confusion_matrix.csv": "which classes are taken for which",
-    "predict_predictions.csv": "the predictions of test",
-    CHECK_FILE: "images with which something is wrong",
+    "eval_confusion_matrix.csv": "which classes are confused",
+    "predict_predictions.csv": "the same for the test split",
+    CHECK_FILE: "images with problems",
 }
 
 
@@ -149,7 +149,7 @@ class DataArguments(CheckArguments):
 
     @property
     def has_class_folders(self) -> bool:
-        """Whether it is a folder, or an archive of one, with a subfolder per class."""
+        """Whether the data set is a folder (or its archive) with a subfolder per class."""
         return self.dataset_name in (None, "imagefolder") or Path(self.dataset_name).exists()
 
     def split_title(self, split: str | None = None) -> str:
@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def prepare_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
-    """Loads the data set, checks its images, and prints what is used of it."""
+    """Loads the data set, checks its images, and prints the sizes of the splits."""
     dataset = load_data(data_args, training_args)
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     splits = dict.fromkeys(
@@ -251,8 +251,8 @@ def next_commands(training_args: DCALTrainingArguments, data_args: DataArguments
     """Commands that use the model."""
     predict = f"dcal predict --model_name_or_path {training_args.output_dir} --output_dir answer --images"
     return {
-        f"{predict} photographs --attention": "Classify photographs, and see where the model looks",
-        f"{predict} labelled_photographs --labelled": "See the mistakes, in folders named after the classes",
+        f"{predict} photographs --attention": "Classify photographs, with attention overlays",
+        f"{predict} labelled_photographs --labelled": "Show the mistakes, for folders named after the classes",
     }
 
 

@@ -57,12 +57,12 @@ from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 logger = logging.getLogger(__name__)
 
 
-# What to open first, and what is in it.
+# Files to open first, and their content.
 OUTPUTS = {
     "README.md": "the model card: results, settings, how to load the model",
-    "ranked_lists.png": "queries and what they find",
-    "all_results.json": "all metrics, among them thresholds for verification",
-    CHECK_FILE: "images with which something is wrong",
+    "ranked_lists.png": "queries and their best matches",
+    "all_results.json": "all metrics, including verification thresholds",
+    CHECK_FILE: "images with problems",
 }
 
 
@@ -77,11 +77,11 @@ class ReIDModelArguments(ModelArguments):
         default=None, metadata={"help": "L2-normalise embeddings (default)."}
     )
     identity_loss: str | None = field(
-        default=None, metadata={"help": "cross_entropy (the default) or arcface, beside the triplet loss."}
+        default=None, metadata={"help": "Identity loss: cross_entropy (default) or arcface."}
     )
-    arcface_subcenters: int | None = field(default=None, metadata={"help": "Sub-centres of each identity, default 3."})
-    arcface_margin: float | None = field(default=None, metadata={"help": "ArcFace's margin in radians, default 0.5."})
-    arcface_scale: float | None = field(default=None, metadata={"help": "ArcFace's scale, default 64."})
+    arcface_subcenters: int | None = field(default=None, metadata={"help": "Sub-centres per identity (3)."})
+    arcface_margin: float | None = field(default=None, metadata={"help": "Margin of ArcFace in radians (0.5)."})
+    arcface_scale: float | None = field(default=None, metadata={"help": "Scale of ArcFace (64)."})
 
 
 @dataclass
@@ -158,7 +158,7 @@ class DataArguments(CheckArguments):
 
     @property
     def has_identity_folders(self) -> bool:
-        """Whether it is a folder, or an archive of one, with a subfolder per identity."""
+        """Whether the data set is a folder (or its archive) with a subfolder per identity."""
         return self.is_own and not (self.dataset_name or "").lower().endswith((".csv", ".parquet"))
 
 
@@ -219,7 +219,7 @@ def main() -> None:
 
 
 def prepare_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
-    """Loads the data set, checks its images, and prints what is used of it."""
+    """Loads the data set, checks its images, and prints the sizes of the splits."""
     dataset = load_data(data_args, training_args)
     dataset = check_data(
         dataset, [*dataset], "identity", data_args, training_args, data_args.max_pixels, data_args.has_identity_folders
@@ -269,8 +269,8 @@ def next_commands(training_args: DCALReIDTrainingArguments) -> dict[str, str]:
     """Commands that use the model."""
     model = f"--model_name_or_path {training_args.output_dir}"
     return {
-        f"dcal embed {model} --image_dir photographs --output_dir gallery": "Put photographs into a gallery",
-        f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search it",
+        f"dcal embed {model} --image_dir photographs --output_dir gallery": "Add photographs to a gallery",
+        f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search the gallery",
     }
 
 

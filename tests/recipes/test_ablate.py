@@ -134,10 +134,10 @@ def test_a_killed_run_is_resumed_where_it_can_be(ablate, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "changes, arguments, sentence",
     [
-        ({"reference": "plain"}, (), "the reference 'plain' is none of the arms sa, dcal"),
-        ({"arm": {}}, (), "is no ablation: it lacks .* and has the unknown \\['arm'\\]"),
+        ({"reference": "plain"}, (), "the reference 'plain' is not one of the arms sa, dcal"),
+        ({"arm": {}}, (), "is not an ablation file: it lacks .* and has the unknown \\['arm'\\]"),
         ({}, ("--arms", "both"), "the arms of .*ablation.yaml are sa, dcal"),
-        ({"encoder": "config.yaml"}, (), "name its images with --encoder_data_dir"),
+        ({"encoder": "config.yaml"}, (), "give its images with --encoder_data_dir"),
         ({"arms": {"sa": {"data_dir": "$NOWHERE"}}}, (), "'sa' needs the environment variable \\$NOWHERE: set it"),
         ({}, ("--report",), "has no run of the reference 'sa' to compare with yet"),
     ],

@@ -1,4 +1,4 @@
-"""What a user is told of their images before training."""
+"""The check of the images before training."""
 
 import csv
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ def before(import_recipe):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of three images; one image is damaged, another one comes again in test, a third lies loose."""
+    """Two classes of three images: one image is damaged, one is also in test, and one is outside the class folders."""
     for number in range(6):
         path = tmp_path / "birds" / "train" / ("finch" if number < 3 else "wren") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def listed(tmp_path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def test_all_that_is_wrong_is_told_before_the_model_is_built(check, folder, tmp_path, capsys):
+def test_all_problems_are_reported_at_once(check, folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="1 of 8 images cannot be read, .*/5.png: .* --skip_broken.*data_check.csv"):
         check()
     rows = listed(tmp_path)
@@ -57,12 +57,12 @@ def test_all_that_is_wrong_is_told_before_the_model_is_built(check, folder, tmp_
         ["", "train/loose.png", "misplaced"],
     ]
     assert [row[4] for row in rows] == ["no", "no", "not read"]
-    told = capsys.readouterr().out
-    assert f"Of the images in {folder}" in told and "1 misplaced:\n    train/loose.png" in told
-    assert "train/finch/1.png (also test/finch/again.png, in test)" in told
+    printed = capsys.readouterr().out
+    assert f"Of the images in {folder}" in printed and "1 misplaced:\n    train/loose.png" in printed
+    assert "train/finch/1.png (also test/finch/again.png, in test)" in printed
 
 
-def test_skip_broken_goes_on_without_and_says_how_many(check, before, tmp_path, capsys):
+def test_skip_broken_leaves_the_images_out_and_reports_their_number(check, before, tmp_path, capsys):
     dataset = check(skip_broken=True)
     assert {split: len(part) for split, part in dataset.items()} == {"train": 4, "test": 2}
     assert "2 are left out. All are listed in" in capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_skip_broken_goes_on_without_and_says_how_many(check, before, tmp_path, 
     assert lines[1:] == [["train", "4", "2", "finch", "(2)"], ["test", "2", "1", "wren", "(0)"]]
 
 
-def test_a_mended_data_set_leaves_no_list_behind(check, folder, tmp_path):
+def test_the_table_is_deleted_once_the_problems_are_fixed(check, folder, tmp_path):
     check(skip_broken=True)
     noise_picture(5).save(folder / "train" / "wren" / "5.png")
     for name in ("test/finch/again.png", "train/loose.png"):
@@ -81,7 +81,7 @@ def test_a_mended_data_set_leaves_no_list_behind(check, folder, tmp_path):
     assert not (tmp_path / "out" / "data_check.csv").exists()
 
 
-def test_without_the_check_nothing_is_opened(check, before):
+def test_without_the_check_no_image_is_opened(check, before):
     assert len(check(check_files="off")["train"]) == 6
-    with pytest.raises(ValueError, match="--skip_broken leaves out what the check finds"):
+    with pytest.raises(ValueError, match="--skip_broken needs a check of the images"):
         before.CheckArguments(check_files="off", skip_broken=True)

@@ -1,4 +1,4 @@
-"""What the training recipes print, to the character."""
+"""The exact output of the training recipes."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ BRANCHES = ("sa", "glca", "pwca")
 
 
 def run(callback, *events, max_steps=8, **args):
-    """Calls the callback as the Trainer does: (event, step, epoch, keywords)."""
+    """Calls the callback as the Trainer does; an event is (name, step, epoch, keyword arguments)."""
     state = SimpleNamespace(is_world_process_zero=True, max_steps=max_steps, num_train_epochs=2)
     for event, step, epoch, *kwargs in events:
         state.global_step, state.epoch = step, epoch
@@ -27,7 +27,7 @@ def log(loss, **others):
     return {"logs": {"loss": loss, "loss_sa": loss + 1, "loss_glca": loss + 2, "learning_rate": 1e-3, **others}}
 
 
-def test_an_epoch_is_a_line_of_means_over_its_steps_and_of_its_evaluation(console, capsys):
+def test_the_line_of_an_epoch_has_mean_losses_and_metrics(console, capsys):
     callback = console.EpochLines(BRANCHES, "Top-1", "accuracy", console.result_rows(("sa", "glca")))
     scores = {"eval_accuracy": 0.5, "eval_sa_accuracy": 0.25, "eval_glca_accuracy": 0.125, "eval_loss": 9}
     run(
@@ -49,7 +49,7 @@ def test_an_epoch_is_a_line_of_means_over_its_steps_and_of_its_evaluation(consol
     assert max(map(len, (header, first, second))) <= 100
 
 
-def test_evaluations_within_an_epoch_have_lines_of_their_own(console, capsys):
+def test_each_evaluation_within_an_epoch_has_a_line(console, capsys):
     callback = console.EpochLines(("sa",), "mAP", "map", console.result_rows(("sa",)))
     events = [("on_log", step, step / 4, {"logs": {"eval_map": step / 10}}) for step in (2, 4)]
     run(callback, ("on_train_begin", 0, 0), *events, ("on_train_end", 4, 1.0))
@@ -58,13 +58,13 @@ def test_evaluations_within_an_epoch_have_lines_of_their_own(console, capsys):
     assert [line[:3] for line in lines] == [["0.5/2", "|", "20.00"], ["1/2", "|", "40.00"]]
 
 
-def test_without_evaluation_there_are_no_columns_for_it(console, capsys):
+def test_without_evaluation_there_are_no_metric_columns(console, capsys):
     callback = console.EpochLines(BRANCHES, "mAP", "map", console.result_rows(("sa", "glca")))
     run(callback, ("on_train_begin", 0, 0), ("on_log", 4, 1.0, log(1.0)), ("on_train_end", 4, 1.0), eval_strategy="no")
     assert [line.count("|") for line in capsys.readouterr().out.splitlines()] == [1, 1]
 
 
-def test_results_are_a_table_of_branches_and_ranks_in_order(console, capsys):
+def test_results_table(console, capsys):
     names = ("map", "rank1", "rank5", "rank10", "minp")
     metrics = {f"{prefix}{name}": number / 10 for prefix in ("", "sa_") for number, name in enumerate(names)}
     console.print_results("birds (3 queries)", "image-feature-extraction", {"SA": "sa_", "SA + GLCA": ""}, metrics)
@@ -75,7 +75,7 @@ def test_results_are_a_table_of_branches_and_ranks_in_order(console, capsys):
     assert len({len(line) for line in (header, *rows)}) == 1
 
 
-def test_only_files_that_are_there_are_named(console, tmp_path, capsys):
+def test_only_existing_files_are_listed(console, tmp_path, capsys):
     (tmp_path / "README.md").write_text("")
     console.print_outputs(str(tmp_path), {"README.md": "the card", "attention.png": "where"}, {"dcal x": "Next"})
     assert capsys.readouterr().out.splitlines()[1:] == [
