@@ -24,6 +24,7 @@ COMMANDS = {
     "attention": ("attention", "draw where several models look on the same photographs"),
     "embed": ("embed", "embed a folder of images into a gallery"),
     "search": ("search", "search a gallery by image"),
+    "gallery": ("gallery", "add images to a gallery, remove some, show it"),
     "verify": ("verify", "tell whether two images show the same individual"),
     "export": ("export", "write a model as ONNX, compared with torch"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),

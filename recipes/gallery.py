@@ -1,0 +1,228 @@
+# /// script
+# dependencies = ["dcal_hf"]
+# ///
+"""Adds images to a gallery created by recipes/embed.py, removes some, or shows what is in it.
+
+    python recipes/gallery.py show --gallery_dir gallery
+    python recipes/gallery.py add --gallery_dir gallery --model_name_or_path out --images new.jpg more_photographs
+    python recipes/gallery.py remove --gallery_dir gallery --images old.jpg
+
+In a gallery with other columns, such as identity, `--columns` gives the values of the added images, and chooses images
+to remove:
+
+    python recipes/gallery.py add --gallery_dir gallery --model_name_or_path out --images berta --columns \
+        '{"identity": "Berta"}'
+    python recipes/gallery.py remove --gallery_dir gallery --columns '{"identity": "Berta"}'
+
+The gallery is replaced once the new one is complete. Image files are neither copied nor deleted.
+"""
+
+import json
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arguments import parse_arguments
+from common import set_up_logging
+from datasets import ClassLabel, Dataset, Features
+from embed import CheckpointArguments, load_checkpoint
+from predict import find_images
+from usage import help_text
+
+from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
+
+
+@dataclass
+class GalleryFolder:
+    """Gallery."""
+
+    gallery_dir: str = field(metadata={"help": "Folder of the gallery."})
+
+
+@dataclass
+class AddArguments(GalleryFolder):
+    """Images to add."""
+
+    images: list[str] = field(metadata={"help": "Photographs or folders of photographs."})
+    columns: str = field(
+        default="{}", metadata={"help": "Values of the other columns, for all of these images, as JSON."}
+    )
+    skip_broken: bool = field(default=False, metadata={"help": "Skip unreadable images with a warning."})
+
+
+@dataclass
+class RemoveArguments(GalleryFolder):
+    """Images to remove: those named in one of three ways."""
+
+    images: list[str] | None = field(default=None, metadata={"help": "Image files, or folders of images."})
+    rows: list[int] | None = field(default=None, metadata={"help": "Rows, as show and recipes/search.py print them."})
+    columns: str = field(default="{}", metadata={"help": "Values of columns as JSON, which all must have."})
+
+    def __post_init__(self):
+        if (self.images is not None) + (self.rows is not None) + (self.columns != "{}") != 1:
+            raise ValueError("Name the images to remove by one of --images, --rows and --columns.")
+
+
+@dataclass
+class ShowArguments(GalleryFolder):
+    """Rows to show."""
+
+    start: int = field(default=0, metadata={"help": "First row to print."})
+    count: int = field(default=10, metadata={"help": "Number of rows to print."})
+
+
+EXAMPLE = '{"identity": "Berta"}'
+ARGUMENTS = {
+    "add": (AddArguments, CheckpointArguments),
+    "remove": (RemoveArguments,),
+    "show": (ShowArguments,),
+}
+
+
+def main() -> None:
+    program, *arguments = sys.argv
+    command = arguments[0] if arguments else ""
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(Path(__file__), program, command))
+        return
+    if command not in ARGUMENTS:
+        raise ValueError(f"Give one of {', '.join(ARGUMENTS)} first, such as `gallery show --gallery_dir gallery`.")
+    sys.argv = [f"{program} {command}", *arguments[1:]]
+    set_up_logging(logging.WARNING)
+    {"add": add, "remove": remove, "show": show}[command](*parse_arguments(ARGUMENTS[command]))
+
+
+def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
+    """Adds the images that the gallery does not have yet, by their paths."""
+    given = [str(Path(path).resolve()) for path in find_images(args.images)]
+    model, processor = load_checkpoint(checkpoint_args)
+    gallery = GalleryIndex.load(args.gallery_dir, model_fingerprint(model))
+    known = set(paths(gallery))
+    new = [path for path in dict.fromkeys(given) if path not in known]
+    values = read_columns(args.columns, gallery.items.features)
+    missing = [name for name in gallery.items.column_names if name != "image" and name not in values]
+    if missing:
+        example = json.dumps({name: "..." for name in missing})
+        raise ValueError(f"The gallery has the column {missing[0]}, too: give its value by --columns '{example}'.")
+    if new:
+        images = Dataset.from_dict({"image": new})
+        embeddings = embed_images(
+            model, processor, images, skip_broken=args.skip_broken, **checkpoint_args.reader_kwargs
+        )
+        kept = np.flatnonzero(~np.isnan(embeddings).any(axis=1))
+        new = [new[row] for row in kept]
+    if new:
+        records = {"image": [as_image(path, gallery) for path in new]}
+        records |= {name: [value] * len(new) for name, value in values.items()}
+        gallery.add(embeddings[kept], Dataset.from_dict(records, features=gallery.items.features))
+        gallery.save(args.gallery_dir)
+    print(f"{len(new)} of {len(given)} images are new; the gallery {args.gallery_dir} has {len(gallery):,} now.")
+
+
+def remove(args: RemoveArguments) -> None:
+    """Removes the images that are named, all of which must be there."""
+    gallery = GalleryIndex.load(args.gallery_dir)
+    rows = chosen_rows(gallery, args)
+    if len(rows) == len(gallery):
+        raise ValueError(f"These are all images of {args.gallery_dir}: delete the folder instead.")
+    gallery.remove(rows)
+    gallery.save(args.gallery_dir)
+    print(f"{len(rows)} images are removed; the gallery {args.gallery_dir} has {len(gallery):,} now.")
+
+
+def chosen_rows(gallery: GalleryIndex, args: RemoveArguments) -> list[int]:
+    """
+    Raises:
+        ValueError: If a row, an image or a value is not in the gallery.
+    """
+    if args.rows is not None:
+        outside = [row for row in args.rows if not 0 <= row < len(gallery)]
+        if outside:
+            raise ValueError(f"--rows {outside[0]}: {args.gallery_dir} has the rows 0 to {len(gallery) - 1}.")
+        return sorted(set(args.rows))
+    if args.images is not None:
+        found = set()
+        for name in args.images:
+            path = Path(name).resolve()
+            own = [row for row, image in enumerate(paths(gallery)) if path in (Path(image), *Path(image).parents)]
+            if not own:
+                raise ValueError(f"--images {name}: {args.gallery_dir} has no image of that path or in such a folder.")
+            found.update(own)
+        return sorted(found)
+    values = read_columns(args.columns, gallery.items.features)
+    columns = [gallery.items[name][:] for name in values]
+    rows = [row for row, found in enumerate(zip(*columns)) if list(found) == list(values.values())]
+    if not rows:
+        raise ValueError(f"--columns {args.columns}: {args.gallery_dir} has no image with these values.")
+    return rows
+
+
+def show(args: ShowArguments) -> None:
+    """Prints how the gallery was made, its most frequent values, and some rows."""
+    gallery = GalleryIndex.load(args.gallery_dir)
+    others = [name for name in gallery.items.column_names if name != "image"]
+    print(
+        f"{args.gallery_dir}: {len(gallery):,} images, {gallery.dimension} numbers each, by "
+        f"{gallery.model_name or 'a model'} ({gallery.model_id}); {gallery.metric} distance, index {gallery.factory}"
+    )
+    gone = [path for path in paths(gallery) if path and Path(path).is_absolute() and not Path(path).exists()]
+    if gone:
+        print(f"{len(gone):,} of the image files are gone, the first is {gone[0]}")
+    for name in others:
+        counts = Counter(named(gallery.items.features, name, value) for value in gallery.items[name][:])
+        most = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(5))
+        print(f"{name}: {len(counts):,} different, most often {most}")
+    print(f"{'row':>8}  {', '.join(['image', *others])}")
+    for row in range(args.start, min(args.start + args.count, len(gallery))):
+        item = gallery.items[row]
+        values = [path_of(item["image"]), *(named(gallery.items.features, name, item[name]) for name in others)]
+        print(f"{row:>8}  {', '.join(map(str, values))}")
+
+
+def read_columns(text: str, features: Features) -> dict[str, Any]:
+    """The values of columns from JSON; names of classes become their numbers.
+
+    Raises:
+        ValueError: If it is no such JSON, or the gallery has no such column or class.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--columns takes JSON, such as '{EXAMPLE}', not {text!r}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--columns takes JSON of names and values, such as '{EXAMPLE}', not {text}.")
+    for name, value in values.items():
+        if name not in features or name == "image":
+            others = ", ".join(column for column in features if column != "image") or "none but image"
+            raise ValueError(f"--columns: the gallery has no column {name!r}; it has {others}.")
+        if isinstance(features[name], ClassLabel) and isinstance(value, str):
+            if value not in features[name].names:
+                raise ValueError(f"--columns: {name} {value!r} is none of {', '.join(features[name].names[:10])}, ...")
+            values[name] = features[name].str2int(value)
+    return values
+
+
+def named(features: Features, name: str, value: Any) -> Any:
+    return features[name].int2str(value) if isinstance(features[name], ClassLabel) else value
+
+
+def paths(gallery: GalleryIndex) -> list[str]:
+    return [path_of(image) for image in gallery.items["image"]]
+
+
+def path_of(image: dict | str) -> str:
+    return (image["path"] or "") if isinstance(image, dict) else image
+
+
+def as_image(path: str, gallery: GalleryIndex) -> dict | str:
+    """The path as the column image of the gallery holds it."""
+    is_record = isinstance(gallery.items.features["image"], dict)
+    return {"path": path, "bytes": None} if is_record else path
+
+
+if __name__ == "__main__":
+    main()

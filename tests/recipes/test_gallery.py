@@ -1,0 +1,137 @@
+"""`dcal gallery` as a user runs it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTImageProcessor
+
+from dcal_hf import DCALForImageClassification
+from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
+
+from galleries import make
+from helpers import TINY_SIZES, noise_picture
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=16, **TINY_SIZES)
+    DCALForImageClassification.from_backbone(config, num_labels=3, local_query_ratio=0.5).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path) -> list[str]:
+    (tmp_path / "photographs" / "late").mkdir(parents=True)
+    names = [tmp_path / "photographs" / name for name in ("0.png", "1.png", "2.png", "late/3.png", "late/4.png")]
+    for number, path in enumerate(names):
+        noise_picture(number).save(path)
+    return list(map(str, names))
+
+
+def embedded(checkpoint: Path, images: list[str]) -> tuple[np.ndarray, str]:
+    model = AutoModel.from_pretrained(checkpoint)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    return embed_images(model, processor, Dataset.from_dict({"image": images})), model_fingerprint(model)
+
+
+@pytest.fixture
+def gallery(tmp_path, checkpoint, photographs) -> Path:
+    """The first three photographs, of two individuals."""
+    vectors, model_id = embedded(checkpoint, photographs[:3])
+    features = Features({"image": Value("string"), "identity": ClassLabel(names=["Anton", "Berta"])})
+    items = Dataset.from_dict({"image": photographs[:3], "identity": [0, 1, 1]}, features=features)
+    GalleryIndex.from_embeddings(vectors, items, model_id=model_id, model_name="out").save(tmp_path / "gallery")
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def run(import_recipe, monkeypatch, gallery):
+    def call(command: str, *arguments: object) -> None:
+        options = [command, "--gallery_dir", str(gallery), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["gallery.py", *options])
+        import_recipe("gallery").main()
+
+    return call
+
+
+def test_added_images_are_found_and_known_ones_are_not_added_again(run, gallery, checkpoint, photographs, capsys):
+    columns = ["--columns", json.dumps({"identity": "Anton"})]
+    run("add", "--model_name_or_path", checkpoint, "--images", Path(photographs[0]).parent, *columns)
+    assert "2 of 5 images are new" in capsys.readouterr().out
+    found = GalleryIndex.load(gallery)
+    assert found.items["image"][:] == photographs and found.items["identity"][:] == [0, 1, 1, 0, 0]
+    vectors, _ = embedded(checkpoint, photographs)
+    scores, rows = found.search_rows(vectors, 1)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3, 4] and np.allclose(scores, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["--rows", 0], [1, 2]),
+        (["--images", "2.png"], [0, 1]),
+        (["--columns", '{"identity": "Berta"}'], [0]),
+    ],
+)
+def test_images_are_removed_by_row_by_path_and_by_value(run, gallery, photographs, monkeypatch, arguments, left):
+    monkeypatch.chdir(Path(photographs[0]).parent)
+    run("remove", *arguments)
+    found = GalleryIndex.load(gallery)
+    assert found.items["image"][:] == [photographs[row] for row in left] and found.index.ntotal == len(left)
+
+
+def test_a_folder_of_images_is_removed(run, gallery, checkpoint, photographs):
+    add = ["--model_name_or_path", checkpoint, "--images", *photographs[3:], "--columns", '{"identity": 1}']
+    run("add", *add)
+    run("remove", "--images", Path(photographs[3]).parent)
+    assert GalleryIndex.load(gallery).items["image"][:] == photographs[:3]
+
+
+def test_show_tells_how_it_was_made_and_what_is_in_it(run, gallery, photographs, capsys):
+    Path(photographs[2]).unlink()
+    run("show", "--start", 1, "--count", 1)
+    told = capsys.readouterr().out.splitlines()
+    assert "3 images" in told[0] and "by out (dcal-" in told[0] and "cosine distance, index Flat" in told[0]
+    assert told[1:] == [
+        f"1 of the image files are gone, the first is {photographs[2]}",
+        "identity: 2 different, most often Berta (2), Anton (1)",
+        "     row  image, identity",
+        f"       1  {photographs[1]}, Berta",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "sentence"),
+    [
+        ("list", [], "Give one of add, remove, show first"),
+        ("remove", [], "by one of --images, --rows and --columns"),
+        ("remove", ["--rows", 3], "--rows 3: .* has the rows 0 to 2"),
+        ("remove", ["--rows", 0, 1, 2], "These are all images of .*: delete the folder"),
+        ("remove", ["--images", "nobody.png"], "--images nobody.png: .* has no image of that path"),
+        ("remove", ["--columns", "Berta"], "--columns takes JSON, such as"),
+        ("remove", ["--columns", '{"name": "Berta"}'], "has no column 'name'; it has identity"),
+        ("remove", ["--columns", '{"identity": "Cora"}'], "identity 'Cora' is none of Anton, Berta"),
+    ],
+)
+def test_each_mistake_gets_its_sentence(run, gallery, command, arguments, sentence):
+    before = sorted(gallery.rglob("*"))
+    with pytest.raises(ValueError, match=sentence):
+        run(command, *arguments)
+    assert sorted(gallery.rglob("*")) == before
+
+
+def test_what_only_the_checkpoint_and_the_gallery_can_tell_is_a_sentence_too(run, gallery, checkpoint, photographs):
+    arguments = ["--model_name_or_path", checkpoint, "--images", photographs[3]]
+    with pytest.raises(ValueError, match="has the column identity, too: give its value by --columns"):
+        run("add", *arguments)
+    make(count=3).save(gallery.with_name("other"))
+    with pytest.raises(ValueError, match="was embedded by model dcal-0123456789abcdef"):
+        run("add", "--gallery_dir", gallery.with_name("other"), *arguments)
