@@ -78,8 +78,7 @@ def load_reid(
             only train. The numbers of identities are logged.
         query_fraction (`float`, *optional*, defaults to 0.2), seed (`int`, *optional*, defaults to 42):
             Fraction of the images of a held-out identity to use as queries, at least one and not all; seed of both.
-        max_unpacked_bytes (`int`, *optional*): Largest unpacked size of an archive; by default 100 times its size,
-            or 100 MiB.
+        max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if your own data set has the same
             image under two identities or in two splits. [`inspect_images`] checks this for any data set.
 

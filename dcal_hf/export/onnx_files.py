@@ -71,20 +71,17 @@ def export_onnx(
         model (`DCALPreTrainedModel`): In float32. Dropout and PWCA do not run.
         image_processor (`BaseImageProcessor`): The processor saved with the model.
         path (`str` or `os.PathLike`): The file to write, `*.onnx`. With `int8`, also `*.int8.onnx`.
-        outputs (`Sequence[str]`, *optional*):
-            Outputs of the graph, in this order; see [`available_outputs`]. Defaults to `probabilities` of a
-            classifier, otherwise, and for trackers, to `embeddings`.
+        outputs (`Sequence[str]`, *optional*): Outputs of the graph, in this order; see [`available_outputs`].
+            Defaults to `probabilities` of a classifier, otherwise, and for trackers, to `embeddings`.
         input_kind (`str`):
             `"pixel_values"`: float32 of shape (B, 3, height, width), as the image processor returns them.
             `"uint8"`: RGB images of shape (B, height, width, 3), already resized; the graph normalises them.
             `"tracker"`: float32 of shape (B, 3, height, width) normalised by the mean and the standard deviation of
             ImageNet, as BoxMOT passes them; the graph converts them to those of the image processor.
-        images (`Sequence` of `PIL.Image.Image`, *optional*):
-            Photographs to compare torch and onnxruntime on. Defaults to eight images of noise.
+        images (`Sequence` of `PIL.Image.Image`, *optional*): Photographs to compare on; defaults to noise images.
         int8 (`bool`): Also write the graph with weights of 8 bits (dynamic quantisation of onnxruntime).
         tolerance (`float`): Largest allowed difference of an output, relative to its largest value, at least 1.
-        overwrite (`bool`): Replace existing files.
-        model_name (`str`, *optional*): Display name of the model, for the metadata.
+        overwrite (`bool`), model_name (`str`, *optional*): Replace existing files; display name for the metadata.
 
     Raises:
         ImportError: If a package of the extra `export` is missing.
@@ -95,12 +92,7 @@ def export_onnx(
     path = Path(path)
     files = [path, path.with_suffix(".int8.onnx")] if int8 else [path]
     check_files(files, overwrite)
-    check_model(model)
-    outputs = choose_outputs(model, outputs, input_kind)
-    if input_kind == "tracker":
-        check_tracker(path.name, tuple(model.config.image_size))
-    black, white = measure_normalisation(image_processor, tuple(model.config.image_size))
-    graph = OnnxGraph(model.eval(), outputs, input_kind, black, white)
+    graph, outputs = build_graph(model, image_processor, outputs, input_kind, path.name)
     pixel_values, num_images = prepare(image_processor, images, tuple(model.config.image_size))
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -111,13 +103,29 @@ def export_onnx(
         expected, found = run_batches(graph, pixel_values, written)
         differences = check_parity(expected, found[0], outputs, tolerance)
         int8_agreement = agreement(expected, found[1], outputs) if int8 else None
-        compared = {"images": num_images, "photographs": images is not None}
         about = describe(graph, image_processor, model_name)
-        abouts = [{**about, "int8": False, "compared": {**compared, "largest_difference": differences}}]
-        if int8:
-            abouts.append({**about, "int8": True, "compared": {**compared, "agreement": int8_agreement}})
+        compared = {"images": num_images, "photographs": images is not None}
+        results = [{"largest_difference": differences}, {"agreement": int8_agreement}]
+        abouts = [{**about, "int8": file is not path, "compared": compared | one} for file, one in zip(files, results)]
         move(written, files, abouts)
     return OnnxExport(files, differences, int8_agreement, num_images, abouts[0])
+
+
+def build_graph(
+    model: DCALPreTrainedModel,
+    image_processor: BaseImageProcessor,
+    outputs: Sequence[str] | None,
+    input_kind: InputKind,
+    file_name: str,
+) -> tuple[OnnxGraph, list[str]]:
+    """Checks that the model can be exported, and returns its graph and the names of the outputs."""
+    check_model(model)
+    outputs = choose_outputs(model, outputs, input_kind)
+    image_size = tuple(model.config.image_size)
+    if input_kind == "tracker":
+        check_tracker(file_name, image_size)
+    black, white = measure_normalisation(image_processor, image_size)
+    return OnnxGraph(model.eval(), outputs, input_kind, black, white), outputs
 
 
 def move(written: Sequence[Path], files: Sequence[Path], abouts: Sequence[dict[str, Any]]) -> None:
