@@ -20,7 +20,8 @@ BRANCHES = {"SA": "sa_", "GLCA": "glca_", "SA + GLCA": ""}
 COLUMNS = {
     "image-classification": {"Top-1": "accuracy", "Top-5": "top5_accuracy", "Class mean": "class_mean_accuracy"},
     "image-feature-extraction": {
-        "mAP": "map", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mINP": "minp"
+        "mAP": "map", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mINP": "minp",
+        "R-precision": "r_precision", "MAP@R": "map_at_r",
     },
 }
 TAGS = {

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor, ViTImageProcessor
 
-from .data.images import MAX_PIXELS, open_image
+from .data.images import MAX_PIXELS, read_images
 
 
 def fine_grained_processor(
@@ -107,7 +107,7 @@ class TrainTransform:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """`{"image": [...], "label": [...]}` -> `{"pixel_values": [(3, height, width)], "labels": [...]}`."""
-        return _model_inputs([self.pipeline(open_image(image, self.max_pixels)) for image in batch["image"]], batch)
+        return _model_inputs([self.pipeline(image) for image in read_images(batch, self.max_pixels)], batch)
 
 
 @dataclass
@@ -146,7 +146,7 @@ class ReIDTrainTransform:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """`{"image": [...], "label": [...]}` -> `{"pixel_values": [(3, height, width)], "labels": [...]}`."""
-        return _model_inputs([self.pipeline(open_image(image, self.max_pixels)) for image in batch["image"]], batch)
+        return _model_inputs([self.pipeline(image) for image in read_images(batch, self.max_pixels)], batch)
 
 
 @dataclass
@@ -162,9 +162,12 @@ class EvalTransform:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, with `label`, if present, as `labels`."""
+        """`{"image": [...]}` -> `{"pixel_values": [(3, height, width)]}`, with `label`, if present, as `labels`.
+
+        Images are cropped to `bbox`, if present; see [`~dcal_hf.data.read_images`].
+        """
         # One at a time: a decoded photograph takes some 36 MB, and its model input 0.6.
-        pixel_values = [self.pixel_values(open_image(image, self.max_pixels)) for image in batch["image"]]
+        pixel_values = [self.pixel_values(image) for image in read_images(batch, self.max_pixels)]
         return _model_inputs(pixel_values, batch)
 
     def pixel_values(self, image: Image.Image) -> torch.Tensor:

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 import dcal_hf  # noqa: F401
-from dcal_hf.data import MAX_PIXELS, load_fgvc, load_reid, unlabelled_images
+from dcal_hf.data import MAX_PIXELS, PROTOCOLS, load_fgvc, load_reid, unlabelled_images
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
@@ -77,11 +77,18 @@ class GalleryArguments:
     )
     task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Training recipe of the data set."})
     split: str = field(default="train", metadata={"help": "Split of the data set."})
+    protocol: str = field(
+        default="disjoint",
+        metadata={"help": "With --task reid, how run_reid.py splits the data set.", "choices": list(PROTOCOLS)},
+    )
+    camera_column: str | None = field(
+        default=None, metadata={"help": "With --task reid, column of a table that stands for the camera."}
+    )
     test_fraction: float | None = field(
         default=None,
         metadata={
             "help": "With --task reid, share of the identities to hold out if there is no query and gallery; by "
-            "default 0 with --split train, else 1, so that all are embedded."
+            "default 0 with --split train, else 1, so that all are embedded; 0.3 with another protocol."
         },
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of that split."})
@@ -127,8 +134,9 @@ def load_images(args: GalleryArguments) -> Dataset:
     if args.task == "reid":
         fraction = args.test_fraction
         if fraction is None:
-            fraction = 0.0 if args.split == "train" else 1.0
-        options = {"splits": (args.split,), "test_fraction": fraction, "seed": args.split_seed}
+            fraction = 0.3 if args.protocol != "disjoint" else 0.0 if args.split == "train" else 1.0
+        options = {"splits": (args.split,), "protocol": args.protocol, "camera_column": args.camera_column}
+        options |= {"test_fraction": fraction, "seed": args.split_seed}
         splits = load_reid(args.dataset_name, args.data_dir, **options, max_unpacked_bytes=args.max_unpacked_bytes)
         return splits[args.split]
     dataset = load_fgvc(

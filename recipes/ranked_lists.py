@@ -1,13 +1,12 @@
 """Writes `ranked_lists.png` of a re-identification model."""
 
-from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 
 from dcal_hf import DCALReIDTrainer
-from dcal_hf.data import open_image
+from dcal_hf.data import read_images
 from dcal_hf.metrics import FeatureDistances, RetrievalProtocol
 from dcal_hf.training import protocol_columns
 
@@ -21,7 +20,6 @@ def save_ranked_lists(
     """
     from dcal_hf.visualization import ranked_list, save_figure
 
-    read = partial(open_image, max_pixels=max_pixels)
     sets = {name: part.with_format(None) for name, part in trainer.eval_dataset.items()}
     protocol = RetrievalProtocol(**protocol_columns(**sets))
     rng = np.random.default_rng(trainer.args.seed)
@@ -32,8 +30,8 @@ def save_ranked_lists(
     best, ids = [items[:num_matches] for items in ranked], protocol.gallery_ids
     is_match = [ids[items] == protocol.query_ids[query] for query, items in zip(chosen, ranked)]
     figure = ranked_list(
-        [read(image) for image in sets["query"][chosen]["image"]],
-        [[read(image) for image in sets["gallery"][items]["image"]] for items in best],
+        [*read_images(sets["query"][chosen], max_pixels)],
+        [[*read_images(sets["gallery"][items], max_pixels)] for items in best],
         [np.sqrt(row[items].clip(min=0)) for items, row in zip(best, rows)],
         correct=[matches[:num_matches].tolist() for matches in is_match],
         titles=[[identity_name(sets["gallery"], ids[item], has_distractors) for item in items] for items in best],

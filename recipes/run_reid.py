@@ -9,11 +9,16 @@ On a published data set in its official folders, as in the paper:
         --model_name_or_path google/vit-base-patch16-224-in21k --image_size 256 128 --drop_path_rate 0.1 \
         --output_dir out
 
-On your own photographs, in folders `turtles/<identity>/*.jpg`, or in a table with the columns image, identity and
-(optionally) camera:
+On your own photographs, in folders `turtles/<identity>/*.jpg`, or in a table with the columns image or path, identity
+and (optionally) bbox, camera, date and split:
 
     accelerate launch recipes/run_reid.py --do_train --do_eval --data_dir turtles --output_dir out ...
     accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --output_dir out ...
+
+What is searched for, and in what, is the protocol: `disjoint` (individuals that are not trained on, the default),
+`closed_set`, `open_set` or `time`, see dcal_hf/data/reid_protocols.py:
+
+    accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --protocol open_set ...
 
 To evaluate a trained model on another data set:
 
@@ -45,10 +50,11 @@ from common import (
 )
 from console import print_epochs, print_outputs, print_results, result_rows
 from ranked_lists import identity_name, save_ranked_lists
+from reid_protocol import describe_evaluation, describe_open_set, is_same, shows_new
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, load_reid, with_classes
+from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.training import class_names, column
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
@@ -96,6 +102,18 @@ class DataArguments(CheckArguments):
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the images."})
+    protocol: str = field(
+        default="disjoint",
+        metadata={
+            "help": "Protocol for your own images: `disjoint` holds out individuals; `closed_set` searches train for "
+            "other images of its individuals; `open_set` also for new ones; `time` searches it for later days.",
+            "choices": list(PROTOCOLS),
+        },
+    )
+    camera_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of a table that stands for the camera, instead of camera; `date` for the day."},
+    )
     include_val: bool = field(
         default=True, metadata={"help": "MSMT17: train on list_train and list_val, as in the papers."}
     )
@@ -103,7 +121,7 @@ class DataArguments(CheckArguments):
         default=None,
         metadata={
             "help": "Fraction of the identities to hold out if there is no query and gallery; by default 0.3 with "
-            "--do_train, else 1, so that all are evaluated."
+            "--do_train, else 1, so that all are evaluated. With --protocol open_set, fraction of new ones, 0.3."
         },
     )
     query_fraction: float = field(
@@ -175,9 +193,10 @@ def main() -> None:
     set_seed(training_args.seed)
 
     dataset = prepare_data(data_args, training_args)
+    training_args.open_set |= data_args.protocol in ("open_set", "time") and shows_new(dataset)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
-    if data_args.is_own and not training_args.do_train:
+    if data_args.is_own and data_args.protocol == "disjoint" and not training_args.do_train:
         warn_of_known_individuals(model, dataset, model_args.model_name_or_path)
     if training_args.do_train:
         dataset["train"] = with_classes(dataset["train"], class_names(model))
@@ -221,9 +240,14 @@ def main() -> None:
 def prepare_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
     """Loads the data set, checks its images, and prints the sizes of the splits."""
     dataset = load_data(data_args, training_args)
+    train_is_gallery = {"train", "gallery"} <= set(dataset) and is_same(dataset["train"], dataset["gallery"])
+    splits = [split for split in dataset if split != "gallery" or not train_is_gallery]
     dataset = check_data(
-        dataset, [*dataset], "identity", data_args, training_args, data_args.max_pixels, data_args.has_identity_folders
+        dataset, splits, "identity", data_args, training_args, data_args.max_pixels, data_args.has_identity_folders
     )
+    if train_is_gallery:
+        # Without what the check has left out.
+        dataset["gallery"] = dataset["train"].remove_columns("label")
     if training_args.process_index == 0:
         print_splits(data_args.title, dataset, [*dataset], "identity", "identities")
     return dataset
@@ -233,13 +257,16 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
     """Loads the splits that are needed. Images stay encoded until a transform opens them."""
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     if data_args.test_fraction is None:
-        data_args.test_fraction = 0.3 if training_args.do_train else 1.0
+        holds_all = data_args.protocol == "disjoint" and not training_args.do_train
+        data_args.test_fraction = 1.0 if holds_all else 0.3
     splits = ["train"] * training_args.do_train + ["query", "gallery"] * evaluates
     with training_args.main_process_first(desc="loading the data set"):
         dataset = load_reid(
             data_args.dataset_name or "imagefolder",
             data_args.data_dir,
             splits=splits,
+            protocol=data_args.protocol,
+            camera_column=data_args.camera_column,
             include_val=data_args.include_val,
             test_fraction=data_args.test_fraction,
             query_fraction=data_args.query_fraction,
@@ -286,6 +313,8 @@ def evaluate(trainer: DCALReIDTrainer, title: str) -> dict[str, float]:
     if trainer.is_world_process_zero():
         asked = f"{scores['num_queries'] - scores['num_skipped']:,} of {scores['num_queries']:,} queries have a match"
         print_results(f"{title} ({asked})", "image-feature-extraction", scored_rows(trainer), scores)
+        if trainer.args.open_set:
+            print(f"New individuals: {describe_open_set(scores, trainer.args.open_set_threshold)}.")
     return scores
 
 
@@ -323,7 +352,7 @@ def report(
         branches=scored_rows(trainer),
         hyperparameters=settings(trainer, data_args),
         task="image-feature-extraction",
-        evaluation=describe_evaluation(trainer, metrics),
+        evaluation=describe_evaluation(trainer, metrics, data_args.protocol, data_args.camera_column),
     )
     write_model_card(args.output_dir, facts)
 
@@ -343,27 +372,6 @@ def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> di
     if data_args.is_own:
         facts["seed of the split, if not predefined"] = data_args.split_seed
     return facts
-
-
-def describe_evaluation(trainer: DCALReIDTrainer, metrics: dict[str, float]) -> str:
-    """The evaluation settings as a Markdown list."""
-    args, config = trainer.args, trainer.model.config
-    expansion = "off"
-    if args.query_expansion > 0:
-        expansion = f"{args.query_expansion} items, alpha {args.query_expansion_alpha:g}"
-    facts = {
-        "Protocol": "Market-1501: gallery items with the identity and camera of the query are ignored; without "
-        "cameras, only the query's own image is ignored",
-        "Queries": f"{metrics['num_queries']}; {metrics['num_skipped']} without a match in the gallery are excluded",
-        "mAP": 'mean over the queries of the mean precision at each match ("step" AP); with the trapezoidal rule: '
-        f"{100 * metrics['map_trapezoid']:.2f} %",
-        "Feature": f"{config.neck_feature} the BatchNorm neck, "
-        f"{'L2-normalised' if config.normalize_embeddings else 'not normalised'}; ranked by Euclidean distance",
-        "Flip test-time augmentation": "on" if args.flip_tta else "off",
-        "Query expansion": expansion,
-        "Re-ranking": "k-reciprocal, k1 20, k2 6, lambda 0.3, in a separate row" if args.rerank else "off",
-    }
-    return "\n".join(f"- {name}: {fact}." for name, fact in facts.items())
 
 
 def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, object]:

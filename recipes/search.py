@@ -70,6 +70,8 @@ class Match:
     image: dict | str
     # The path of the image, if it has one, and the other columns of the item.
     description: list[Any]
+    # The part of the image that was embedded; None for all of it.
+    bbox: list[float] | None = None
 
 
 def main() -> None:
@@ -115,7 +117,7 @@ def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[li
     for scores, rows in zip(*gallery.search_rows(embeddings, top_k), strict=True):
         items = gallery.items.select(rows[rows >= 0]).to_list()
         results.append([
-            Match(distance, row, item["image"], describe(item, gallery.items.features))
+            Match(distance, row, item["image"], describe(item, gallery.items.features), item.get("bbox"))
             for distance, row, item in zip(gallery.distances(scores), rows, items)
         ])
     return results
@@ -154,7 +156,7 @@ def save_picture(queries: list[str], results: list[list[Match]], output_dir: Pat
 
     figure = ranked_list(
         [open_image(query, max_pixels) for query in queries],
-        [[open_image(match.image, max_pixels) for match in matches] for matches in results],
+        [[open_image(match.image, max_pixels, match.bbox) for match in matches] for matches in results],
         [[match.distance for match in matches] for matches in results],
         titles=[[caption(match) for match in matches] for matches in results],
         query_title=[Path(query).name for query in queries],

@@ -190,8 +190,8 @@ def test_selecting_the_epoch_on_the_evaluated_images_is_mentioned(tmp_path):
 
 
 def test_reid_card(tmp_path):
-    keys = ("map", "rank1", "rank5", "rank10", "minp")
-    values = {"": (0.875, 0.947, 0.96, 0.97, 0.5), "sa_": (0.87, 0.943, 0.95, 0.96, 0.4)}
+    keys = ("map", "rank1", "rank5", "rank10", "minp", "r_precision", "map_at_r")
+    values = {"": (0.875, 0.947, 0.96, 0.97, 0.5, 0.6, 0.55), "sa_": (0.87, 0.943, 0.95, 0.96, 0.4, 0.3, 0.25)}
     card = written(
         tmp_path,
         task="image-feature-extraction",
@@ -205,10 +205,10 @@ def test_reid_card(tmp_path):
     assert header["tags"] == ["dcal", "re-identification", "image-retrieval", "vision-transformer"]
     assert header["metrics"] == list(keys)
     assert table(card, "Results") == (
-        ["Branch", "mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"],
+        ["Branch", "mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "R-precision", "MAP@R"],
         [
-            ["SA", "87.00", "94.30", "95.00", "96.00", "40.00"],
-            ["SA + GLCA", "87.50", "94.70", "96.00", "97.00", "50.00"],
+            ["SA", "87.00", "94.30", "95.00", "96.00", "40.00", "30.00", "25.00"],
+            ["SA + GLCA", "87.50", "94.70", "96.00", "97.00", "50.00", "60.00", "55.00"],
         ],
     )
     assert [result.metric_value for result in card.data.eval_results] == [*values["sa_"], *values[""]]

@@ -4,10 +4,11 @@ from .fgvc import load_fgvc
 from .fgvc_layouts import OFFICIAL_FGVC
 from .fgvc_synthetic import SYNTHETIC_CLASSES, draw_bird, synthetic_fgvc
 from .folder import unlabelled_images
-from .images import MAX_PIXELS, check_image, open_image
+from .images import MAX_PIXELS, check_image, open_image, read_images
 from .inspection import Finding, inspect_images, leave_out
 from .reid import load_reid
 from .reid_layouts import OFFICIAL_REID
+from .reid_protocols import PROTOCOLS
 from .reid_synthetic import synthetic_reid
 from .splits import stratified_split, with_classes
 
@@ -17,6 +18,7 @@ __all__ = [
     "MAX_PIXELS",
     "OFFICIAL_FGVC",
     "OFFICIAL_REID",
+    "PROTOCOLS",
     "SYNTHETIC_CLASSES",
     "check_image",
     "draw_bird",
@@ -25,6 +27,7 @@ __all__ = [
     "load_fgvc",
     "load_reid",
     "open_image",
+    "read_images",
     "stratified_split",
     "synthetic_fgvc",
     "synthetic_reid",

@@ -4,9 +4,10 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,9 @@ _WARNINGS = {
 _warned: set[str] = set()
 
 
-def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIXELS, bbox: Sequence[float] | None = None
+) -> Image.Image:
     """Reads an image as upright RGB.
 
     The EXIF orientation is applied, palette, grey and CMYK pixels are converted, and transparency is dropped, as in
@@ -47,16 +50,18 @@ def open_image(image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIX
         max_pixels (`int`, *optional*, defaults to 89,478,485):
             Largest number of pixels (width times height) to decode; a small file can decode to more than fits in
             memory. Above twice the default, raise `PIL.Image.MAX_IMAGE_PIXELS`, too.
+        bbox (`Sequence[float]` of length 4, *optional*):
+            `[x, y, width, height]` in pixels of the upright image, rounded: the part of it to return.
 
     Returns:
         `PIL.Image.Image`: the decoded image in mode "RGB".
 
     Raises:
         ValueError: if the image is missing, truncated, too large, not in one of `FORMATS` or HEIC, or not a regular
-            file; the message names its path.
+            file, or if the box is outside of it; the message names its path.
     """
     with _opened(image, max_pixels) as opened:
-        return _upright_rgb(opened, _name(image))
+        return _cropped(_upright_rgb(opened, _name(image)), bbox)
 
 
 def check_image(image: dict | str | Path, max_pixels: int = MAX_PIXELS, decode: bool = True) -> tuple[int, int]:
@@ -97,6 +102,15 @@ def _opened(image: Image.Image | dict | str | Path, max_pixels: int) -> Iterator
     except _BROKEN as error:
         reason = reason_of(error)
         raise ValueError(f"cannot read image {_name(image)}: {reason}; remove or replace the file") from error
+
+
+def read_images(batch: Mapping[str, Sequence], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Reads the column image of a batch, cropped to the column bbox if there is one, one image after the other.
+
+    See [`open_image`].
+    """
+    boxes = batch["bbox"] if "bbox" in batch else repeat(None)
+    return (open_image(image, max_pixels, box) for image, box in zip(batch["image"], boxes))
 
 
 def _identified(source: str | Path | BytesIO) -> Image.Image:
@@ -174,6 +188,17 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _cropped(image: Image.Image, bbox: Sequence[float] | None) -> Image.Image:
+    if bbox is None:
+        return image
+    x, y, width, height = bbox
+    edges = zip(map(round, (x, y, x + width, y + height)), (*image.size, *image.size))
+    left, top, right, bottom = (min(max(edge, 0), size) for edge, size in edges)
+    if left >= right or top >= bottom:
+        raise ValueError(f"nothing of the box [x, y, width, height] = {list(bbox)} is in its {image.size} pixels")
+    return image.crop((left, top, right, bottom))
+
+
 def _warn_once(kind: str, name: str) -> None:
     """Warns once per process."""
     if kind not in _warned:
@@ -181,4 +206,4 @@ def _warn_once(kind: str, name: str) -> None:
         logger.warning(_WARNINGS[kind], name)
 
 
-__all__ = ["FORMATS", "MAX_PIXELS", "check_image", "open_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "check_image", "open_image", "read_images"]

@@ -53,6 +53,7 @@ class _Seen:
     size: tuple[int, int] | None = None
     error: str = ""
     digest: bytes | None = None
+    box: tuple[float, ...] | None = None
 
     def finding(self, problem: str, detail: str) -> Finding:
         return Finding(self.split, self.row, self.image, problem, detail)
@@ -125,12 +126,13 @@ def _look(part: Dataset, split: str, class_column: str, examine: partial, pool: 
     part = part.with_format(None)
     classes = part[class_column][:]
     images = part.select_columns("image").cast_column("image", Image(decode=False))
+    boxes = [box and tuple(box) for box in part["bbox"][:]] if "bbox" in part.column_names else [None] * len(part)
     for start in range(0, len(images), _ROWS_AT_ONCE):
         records = images[start:start + _ROWS_AT_ONCE]["image"]
         for row, (record, (size, error, digest)) in enumerate(zip(records, pool.map(examine, records)), start=start):
             name = record["path"] or f"row {row + 1} of {split}"
             path = record["path"] if record["bytes"] is None else None
-            yield _Seen(split, row, name, classes[row], path, size, error, digest)
+            yield _Seen(split, row, name, classes[row], path, size, error, digest, boxes[row])
 
 
 def _examine(
@@ -152,14 +154,16 @@ def _examine(
 
 
 def _groups(seen: Sequence[_Seen]) -> list[list[_Seen]]:
-    """Groups of two or more images of the same content."""
-    by_digest = defaultdict(list)
+    """Groups of two or more images of the same content, and of the same part of it."""
+    by_content = defaultdict(list)
+    on_disk = [one for one in seen if one.digest is None]
+    for number, rows in enumerate(copies([one.path for one in on_disk])):
+        for row in rows:
+            by_content[number, on_disk[row].box].append(on_disk[row])
     for one in seen:
         if one.digest is not None:
-            by_digest[one.digest].append(one)
-    on_disk = [one for one in seen if one.digest is None]
-    groups = [[on_disk[row] for row in rows] for rows in copies([one.path for one in on_disk])]
-    return groups + [group for group in by_digest.values() if len(group) > 1]
+            by_content[one.digest, one.box].append(one)
+    return [group for group in by_content.values() if len(group) > 1]
 
 
 def _copies_to_leave_out(group: Sequence[_Seen]) -> list[Finding]:

@@ -4,13 +4,18 @@ A published data set is read from its official folders. A warning is logged if i
 Junk images (identity -1) are removed; distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
 identities of train separately from those of query and gallery, both from 0.
 
-Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a CSV or
-Parquet table with the columns image (a path relative to the table or to `data_dir`), identity and, optionally, camera
-and split. If query and gallery are missing, they are created from the identities of test (a folder or split of that
-name) or, without test, from a fraction of the identities of train, which are removed from train. Some images of each
-of these identities become queries, provided that they have a match in the gallery. If all identities are integers,
-they are kept as ids. Otherwise they are numbered in the order of their names, and `identity` is a `ClassLabel` with
-the names. The same applies to cameras.
+Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a table:
+a CSV or Parquet file, or an object with the attributes `df` (a pandas data frame) and `root`, such as a data set of
+WildlifeDatasets. Its columns are image or path (relative to the table or to `data_dir`), identity and, optionally,
+bbox (`[x, y, width, height]` in pixels: the part of the image to read), camera, date and split. Images of the identity
+"unknown" do not show one individual: they are not trained on, and are distractors in the gallery or new individuals.
+
+The protocol determines what is searched for, and in what; see [`dcal_hf.data.reid_protocols`]. By default, if query
+and gallery are missing, they are created from the identities of test (a folder or split of that name) or, without
+test, from a fraction of the identities of train, which are removed from train. Some images of each of these identities
+become queries, provided that they have a match in the gallery. What is used, what is left out and what the splits have
+in common is logged. If all identities are integers, they are kept as ids. Otherwise they are numbered in the order of
+their names, and `identity` is a `ClassLabel` with the names. The same applies to cameras.
 
 Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it is unpacked once, into the cache of
 `datasets`.
@@ -18,36 +23,37 @@ Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it i
 Without cameras there is no column `camera_id`, and the evaluation ignores only the query itself in the gallery.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
 from .duplicates import warn_of_duplicates
 from .image_files import inner_folder
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, read_official
-from .reid_own import PART_NAMES, TABLE_SUFFIXES, Rows, image_dataset, read_identity_folder, read_table
-from .reid_splits import check_matches, choose_queries, split_by_identity
+from .reid_own import PART_NAMES, UNKNOWN, Rows, image_dataset, read_identity_folder
+from .reid_protocols import PROTOCOLS, Choice, Photographs, split_by_protocol
+from .reid_splits import check_matches
 from .reid_synthetic import synthetic_reid
+from .reid_tables import TABLE_SUFFIXES, is_table, open_table, read_table
 from .splits import class_indices
 
-
-logger = logging.getLogger(__name__)
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def load_reid(
-    name: str | Path,
+    name: str | Path | object,
     data_dir: str | Path | None = None,
     *,
     splits: Sequence[str] = REID_SPLITS,
+    protocol: str = "disjoint",
+    camera_column: str | None = None,
     include_val: bool = True,
     test_fraction: float = 0.3,
     query_fraction: float = 0.2,
@@ -60,24 +66,33 @@ def load_reid(
     See [`dcal_hf.data.reid`] for the data sets, the layouts and how splits are created.
 
     Args:
-        name (`str` or `Path`): What to load. The first match counts:
+        name (`str`, `Path` or object): What to load. The first match counts:
 
+            - a table: a file that ends in .csv or .parquet, or an object with `df` and `root`;
             - "drawn": the built-in data set of [`synthetic_reid`] with its default sizes;
             - "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": the data set in `data_dir`;
             - "imagefolder": the folder `data_dir`;
-            - an existing folder, or a table: a file that ends in .csv or .parquet.
+            - an existing folder.
         data_dir (`str` or `Path`, *optional*):
             The official folder or its parent folder; for "imagefolder", the folder; for a table, the folder that its
             paths are relative to (no archive); otherwise a folder inside `name`.
         splits (sequence of `str`, *optional*): Which of train, query and gallery to return; the others need not exist.
             By default all three.
+        protocol (`str`, *optional*, defaults to `"disjoint"`):
+            For your own data set: `"disjoint"`, `"closed_set"` (the gallery is train, the queries are other images of
+            its individuals), `"open_set"` (some queries show new individuals) or `"time"` (the queries are from later
+            days than train, which is the gallery; needs the column date).
+        camera_column (`str`, *optional*):
+            The column of a table that stands for the camera, instead of camera or camera_id: with "date", photographs
+            of one individual on one day do not count as matches.
         include_val (`bool`, *optional*, defaults to `True`):
             Whether train of MSMT17 is list_train and list_val, as in papers, or list_train only.
         test_fraction (`float`, *optional*, defaults to 0.3):
-            Fraction of the identities to hold out if query, gallery and test are missing. 1 leaves no train, 0 leaves
-            only train. The numbers of identities are logged.
+            Fraction of the identities to hold out if query, gallery and test are missing: from training ("disjoint"; 1
+            leaves no train, 0 leaves only train), or from train and gallery, so that they are new ("open_set").
         query_fraction (`float`, *optional*, defaults to 0.2), seed (`int`, *optional*, defaults to 42):
-            Fraction of the images of a held-out identity to use as queries, at least one and not all; seed of both.
+            Fraction of the images of an identity to use as queries, at least one and not all; with "time", fraction of
+            all images that are at least on the days of the queries. Seed of both choices.
         max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if your own data set has the same
             image under two identities or in two splits. [`inspect_images`] checks this for any data set.
@@ -85,29 +100,39 @@ def load_reid(
     Returns:
         `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
         (int64) and, if cameras are known, camera_id (int64); train also has label (`ClassLabel`, identities in
-        ascending order).
+        ascending order). A table's column bbox is kept, and applied by [`~dcal_hf.data.read_images`], the transforms
+        and `embed_images`.
 
     Raises:
         FileNotFoundError: If a folder, a table, a list or a listed image is missing. The message names it.
         ValueError: If a file name, row or column is malformed, an archive cannot be unpacked, a split is missing or
-            cannot be created, or no query has a match in the gallery.
+            cannot be created, the protocol does not suit the data set, or no query has a match in the gallery.
     """
-    _check_arguments(splits, test_fraction, query_fraction)
-    if name == "drawn":
+    _check_arguments(splits, test_fraction, query_fraction, protocol)
+    is_own = is_table(name) or name not in ("drawn", *OFFICIAL_REID)
+    if not is_own and (protocol != "disjoint" or camera_column is not None):
+        raise ValueError(f"{name!r} has a protocol and cameras of its own; leave out protocol and camera_column")
+    if is_own:
+        rows, where = _read_own(name, data_dir, camera_column, max_unpacked_bytes)
+        columns, parts = _from_own_rows(rows, where, protocol, Choice(test_fraction, query_fraction, seed))
+        if warn_duplicates:
+            _look_for_duplicates(rows, parts, where)
+        is_unsplit = protocol == "disjoint" and (rows.parts is None or set(rows.parts) == {"train"})
+        use = {0: "test", 1: "train"}.get(test_fraction)
+        if is_unsplit and use is not None and not set(splits) <= set(parts):
+            raise ValueError(f"test_fraction={test_fraction:g} leaves no identity of {where} to {use} on: choose another")
+    elif name == "drawn":
         dataset = synthetic_reid()
         return DatasetDict({split: dataset[split] for split in splits})
-    if name in OFFICIAL_REID:
-        columns, parts, where = _read_official(name, data_dir, splits, include_val, max_unpacked_bytes)
     else:
-        where = _source(name, data_dir, max_unpacked_bytes)
-        columns, parts = _read_own(where, data_dir, splits, test_fraction, query_fraction, seed, warn_duplicates)
+        columns, parts, where = _read_official(name, data_dir, splits, include_val, max_unpacked_bytes)
     _check_parts(columns, parts, splits, where)
     return _assemble(columns, {split: parts[split] for split in splits})
 
 
 @dataclass
 class _Columns:
-    """N images with their identities and cameras; `views` as in [`matched`]."""
+    """N images with their identities and cameras; `views` as in [`matched`], `boxes` as in `Rows`."""
 
     images: Dataset
     identities: np.ndarray
@@ -115,9 +140,10 @@ class _Columns:
     cameras: np.ndarray | None
     identity_feature: Value | ClassLabel
     camera_feature: Value | ClassLabel
+    boxes: list[list[float] | None] | None = None
 
 
-def _check_arguments(splits: Sequence[str], test_fraction: float, query_fraction: float) -> None:
+def _check_arguments(splits: Sequence[str], test_fraction: float, query_fraction: float, protocol: str) -> None:
     unknown = [split for split in splits if split not in REID_SPLITS]
     if unknown:
         raise ValueError(f"there is no split {unknown[0]!r}; splits can be {', '.join(REID_SPLITS)}")
@@ -125,6 +151,8 @@ def _check_arguments(splits: Sequence[str], test_fraction: float, query_fraction
         raise ValueError(f"test_fraction must be from 0 to 1, not {test_fraction}")
     if not 0 < query_fraction < 1:
         raise ValueError(f"query_fraction must be above 0 and below 1, not {query_fraction}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
 
 
 def _read_official(
@@ -144,28 +172,34 @@ def _read_official(
 
 
 def _read_own(
-    where: Path,
-    image_dir: str | Path | None,
-    splits: Sequence[str],
-    test_fraction: float,
-    query_fraction: float,
-    seed: int,
-    warn_duplicates: bool,
-) -> tuple[_Columns, dict[str, np.ndarray]]:
-    """A data set of the user's: its images, and the row indices of each split."""
-    rows = read_table(where, image_dir) if where.is_file() else read_identity_folder(where)
-    columns, parts = _from_own_rows(rows, test_fraction, query_fraction, seed, where)
-    if rows.keys_are_paths and warn_duplicates:
-        placed = [(rows.keys[row], rows.identities[row], part) for part in parts for row in parts[part].tolist()]
-        warn_of_duplicates(*zip(*placed), where)
-    is_unsplit = rows.parts is None or set(rows.parts) == {"train"}
-    use = {0: "test", 1: "train"}.get(test_fraction)
-    if is_unsplit and use is not None and not set(splits) <= set(parts):
-        raise ValueError(f"test_fraction={test_fraction:g} leaves no identity of {where} to {use} on: choose another")
-    return columns, parts
+    name: str | Path | object,
+    data_dir: str | Path | None,
+    camera_column: str | None,
+    max_unpacked_bytes: int | None,
+) -> tuple[Rows, str | Path]:
+    """A data set of the user's, a table or a folder, and its name for messages."""
+    if name == "imagefolder":
+        if data_dir is None:
+            raise ValueError("'imagefolder' needs data_dir, the folder that holds the identities")
+        name, data_dir = data_dir, None
+    if isinstance(name, str | Path):
+        name = Path(name).expanduser()
+    if is_table(name):
+        table = open_table(name, data_dir)
+        return read_table(table, camera_column), table.where
+    if camera_column is not None:
+        raise ValueError(f"camera_column is a column of a table, and {name} is none: leave it out")
+    path = name / Path(data_dir or "").expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{str(path)!r} is none of drawn, {', '.join(OFFICIAL_REID)}, and neither an existing folder nor a table "
+            f"({' or '.join(TABLE_SUFFIXES)}); check the path"
+        )
+    folder = inner_folder(data_folder(path, max_unpacked_bytes=max_unpacked_bytes))
+    return read_identity_folder(folder), folder
 
 
-def _check_parts(columns: _Columns, parts: dict[str, np.ndarray], splits: Sequence[str], where: Path) -> None:
+def _check_parts(columns: _Columns, parts: dict[str, np.ndarray], splits: Sequence[str], where: str | Path) -> None:
     """Checks that the splits exist, and that a query has a match in the gallery."""
     missing = [split for split in splits if split not in parts]
     if missing:
@@ -179,17 +213,48 @@ def _check_parts(columns: _Columns, parts: dict[str, np.ndarray], splits: Sequen
 
 
 def _from_own_rows(
-    rows: Rows, test_fraction: float, query_fraction: float, seed: int, where: Path
+    rows: Rows, where: str | Path, protocol: str, choice: Choice
 ) -> tuple[_Columns, dict[str, np.ndarray]]:
-    identities, identity_feature = _encode_names(rows.identities)
+    """The images, and the row indices of the splits that the protocol makes of them."""
+    is_unknown = np.array([identity.lower() == UNKNOWN for identity in rows.identities])
+    identities, identity_feature = _encode_identities(rows.identities, is_unknown)
     cameras, camera_feature = (None, Value("int64")) if rows.cameras is None else _encode_names(rows.cameras)
     views = np.array(rows.keys) if cameras is None else cameras
-    columns = _Columns(rows.images, identities, views, cameras, identity_feature, camera_feature)
+    columns = _Columns(rows.images, identities, views, cameras, identity_feature, camera_feature, rows.boxes)
 
-    parts = np.array(["train"] * len(identities) if rows.parts is None else rows.parts)
+    part_of_rows = np.array(["train"] * len(identities) if rows.parts is None else rows.parts)
     kept = identities != JUNK_IDENTITY
-    found = {part: np.flatnonzero((parts == part) & kept) for part in PART_NAMES if part in parts}
-    return columns, _make_splits(columns, found, test_fraction, query_fraction, seed, where)
+    found = {part: np.flatnonzero((part_of_rows == part) & kept) for part in PART_NAMES if part in part_of_rows}
+    photographs = Photographs(identities, is_unknown, views, rows.keys, rows.days, where)
+    return columns, split_by_protocol(protocol, photographs, found, choice).parts
+
+
+def _look_for_duplicates(rows: Rows, parts: dict[str, np.ndarray], where: str | Path) -> None:
+    """Looks through the images that are files, and read as a whole: one photograph may show several individuals."""
+    if rows.paths is None:
+        return
+    placed: dict[int, str] = {}
+    for part, indices in parts.items():
+        for row in indices.tolist():
+            placed.setdefault(row, part)
+    whole = [row for row in placed if rows.boxes is None or rows.boxes[row] is None]
+    columns = (rows.paths, rows.identities, placed)
+    warn_of_duplicates(*([column[row] for row in whole] for column in columns), where)
+
+
+def _encode_identities(names: Sequence[str], is_unknown: np.ndarray) -> tuple[np.ndarray, Value | ClassLabel]:
+    """As [`_encode_names`]; an unknown individual has its own identity, a number below -1 or a name with its row."""
+    known = [name for name, unknown in zip(names, is_unknown) if not unknown]
+    numbers, feature = _encode_names(known)
+    identities = np.empty(len(names), dtype=np.int64)
+    identities[~is_unknown] = numbers
+    count = int(is_unknown.sum())
+    if isinstance(feature, ClassLabel):
+        identities[is_unknown] = feature.num_classes + np.arange(count)
+        feature = ClassLabel(names=feature.names + [f"unknown, row {row + 1}" for row in np.flatnonzero(is_unknown)])
+    else:
+        identities[is_unknown] = min(numbers.min(initial=JUNK_IDENTITY), JUNK_IDENTITY) - 1 - np.arange(count)
+    return identities, feature
 
 
 def _encode_names(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
@@ -201,46 +266,12 @@ def _encode_names(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]
     return np.array(class_indices(names, feature)), feature
 
 
-def _make_splits(
-    columns: _Columns,
-    found: dict[str, np.ndarray],
-    test_fraction: float,
-    query_fraction: float,
-    seed: int,
-    where: Path,
-) -> dict[str, np.ndarray]:
-    """Row indices of train, query and gallery, from those of the existing parts."""
-    if {"gallery", "test"} <= set(found):
-        raise ValueError(f"{where} has both gallery and test; keep or rename one of them")
-    if "query" in found and "test" in found:
-        found = {"gallery" if part == "test" else part: indices for part, indices in found.items()}
-    if "query" in found or "gallery" in found:
-        return found
-    if "test" in found:
-        held_out = found.pop("test")
-    elif test_fraction == 0:
-        return found
-    elif test_fraction == 1:
-        held_out = found.pop("train")
-    else:
-        train = found["train"]
-        kept, chosen = split_by_identity(columns.identities[train], columns.views[train], test_fraction, seed, where)
-        found, held_out = {"train": train[kept]}, train[chosen]
-    query, gallery = choose_queries(
-        columns.identities[held_out], columns.views[held_out], query_fraction, seed, where
-    )
-    train = found.get("train", held_out[:0])
-    tested, trained = (len(np.unique(columns.identities[part])) for part in (held_out, train))
-    total = len(np.unique(columns.identities[columns.identities != JUNK_IDENTITY]))
-    message = "%s: %d of %d identities are held out (%d queries, %d gallery images), %d are in train"
-    logger.info(message, where, tested, total, len(query), len(gallery), trained)
-    return {**found, "query": held_out[query], "gallery": held_out[gallery]}
-
-
 def _assemble(columns: _Columns, parts: dict[str, np.ndarray]) -> DatasetDict:
     dataset = columns.images.add_column("identity", columns.identities, feature=columns.identity_feature)
     if columns.cameras is not None:
         dataset = dataset.add_column("camera_id", columns.cameras, feature=columns.camera_feature)
+    if columns.boxes is not None:
+        dataset = dataset.add_column("bbox", columns.boxes, feature=List(Value("float64")))
     splits = DatasetDict()
     for split, indices in parts.items():
         part = dataset
@@ -258,24 +289,6 @@ def _labels(columns: _Columns, train: np.ndarray) -> tuple[list[int | None], Cla
     feature = columns.identity_feature
     names = feature.int2str(known) if isinstance(feature, ClassLabel) else list(map(str, known))
     return [label.get(identity) for identity in columns.identities.tolist()], ClassLabel(names=names)
-
-
-def _source(name: str | Path, data_dir: str | Path | None, max_unpacked_bytes: int | None) -> Path:
-    """The folder or table given by `name` and `data_dir`."""
-    if name == "imagefolder":
-        if data_dir is None:
-            raise ValueError("'imagefolder' needs data_dir, the folder that holds the identities")
-        name, data_dir = data_dir, None
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return path
-    path /= Path(data_dir or "").expanduser()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{str(path)!r} is none of drawn, {', '.join(OFFICIAL_REID)}, and neither an existing folder nor a table "
-            f"({' or '.join(TABLE_SUFFIXES)}); check the path"
-        )
-    return inner_folder(data_folder(path, max_unpacked_bytes=max_unpacked_bytes))
 
 
 __all__ = ["load_reid"]

@@ -6,7 +6,7 @@ from ..files import save_confusion_matrix
 from ..lazy import lazy_names
 from .classification import class_mean_accuracy, confusion_matrix, top_k_accuracy
 from .distances import Distances, FeatureDistances
-from .open_set import auroc, open_set_accuracy, open_set_metrics
+from .open_set import auroc, gallery_threshold, open_set_accuracy, open_set_metrics
 from .protocol import RetrievalProtocol
 from .retrieval import QUERIES_PER_CHUNK, distance_metrics, retrieval_metrics
 
@@ -43,6 +43,7 @@ __all__ = [
     "distance_metrics",
     "expected_calibration_error",
     "fit_temperature",
+    "gallery_threshold",
     "open_set_accuracy",
     "open_set_metrics",
     "retrieval_metrics",

@@ -77,6 +77,81 @@ def _nearest(distances: FeatureDistances, junk: np.ndarray, chunk_size: int) -> 
     return np.concatenate(items), np.sqrt(np.maximum(np.concatenate(nearest, dtype=np.float64), 0.0))
 
 
+def gallery_threshold(
+    gallery: np.ndarray | torch.Tensor,
+    gallery_ids: Column,
+    gallery_cameras: Column | None = None,
+    *,
+    chunk_size: int = QUERIES_PER_CHUNK,
+) -> float:
+    """A threshold for [`open_set_metrics`] that is chosen on the gallery alone, without labels of queries.
+
+    Each gallery image is asked for twice: as an image of a known individual, in the gallery without it and without
+    images of the same individual by the same camera, and as one of a new individual, in the gallery without that
+    individual. The threshold is the smallest one with the largest geometric mean of the two accuracies, each averaged
+    over individuals, as in [`open_set_accuracy`].
+
+    A model that was trained on the gallery keeps its individuals further apart than new ones, so that the threshold
+    may be too small.
+
+    Args:
+        gallery (`np.ndarray` or `torch.Tensor` of shape `(gallery items, dim)`):
+            The features of the gallery.
+        gallery_ids (`np.ndarray` or `Sequence[int]`):
+            The identity of each image. Items of identity -1 are junk and dropped.
+        gallery_cameras (`np.ndarray` or `Sequence`, *optional*):
+            The camera of each image.
+        chunk_size (`int`, *optional*, defaults to 512):
+            How many rows of distances are held in memory. It does not affect the result.
+
+    Returns:
+        `float`: a Euclidean distance.
+
+    Raises:
+        ValueError: If there are fewer than two individuals, or none has two images that can be compared.
+    """
+    ids = np.asarray(gallery_ids)
+    kept = ids != JUNK_IDENTITY
+    ids, gallery = ids[kept], gallery[kept]
+    cameras = None if gallery_cameras is None else np.asarray(gallery_cameras)[kept]
+    distances = FeatureDistances(gallery, gallery)
+    as_known, as_new = [], []
+    for start in range(0, len(ids), chunk_size):
+        chosen = np.arange(start, min(start + chunk_size, len(ids)))
+        rows = distances.rows(chosen)
+        same = ids[chosen, None] == ids
+        apart = chosen[:, None] != np.arange(len(ids)) if cameras is None else cameras[chosen, None] != cameras
+        as_known.append(np.where(same & apart, rows, np.inf).min(axis=1))
+        as_new.append(np.where(same, np.inf, rows).min(axis=1))
+    as_known, as_new = (np.sqrt(np.maximum(np.concatenate(x, dtype=np.float64), 0.0)) for x in (as_known, as_new))
+    is_findable = np.isfinite(as_known)
+    if not is_findable.any() or not np.isfinite(as_new).all():
+        raise ValueError(
+            "A threshold can be chosen on a gallery of at least two individuals, one of which has two images that can "
+            "be compared (of two cameras, where cameras are given)."
+        )
+    is_found = is_findable & (as_known < as_new)
+    # At a threshold of one of these distances the item itself is just not accepted.
+    thresholds = np.unique(as_new)
+    baks = _share_below(as_known[is_found], _individual_weights(ids, is_findable)[is_found], thresholds)
+    baus = 1 - _share_below(as_new, _individual_weights(ids, np.ones(len(ids), dtype=bool)), thresholds)
+    return float(thresholds[np.argmax(baks * baus)])
+
+
+def _individual_weights(ids: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Weights (n,) of a mean over individuals of the means over their counted images."""
+    individuals, rows = np.unique(ids, return_inverse=True)
+    counts = np.bincount(rows, weights=counted, minlength=len(individuals))
+    return counted / np.maximum(counts[rows], 1) / np.count_nonzero(counts)
+
+
+def _share_below(distances: np.ndarray, weights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The total weight of the distances (n,) below each threshold (m,)."""
+    order = np.argsort(distances, kind="stable")
+    totals = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return totals[np.searchsorted(distances[order], thresholds, side="left")]
+
+
 def open_set_accuracy(predicted: Column, identities: Column, known: Column) -> dict[str, float]:
     """Accuracy on known and on new individuals, averaged over individuals.
 
@@ -160,4 +235,4 @@ def auroc(scores: Column, positive: Column) -> float:
     return double_wins / (2 * num_positive * num_negative)
 
 
-__all__ = ["NEW_INDIVIDUAL", "auroc", "open_set_accuracy", "open_set_metrics"]
+__all__ = ["NEW_INDIVIDUAL", "auroc", "gallery_threshold", "open_set_accuracy", "open_set_metrics"]

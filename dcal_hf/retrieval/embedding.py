@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def embed_images(
         image_processor (`BaseImageProcessor`):
             The image processor saved with the model.
         dataset (`datasets.Dataset`):
-            A data set with a column of images or paths.
+            A data set with a column of images or paths; its column bbox, if any, says which part of each to read.
         image_column (`str`, *optional*, defaults to `"image"`):
             Name of that column.
         batch_size (`int`, *optional*, defaults to 32):
@@ -68,7 +69,7 @@ def embed_images(
     # Without GPUs, accelerate sees a single process under torchrun unless cpu is set.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     batch_size = min(batch_size, len(dataset))
-    dataset = dataset.select_columns(image_column)
+    dataset = dataset.select_columns([image_column, *({"bbox"} & set(dataset.column_names))])
     if isinstance(dataset.features[image_column], ImageFeature):
         dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
     dataset = dataset.with_transform(_Reader(EvalTransform(image_processor, max_pixels), image_column, skip_broken))
@@ -102,14 +103,15 @@ class _Reader:
     skip_broken: bool
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        images = [self.open(image) for image in batch[self.image_column]]
+        boxes = batch.get("bbox", repeat(None))
+        images = [self.open(image, box) for image, box in zip(batch[self.image_column], boxes)]
         blank = Image.new("RGB", (32, 32))
         pixel_values = self.transform({"image": [image or blank for image in images]})["pixel_values"]
         return {"pixel_values": pixel_values, "readable": [image is not None for image in images]}
 
-    def open(self, image: dict | str) -> Image.Image | None:
+    def open(self, image: dict | str, box: list[float] | None) -> Image.Image | None:
         try:
-            return open_image(image, self.transform.max_pixels)
+            return open_image(image, self.transform.max_pixels, box)
         except ValueError as error:
             if not self.skip_broken:
                 raise

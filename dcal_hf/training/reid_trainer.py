@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import speed_metrics
 
+from ..metrics.open_set import gallery_threshold, open_set_metrics
 from ..metrics.retrieval import distance_metrics, retrieval_metrics
 from ..retrieval.embedding import embed_batch
 from ..retrieval.query_expansion import expand_queries
@@ -175,8 +176,9 @@ class DCALReIDTrainer(DCALTrainer):
         """Scores the last embeddings.
 
         Returns the metrics of the full embedding, `map`, ...; if it has two branches, those of each branch, `sa_map`
-        and `glca_map`, ...; and with `rerank` those of the re-ranked full embedding, `reranked_map`, ... Thresholds,
-        true positive rates and numbers of queries are those of the full embedding only.
+        and `glca_map`, ...; with `rerank` those of the re-ranked full embedding, `reranked_map`, ...; and with
+        `open_set` those of [`~dcal_hf.metrics.open_set_metrics`] and `open_set_threshold`. Thresholds, true positive
+        rates, open-set metrics and numbers of queries are those of the full embedding only.
         """
         columns = protocol_columns(sets["query"], sets["gallery"])
         parts = self.branch_parts()
@@ -188,7 +190,15 @@ class DCALReIDTrainer(DCALTrainer):
             from ..retrieval.reranking import rerank  # imports faiss
 
             metrics |= _ranking("reranked_", distance_metrics(rerank(*parts[""]), **columns, fprs=()))
-        return metrics
+        return metrics | self.score_open_set(*parts[""], columns) if self.args.open_set else metrics
+
+    def score_open_set(self, query: Tensor, gallery: Tensor, columns: dict[str, list]) -> dict[str, float | int]:
+        """Scores which queries are of new individuals; `columns` are those of [`protocol_columns`]."""
+        threshold, gallery_ids = self.args.open_set_threshold, columns["gallery_ids"]
+        if threshold is None:
+            threshold = gallery_threshold(gallery.cpu().numpy(), gallery_ids, columns.get("gallery_cameras"))
+        metrics = open_set_metrics(query, gallery, columns["query_ids"], gallery_ids, threshold)
+        return metrics | {"open_set_threshold": threshold}
 
     def branch_parts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Query and gallery features of the full embedding (key `""`) and, if it has two branches, of each branch."""
@@ -240,12 +250,18 @@ def column(dataset: Dataset, name: str) -> list:
 
 
 def image_names(dataset: Dataset) -> list[str]:
-    """Names of images that need not be opened: their paths, or hashes of the files if these are stored in the set."""
+    """Names of images that need not be opened: their paths, or hashes of the files if these are stored in the set.
+
+    Parts of one image, by the column bbox, have different names.
+    """
     records = dataset.with_format(None).cast_column("image", Image(decode=False))["image"]
-    return [
+    names = [
         record["path"] if record["bytes"] is None else hashlib.sha256(record["bytes"]).hexdigest()
         for record in records
     ]
+    if "bbox" in dataset.column_names:
+        names = [f"{name} {box}" for name, box in zip(names, column(dataset, "bbox"))]
+    return names
 
 
 def _ranking(prefix: str, metrics: dict[str, float | int]) -> dict[str, float]:

@@ -54,6 +54,11 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
             Exponent of the weights in that mean, which are cosine similarities; 0 gives a plain mean.
         rerank (`bool`, *optional*, defaults to `False`):
             Also score the k-reciprocal re-ranking, as `reranked_map`, ...
+        open_set (`bool`, *optional*, defaults to `False`):
+            Also score whether queries of individuals that the gallery lacks are told to be new, by
+            [`~dcal_hf.metrics.open_set_metrics`]: `baks`, `baus`, `baks_baus`, `auroc_new`, ...
+        open_set_threshold (`float`, *optional*):
+            The Euclidean distance from which on a query is new; [`~dcal_hf.metrics.gallery_threshold`] by default.
 
     > Changed defaults: 120 epochs with a batch size of 64, evaluation batch size 128, `metric_for_best_model="map"`.
 
@@ -75,6 +80,14 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
         default=0.0, metadata={"help": "Exponent of the similarities that weight this mean; 0 for a plain mean."}
     )
     rerank: bool = field(default=False, metadata={"help": "Also score the k-reciprocal re-ranking."})
+    open_set: bool = field(
+        default=False,
+        metadata={"help": "Also score whether queries of individuals that the gallery lacks are told to be new."},
+    )
+    open_set_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Distance from which on a query is new; chosen on the gallery alone if not given."},
+    )
     pair_sampling: str = field(
         default="inter_class",
         metadata={"help": "Which two images of a batch distract each other in PWCA.", "choices": PAIR_SAMPLING},

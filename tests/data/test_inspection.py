@@ -89,3 +89,12 @@ def test_a_split_of_nothing_but_broken_images_is_an_error(tmp_path):
     dataset = DatasetDict(train=part)
     with pytest.raises(ValueError, match="train has no usable image: the first, .*page.jpg, is unreadable"):
         leave_out(dataset, inspect_images(dataset, "label"))
+
+
+def test_two_parts_of_a_photograph_are_no_copies(tmp_path):
+    noise_picture(0).save(tmp_path / "a.png")
+    columns = {"image": [str(tmp_path / "a.png")] * 3, "label": [0, 1, 1]}
+    part = Dataset.from_dict({**columns, "bbox": [[0, 0, 9, 9], [9, 0, 9, 9], [9, 0, 9, 9]]})
+    for decode in (True, False):
+        found = inspect_images(DatasetDict(train=part.cast_column("image", Image())), "label", decode=decode)
+        assert [(finding.row, finding.problem) for finding in found] == [(2, "repeated")]

@@ -279,12 +279,12 @@ class TestTable:
     def test_a_missing_image_is_named_with_its_row(self, write_table, root):
         path = write_table(TABLE)
         (root / "c.png").unlink()
-        with pytest.raises(FileNotFoundError, match=f"{root / 'c.png'}, in row 3 of {path}, does not exist"):
+        with pytest.raises(FileNotFoundError, match=f"{root / 'c.png'}, in row 3 of {path}, column 'image', does not"):
             load_reid(path)
 
     def test_a_missing_column_is_named(self, write_table):
-        with pytest.raises(ValueError, match="rows.* has no column 'image' and no column 'identity'; it has path"):
-            load_reid(write_table([("a.png", 1)], ("path", "who")))
+        with pytest.raises(ValueError, match="rows.* has no column 'image' and no column 'identity'; it has file"):
+            load_reid(write_table([("a.png", 1)], ("file", "who")))
 
     def test_a_missing_value_is_named(self, write_table):
         with pytest.raises(ValueError, match=r"has no identity in row 2 \(1 such rows in total\)"):

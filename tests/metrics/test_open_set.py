@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dcal_hf.metrics import auroc, open_set_accuracy, open_set_metrics
+from dcal_hf.metrics import auroc, gallery_threshold, open_set_accuracy, open_set_metrics
 
 
 def loop_accuracy(predicted, identities, known):
@@ -110,3 +110,52 @@ QUERY, GALLERY = np.eye(2), np.eye(2)
 def test_unusable_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def loop_threshold(features, ids, cameras):
+    """Every image as one of a known and of a new individual, at every threshold that makes a difference."""
+    answers = {"known": [], "new": []}
+    for image, identity in enumerate(ids):
+        distances = [float(np.linalg.norm(features[image] - other)) for other in features]
+        apart = [cameras[other] != cameras[image] if cameras else other != image for other in range(len(ids))]
+        others = [distances[other] for other in range(len(ids)) if ids[other] != identity]
+        same = [distances[other] for other in range(len(ids)) if ids[other] == identity and apart[other]]
+        answers["new"].append((identity, min(others), None))
+        if same:
+            answers["known"].append((identity, min(same), min(others)))
+
+    def accuracy(kind, is_right):
+        shares = {}
+        for answer in answers[kind]:
+            shares.setdefault(answer[0], []).append(is_right(answer))
+        return np.mean([np.mean(share) for share in shares.values()])
+
+    scores = {}
+    for threshold in sorted({distance for _, distance, _ in answers["known"] + answers["new"]}):
+        baks = accuracy("known", lambda answer: answer[1] < min(threshold, answer[2]))
+        baus = accuracy("new", lambda answer: answer[1] >= threshold)
+        scores[threshold] = baks * baus
+    return scores
+
+
+@pytest.mark.parametrize("with_cameras", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_the_best_of_all_on_the_gallery(seed, with_cameras):
+    generator = np.random.default_rng(seed)
+    ids = np.concatenate([generator.integers(0, 6, 30), [6]])
+    features = (generator.normal(size=(7, 4))[ids] + 0.6 * generator.normal(size=(31, 4))).astype(np.float32)
+    cameras = generator.integers(0, 3, 31).tolist() if with_cameras else None
+    # Junk does not count.
+    with_junk = np.concatenate([features, features[:3] + 0.01]), np.concatenate([ids, [-1] * 3])
+    junk_cameras = None if cameras is None else cameras + [0] * 3
+    found = gallery_threshold(*with_junk, junk_cameras, chunk_size=7)
+    scores = loop_threshold(features.astype(np.float64), ids.tolist(), cameras)
+    nearest = min(scores, key=lambda threshold: abs(threshold - found))
+    assert found == pytest.approx(nearest, rel=1e-5)
+    assert 0 < scores[nearest] == pytest.approx(max(scores.values()))
+
+
+@pytest.mark.parametrize("ids", [[1, 1, 1], [1, 2, 3]])
+def test_a_threshold_needs_two_individuals_and_a_pair(ids):
+    with pytest.raises(ValueError, match="at least two individuals, one of which has two images"):
+        gallery_threshold(np.eye(3, dtype=np.float32), ids)

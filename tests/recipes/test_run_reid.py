@@ -220,6 +220,40 @@ def test_evaluation_alone_is_of_all_individuals_unless_told_otherwise(
     assert ("4 of the 14 individuals have the name of an individual that" in caplog.text) == (fraction is None)
 
 
+@pytest.mark.parametrize("protocol", ["closed_set", "open_set"])
+def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, caplog):
+    """Two animals in each photograph; from the table to the gallery and the pictures."""
+    rows = ["path,identity,bbox,date"]
+    for number in range(24):
+        pair = [f"turtle {(number + 4 * place) % 8}" for place in range(2)]
+        save(tmp_path / "turtles" / f"{number}.png", number % 4, number)
+        rows += [f'{number}.png,{name},"[{6 * place}, 0, 6, 24]",' for place, name in enumerate(pair)]
+    save(tmp_path / "turtles" / "unknown.png", 9, 0)
+    rows.append("unknown.png,unknown,,")
+    table = tmp_path / "turtles" / "turtles.csv"
+    table.write_text("\n".join(rows))
+    options = {"dataset_name": str(table), "protocol": protocol, "instances_per_identity": 2, "disable_tqdm": True}
+    run_main(tmp_path, "--do_train", "--do_eval", **options, ranked_queries=2)
+    results, card = read_json(tmp_path / "out" / "all_results.json"), (tmp_path / "out" / "README.md").read_text()
+    assert 0 <= results["eval_map_at_r"] <= results["eval_r_precision"] <= 1
+    assert (tmp_path / "out" / "ranked_lists.png").exists()
+    if protocol == "closed_set":
+        assert results["train_samples"] == 40 and results["eval_num_queries"] == 8 and "eval_baks" not in results
+        assert "- Protocol: closed set: the gallery is train" in card
+        assert "query: 8 images of 8 individuals; gallery: 40 images of 8 individuals" in caplog.text
+    else:
+        # 2 of 8 individuals with 6 images each, the unknown one, and one image of each of the others.
+        assert (results["eval_num_new"], results["eval_num_known"]) == (13, 6)
+        assert results["eval_baks_baus"] == pytest.approx((results["eval_baks"] * results["eval_baus"]) ** 0.5)
+        assert "- Protocol: open set:" in card and f"AUROC {100 * results['eval_auroc_new']:.2f} %" in card
+        run_main(
+            tmp_path, "--do_eval", **options, model_name_or_path=str(tmp_path / "out"), backbone_config=None,
+            image_size=None, open_set_threshold=1e9, output_dir=str(tmp_path / "far"),
+        )
+        # Everything is nearer than that, so nothing is new.
+        assert read_json(tmp_path / "far" / "all_results.json")["eval_baus"] == 0
+
+
 def test_another_folder_distracts(tmp_path, run_main):
     others = make_market(tmp_path / "others", first=30) / "query"
     options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "logging_steps": 1}

@@ -1,0 +1,287 @@
+"""Evaluation protocols of re-identification: which images train, which are searched for, and in what."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ..metrics.protocol import JUNK_IDENTITY
+from .reid_splits import choose_queries, split_by_identity
+from .splits import stratified_split
+
+
+logger = logging.getLogger(__name__)
+
+# What the model card and the log say of each.
+PROTOCOLS = {
+    "disjoint": "disjoint set: individuals that are trained on are not searched for, if the splits are made here",
+    "closed_set": "closed set: the gallery is train, the queries are other images of the individuals in it",
+    "open_set": "open set: the gallery is train, the queries show individuals in it and new ones",
+    "time": "split by time: the gallery is train, the queries are from later days and may show new individuals",
+}
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What protocols split by.
+
+    Args:
+        identities (`np.ndarray` of shape `(N,)`): int64; images of an unknown individual have one each.
+        is_unknown (`np.ndarray` of shape `(N,)`): Whether nobody identified the individual.
+        views (`np.ndarray` of shape `(N,)`): Cameras; without cameras, a key unique to each image.
+        keys (`Sequence[str]` of length `N`): Equal for the same image.
+        days (`Sequence[str]` of length `N`, *optional*): `"2024-05-31"`, or `""` if the day is not known.
+        where (`str` or `Path`): The data set, for messages.
+    """
+
+    identities: np.ndarray
+    is_unknown: np.ndarray
+    views: np.ndarray
+    keys: Sequence[str]
+    days: Sequence[str] | None
+    where: str | Path
+
+    def is_known_in(self, rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """Which of these rows show an individual of the `reference` rows."""
+        return np.isin(self.identities[rows], self.identities[reference])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to choose what a data set does not say: the arguments of [`~dcal_hf.data.load_reid`]."""
+
+    test_fraction: float
+    query_fraction: float
+    seed: int
+
+
+@dataclass
+class Split:
+    """Row indices of those of train, query and gallery that exist, and how many rows are left out, by the reason."""
+
+    parts: dict[str, np.ndarray]
+    left_out: Counter = field(default_factory=Counter)
+
+    def leave_out(self, part: str, is_out: np.ndarray, reason: str) -> None:
+        if is_out.any():
+            self.left_out[f"images of {part} {reason}"] += int(is_out.sum())
+            self.parts[part] = self.parts[part][~is_out]
+
+
+def split_by_protocol(
+    protocol: str, photographs: Photographs, found: dict[str, np.ndarray], choice: Choice
+) -> Split:
+    """Applies a protocol, and logs what is used, what is left out and what the splits have in common.
+
+    Args:
+        protocol (`str`): One of `PROTOCOLS`.
+        photographs ([`Photographs`]): All images.
+        found (`dict` of `np.ndarray`): Row indices of the data set's own train, query, gallery and test; only train
+            if it has none.
+        choice ([`Choice`]): How to choose what is missing.
+
+    Raises:
+        ValueError: If the protocol cannot be applied.
+    """
+    result = _FUNCTIONS[protocol](photographs, dict(found), choice)
+    if "train" in result.parts:
+        train = result.parts["train"]
+        result.leave_out("train", photographs.is_unknown[train], "of unknown individuals")
+    logger.info("%s, %s. %s", photographs.where, PROTOCOLS[protocol], describe_use(photographs, result))
+    overlaps = describe_overlaps(photographs, result.parts)
+    if overlaps:
+        logger.info("%s: %s", photographs.where, overlaps)
+    return result
+
+
+def disjoint(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
+    """Searches for individuals that are not trained on; the default, and Market-1501's protocol.
+
+    The data set's own query and gallery are kept. Otherwise they are made of the individuals of test or, without
+    test, of a share (`test_fraction`) of those of train. Images of unknown individuals are distractors in the gallery.
+    """
+    where = photographs.where
+    if {"gallery", "test"} <= set(found):
+        raise ValueError(f"{where} has both gallery and test; keep or rename one of them")
+    if "query" in found and "test" in found:
+        found["gallery"] = found.pop("test")
+    if "query" not in found and "gallery" not in found:
+        if choice.test_fraction == 0 and "test" not in found:
+            return Split(found)
+        found = _from_held_out(photographs, found, choice)
+    result = Split(found)
+    if "query" in found:
+        result.leave_out("query", photographs.is_unknown[found["query"]], "of unknown individuals")
+    return result
+
+
+def closed_set(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
+    """Searches train for other images of the individuals in it.
+
+    The queries are those images of query or test whose individual is in the gallery, which is the data set's own or
+    train. Without query and test, a share (`query_fraction`) of the images of each individual become queries.
+    """
+    result = _with_gallery(photographs, found, choice, new_fraction=0)
+    query, gallery = result.parts["query"], result.parts["gallery"]
+    result.leave_out("query", photographs.is_unknown[query], "of unknown individuals")
+    query = result.parts["query"]
+    result.leave_out("query", ~photographs.is_known_in(query, gallery), "of individuals that the gallery lacks")
+    if len(result.parts["query"]) == 0:
+        raise ValueError(
+            f"no query of {photographs.where} shows an individual of its gallery, as a closed set needs: choose "
+            "another protocol"
+        )
+    return result
+
+
+def open_set(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
+    """Searches train for images of the individuals in it, and of new ones, which are to be told from them.
+
+    As [`closed_set`], but queries of individuals that the gallery lacks are kept: they are new. So are unknown ones,
+    each an individual of its own. Without query and test, all images of a share (`test_fraction`) of the individuals
+    become queries.
+    """
+    result = _with_gallery(photographs, found, choice, new_fraction=choice.test_fraction)
+    query, gallery = result.parts["query"], result.parts["gallery"]
+    known = int(photographs.is_known_in(query, gallery).sum())
+    if known in (0, len(query)):
+        raise ValueError(
+            f"the open set needs queries of individuals in the gallery and of new ones, and {photographs.where} has "
+            f"{known} of {len(query)} in the gallery: choose another protocol or another test_fraction"
+        )
+    return result
+
+
+def by_time(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
+    """Searches the photographs of earlier days, which are train, for those of later days.
+
+    The last days become queries, as many as hold a share (`query_fraction`) of the images: no day has images on both
+    sides. The data set's own splits are not used. Images without a day are left out. Queries of individuals that were
+    not seen before are new, as in [`open_set`].
+
+    Source: time-aware splits of WildlifeDatasets (Cermak et al., WACV 2024), with one cut for all individuals.
+    """
+    where = photographs.where
+    if photographs.days is None:
+        raise ValueError(f"a split by time needs dates, and {where} has no column 'date'")
+    rows = np.sort(np.concatenate(list(found.values())))
+    days = np.asarray(photographs.days)[rows]
+    has_day = days != ""
+    rows, days = rows[has_day], days[has_day]
+    known_days, counts = np.unique(days, return_counts=True)
+    if len(known_days) < 2:
+        raise ValueError(f"a split by time needs images of two days, and those of {where} are of {len(known_days)}")
+    # From each day on, how many images there are: the latest day with enough of them, but not the first of all.
+    num_later = np.cumsum(counts[::-1])[::-1]
+    first = max(int(np.flatnonzero(num_later >= choice.query_fraction * len(rows))[-1]), 1)
+    logger.info("%s: the queries are from %s on, train is from before", where, known_days[first])
+    is_later = days >= known_days[first]
+    train, query = rows[~is_later], rows[is_later]
+    result = Split({"train": train, "query": query, "gallery": train[~photographs.is_unknown[train]]})
+    if not has_day.all():
+        result.left_out["images without a day"] = int((~has_day).sum())
+    return result
+
+
+_FUNCTIONS: dict[str, Callable[[Photographs, dict[str, np.ndarray], Choice], Split]] = {
+    "disjoint": disjoint,
+    "closed_set": closed_set,
+    "open_set": open_set,
+    "time": by_time,
+}
+
+
+def _from_held_out(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> dict[str, np.ndarray]:
+    """Adds query and gallery, made of test or of individuals of train."""
+    identities, views, where = photographs.identities, photographs.views, photographs.where
+    if "test" in found:
+        held_out = found.pop("test")
+    elif choice.test_fraction == 1:
+        held_out = found.pop("train")
+    else:
+        train = found["train"]
+        unknown = photographs.is_unknown[train]
+        known = train[~unknown]
+        kept, chosen = split_by_identity(identities[known], views[known], choice.test_fraction, choice.seed, where)
+        found, held_out = {"train": known[kept]}, np.sort(np.concatenate([known[chosen], train[unknown]]))
+    is_distractor = photographs.is_unknown[held_out]
+    tested, distractors = held_out[~is_distractor], held_out[is_distractor]
+    query, gallery = choose_queries(identities[tested], views[tested], choice.query_fraction, choice.seed, where)
+    query, gallery = tested[query], np.sort(np.concatenate([tested[gallery], distractors]))
+    message = "%s: %d of %d identities are held out (%d queries, %d gallery images), %d are in train"
+    total = np.unique(identities[(identities != JUNK_IDENTITY) & ~photographs.is_unknown])
+    counts = [len(np.unique(identities[part])) for part in (tested, found.get("train", tested[:0]))]
+    logger.info(message, where, counts[0], len(total), len(query), len(gallery), counts[1])
+    return {**found, "query": query, "gallery": gallery}
+
+
+def _with_gallery(
+    photographs: Photographs, found: dict[str, np.ndarray], choice: Choice, new_fraction: float
+) -> Split:
+    """Train, the queries, and the data set's own gallery or else train, without unknown individuals."""
+    reference = found.get("gallery", found.get("train"))
+    if reference is None:
+        raise ValueError(f"{photographs.where} has neither train nor gallery, which the gallery is made of")
+    train, asked = found.get("train", reference), found.get("query", found.get("test"))
+    if asked is None:
+        asked, reference = _take_queries(photographs, reference, choice, new_fraction)
+        train = reference
+    result = Split({"train": train, "query": asked, "gallery": reference})
+    result.leave_out("gallery", photographs.is_unknown[reference], "of unknown individuals")
+    return result
+
+
+def _take_queries(
+    photographs: Photographs, rows: np.ndarray, choice: Choice, new_fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into queries and the others: some images of each individual, all of new and, with these, unknown
+    ones."""
+    identities, is_unknown = photographs.identities[rows], photographs.is_unknown[rows]
+    is_new = np.zeros(len(rows), dtype=bool)
+    if new_fraction > 0:
+        individuals = np.unique(identities[~is_unknown])
+        chosen = stratified_split(np.zeros(len(individuals)), new_fraction, choice.seed)[1]
+        is_new = is_unknown | np.isin(identities, individuals[chosen])
+    known = rows[~(is_new | is_unknown)]
+    query, _ = choose_queries(
+        photographs.identities[known],
+        photographs.views[known],
+        choice.query_fraction,
+        choice.seed,
+        photographs.where,
+    )
+    is_query = is_new | np.isin(rows, known[query])
+    return rows[is_query], rows[~is_query]
+
+
+def describe_use(photographs: Photographs, result: Split) -> str:
+    """How many images and individuals each split has, how many queries are new, and what is left out and why."""
+    facts = []
+    for part, rows in result.parts.items():
+        unknown = photographs.is_unknown[rows]
+        fact = f"{part}: {len(rows)} images of {len(np.unique(photographs.identities[rows[~unknown]]))} individuals"
+        facts.append(fact + (f" and {unknown.sum()} of unknown ones" if unknown.any() else ""))
+    if {"query", "gallery"} <= set(result.parts):
+        query = result.parts["query"]
+        new = query[~photographs.is_known_in(query, result.parts["gallery"])]
+        if len(new):
+            facts.append(f"{len(new)} queries are of individuals that the gallery lacks")
+    reasons = [f"{count} {reason}" for reason, count in result.left_out.items()]
+    return "; ".join([*facts, f"left out: {', '.join(reasons) or 'nothing'}"])
+
+
+def describe_overlaps(photographs: Photographs, parts: dict[str, np.ndarray]) -> str:
+    """How many images and individuals each two of the splits have in common, `""` if there is one split only."""
+    facts = []
+    for first, second in combinations(parts, 2):
+        keys = [{photographs.keys[row] for row in parts[part]} for part in (first, second)]
+        individuals = np.intersect1d(*(photographs.identities[parts[part]] for part in (first, second)))
+        facts.append(f"{first} and {second} share {len(keys[0] & keys[1])} images and {len(individuals)} individuals")
+    return "; ".join(facts)
+
+
+__all__ = ["PROTOCOLS", "Choice", "Photographs", "Split", "split_by_protocol"]

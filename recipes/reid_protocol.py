@@ -1,0 +1,58 @@
+"""What the protocol of an evaluation of re-identification means for its data and its model card."""
+
+import datasets
+
+from dcal_hf import DCALReIDTrainer
+from dcal_hf.data import PROTOCOLS
+from dcal_hf.training import column
+
+
+def is_same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
+    """Whether two splits are the same images, as train and gallery are by some protocols."""
+    paths = [[record["path"] for record in column(part, "image")] for part in (first, second)]
+    return paths[0] == paths[1] and column(first, "identity") == column(second, "identity")
+
+
+def shows_new(dataset: datasets.DatasetDict) -> bool:
+    """Whether there are queries of individuals that the gallery lacks."""
+    return {"query", "gallery"} <= set(dataset) and not set(column(dataset["query"], "identity")) <= set(
+        column(dataset["gallery"], "identity")
+    )
+
+
+def describe_evaluation(
+    trainer: DCALReIDTrainer, metrics: dict[str, float], protocol: str, camera_column: str | None
+) -> str:
+    """The evaluation settings as a Markdown list."""
+    args, config = trainer.args, trainer.model.config
+    expansion = "off"
+    if args.query_expansion > 0:
+        expansion = f"{args.query_expansion} items, alpha {args.query_expansion_alpha:g}"
+    facts = {
+        "Protocol": PROTOCOLS[protocol],
+        "Ignored": "as in Market-1501, gallery items with the identity and camera of the query; without cameras, only "
+        "the query's own image"
+        + (f". The column {camera_column} stands for the camera" if camera_column else ""),
+        "Queries": f"{metrics['num_queries']}; {metrics['num_skipped']} without a match in the gallery are excluded",
+        "mAP": 'mean over the queries of the mean precision at each match ("step" AP); with the trapezoidal rule: '
+        f"{100 * metrics['map_trapezoid']:.2f} %",
+        "Feature": f"{config.neck_feature} the BatchNorm neck, "
+        f"{'L2-normalised' if config.normalize_embeddings else 'not normalised'}; ranked by Euclidean distance",
+        "Flip test-time augmentation": "on" if args.flip_tta else "off",
+        "Query expansion": expansion,
+        "Re-ranking": "k-reciprocal, k1 20, k2 6, lambda 0.3, in a separate row" if args.rerank else "off",
+    }
+    if args.open_set:
+        facts["New individuals"] = describe_open_set(metrics, args.open_set_threshold)
+    return "\n".join(f"- {name}: {fact}." for name, fact in facts.items())
+
+
+def describe_open_set(metrics: dict[str, float], given: float | None) -> str:
+    """BAKS, BAUS and AUROC, and the threshold that they are at; `given` is that of the command line."""
+    baks, baus, both, auroc = (100 * metrics[name] for name in ("baks", "baus", "baks_baus", "auroc_new"))
+    return (
+        f"{metrics['num_known']} queries of individuals in the gallery, {metrics['num_new']} of new ones. Balanced "
+        f"accuracy on known samples (BAKS) {baks:.2f} %, on unknown samples (BAUS) {baus:.2f} %, geometric mean "
+        f"{both:.2f} %, AUROC {auroc:.2f} %. A query is new unless an item is nearer than "
+        f"{metrics['open_set_threshold']:.4f}, {'chosen on the gallery alone' if given is None else 'as given'}"
+    )
