@@ -120,7 +120,9 @@ def load_reid(
         is_unsplit = protocol == "disjoint" and (rows.parts is None or set(rows.parts) == {"train"})
         use = {0: "test", 1: "train"}.get(test_fraction)
         if is_unsplit and use is not None and not set(splits) <= set(parts):
-            raise ValueError(f"test_fraction={test_fraction:g} leaves no identity of {where} to {use} on: choose another")
+            raise ValueError(
+                f"test_fraction={test_fraction:g} leaves no identity of {where} to {use} on: choose another"
+            )
     elif name == "drawn":
         dataset = synthetic_reid()
         return DatasetDict({split: dataset[split] for split in splits})
