@@ -10,7 +10,8 @@ both branches together and of each. `--attention` adds the attention rollout ove
 
 If each photograph is in a folder named after its class, `--labelled` also writes the mistakes, most confident first,
 to `mistakes.csv` and `mistakes.png`, and `confusion_matrix.png`. `confused_pairs.png` shows an image of each of the
-classes that are confused most often beside one of the class it is taken for, and where the model looked:
+classes that are confused most often beside one of the class it is taken for, and where the model looked.
+`--calibrated` applies the temperature that recipes/run_fgvc.py has fitted and saved beside the checkpoint:
 
     python recipes/predict.py --model_name_or_path out/birds --images birds/test --labelled --output_dir answer
 """
@@ -26,6 +27,7 @@ from arguments import parse_arguments
 from common import set_up_logging
 from embed import CheckpointArguments
 from PIL import Image
+from temperature import load_temperature
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
@@ -52,6 +54,10 @@ class PredictionArguments:
     top_k: int = field(default=5, metadata={"help": "Number of classes per photograph in predictions.csv."})
     labelled: bool = field(
         default=False, metadata={"help": "Folder names are the true classes: write the mistakes, too."}
+    )
+    calibrated: bool = field(
+        default=False,
+        metadata={"help": "Divide the logits of both branches together by the temperature fitted by run_fgvc.py."},
     )
     attention: bool = field(default=False, metadata={"help": "Write an attention overlay of each photograph."})
     sheet_images: int = field(
@@ -103,7 +109,9 @@ def main() -> None:
     names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     labels = folder_labels(paths, names) if args.labelled else [None] * len(paths)
     with_rollout = args.attention or (args.labelled and args.sheet_images > 0)
-    predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout))
+    name, hub_kwargs = checkpoint_args.model_name_or_path, checkpoint_args.hub_kwargs
+    temperature = load_temperature(model, name, **hub_kwargs) if args.calibrated else 1.0
+    predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout, temperature))
     output_dir = Path(args.output_dir)
     save_predictions(predictions, names, min(args.top_k, len(names)), output_dir / "predictions.csv")
     if args.labelled:
@@ -167,6 +175,7 @@ def predict(
     labels: Sequence[int | None],
     args: CheckpointArguments,
     with_rollout: bool,
+    temperature: float = 1.0,
 ) -> Iterator[Prediction]:
     """Yields the prediction for each photograph, in order, with a progress bar."""
     with_rollout = with_rollout and model.config.has_cls
@@ -176,7 +185,7 @@ def predict(
         pixel_values = torch.stack(transform({"image": batch})["pixel_values"])
         with torch.inference_mode():
             output = model(pixel_values.to(model.device, model.dtype), output_rollout=with_rollout)
-        logits = {"both": output.logits, "sa": output.sa_logits, "glca": output.glca_logits}
+        logits = {"both": output.logits / temperature, "sa": output.sa_logits, "glca": output.glca_logits}
         scores = {name: x.float().softmax(dim=-1).cpu() for name, x in logits.items() if x is not None}
         for row, path in enumerate(batch):
             yield Prediction(

@@ -36,6 +36,7 @@ from common import (
 )
 from console import print_epochs, print_outputs, print_results, result_rows
 from scipy.special import softmax
+from temperature import calibration_metrics, describe_calibration, main_scores, save_temperature
 from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
 
@@ -198,7 +199,8 @@ def main() -> None:
         output = evaluate(trainer, trainer.eval_dataset, "eval", data_folder, data_args.split_title())
     if training_args.do_predict:
         test = dataset["test"].with_transform(eval_transform)
-        evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"))
+        temperature = output and output.metrics.get("temperature")
+        evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"), temperature)
     if trainer.is_world_process_zero():
         report(trainer, dataset, output, model_args, data_args)
         print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args, data_args))
@@ -257,21 +259,29 @@ def next_commands(training_args: DCALTrainingArguments, data_args: DataArguments
 
 
 def evaluate(
-    trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str, title: str
+    trainer: DCALTrainer, dataset: datasets.Dataset, prefix: str, data_folder: str, title: str,
+    temperature: float | None = None,
 ) -> PredictionOutput:
     """Evaluates a split, prints a table, and writes the metrics, the confusion matrix and the predictions.
+
+    The split with the prefix `"eval"` determines the temperature; other splits are scaled by a given one.
 
     Returns:
         The output of `Trainer.predict`, with the metrics without their prefix.
     """
     output = trainer.predict(dataset, metric_key_prefix=prefix)
+    fits = prefix == "eval"
+    calibration = calibration_metrics(main_scores(output), output.label_ids, temperature, fits)
     metrics = {**output.metrics, f"{prefix}_samples": len(dataset)}
+    metrics |= {f"{prefix}_{name}": value for name, value in calibration.items()}
     trainer.save_metrics(prefix, metrics)
     scores = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
     if trainer.is_world_process_zero():
         save_predictions(output, dataset, Path(trainer.args.output_dir), prefix, data_folder)
         rows = result_rows(trainer.model.config.inference_branches)
         print_results(f"{title} ({len(dataset):,} images)", "image-classification", rows, scores)
+        if fits:
+            save_temperature(trainer.model, trainer.args.output_dir, calibration, title, len(dataset))
     return output._replace(metrics=scores)
 
 
@@ -299,11 +309,6 @@ def save_predictions(
     )
 
 
-def main_scores(output: PredictionOutput) -> np.ndarray:
-    """Logits of all branches together."""
-    return output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-
-
 def report(
     trainer: DCALTrainer,
     dataset: datasets.DatasetDict,
@@ -328,6 +333,7 @@ def report(
         metrics=output.metrics,
         branches=result_rows(config.inference_branches),
         hyperparameters=settings(trainer, data_args),
+        evaluation=describe_calibration(output.metrics),
     )
     write_model_card(args.output_dir, facts)
 

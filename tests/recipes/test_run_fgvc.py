@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from PIL import Image
 from timm.models import save_for_hf
-from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 from transformers.trainer_utils import PredictionOutput
 
 from helpers import TINY_SIZES, TINY_VIT, noise_picture
@@ -80,6 +80,44 @@ def test_an_encoder_without_a_rollout_leaves_no_picture_of_one(tmp_path, run_mai
     run_main(tmp_path, "--do_train", "--do_eval", **options)
     assert "eval_accuracy" in read_json(tmp_path / "out" / "all_results.json")
     assert (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out" / "attention.png").exists()
+
+
+def test_probabilities_are_calibrated_on_the_evaluated_images(tmp_path, run_main, run_recipe):
+    """The temperature has the least negative log-likelihood of a fine grid, and scales the predictions for test."""
+    data_dir = make_folder(tmp_path / "birds")
+    run_main(tmp_path, "--do_train", "--do_eval", "--do_predict", data_dir=str(data_dir), disable_tqdm=True)
+    out = tmp_path / "out"
+    results, saved = read_json(out / "all_results.json"), read_json(out / "temperature.json")
+    model = AutoModelForImageClassification.from_pretrained(out).eval()
+    processor = AutoImageProcessor.from_pretrained(out)
+    logits = {}
+    for split in ("validation", "test"):
+        paths = sorted((data_dir / split).rglob("*.png"))
+        with torch.no_grad():
+            inputs = [processor(Image.open(path).convert("RGB"), return_tensors="pt") for path in paths]
+            logits[split] = torch.cat([model(**image).logits for image in inputs]).double()
+        labels = torch.tensor([model.config.label2id[path.parent.name] for path in paths])
+        if split == "validation":
+            grid = np.geomspace(saved["temperature"] / 3, saved["temperature"] * 3, 2001)
+            losses = [torch.nn.functional.cross_entropy(logits[split] / value, labels) for value in grid.tolist()]
+            assert grid[np.argmin(losses)] == pytest.approx(saved["temperature"], rel=2e-3)
+            assert (saved["dataset"], saved["num_images"]) == ("birds, validation", 5)
+    assert results["predict_temperature"] == results["eval_temperature"] == saved["temperature"]
+    probabilities = (logits["test"] / saved["temperature"]).softmax(1)
+    confidence, predicted = (value.numpy() for value in probabilities.max(1))
+    bins = np.ceil(confidence * 15)
+    gaps = [abs((confidence - (predicted == labels.numpy()))[bins == number].sum()) for number in set(bins)]
+    assert results["predict_ece_scaled"] == pytest.approx(sum(gaps) / 3, abs=1e-5)
+    assert f"error (15 bins): {100 * results['eval_ece']:.2f} %; " in (out / "README.md").read_text()
+
+    arguments = ["--model_name_or_path", out, "--images", data_dir / "test", "--sheet_images", 0, "--top_k", 1]
+    run_recipe("predict", *arguments, "--output_dir", tmp_path / "answer", "--calibrated")
+    with open(tmp_path / "answer" / "predictions.csv", newline="") as file:
+        found = [float(row["probability_both"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(found, confidence, atol=1e-4)
+    (out / "temperature.json").write_text(json.dumps({**saved, "model_id": "another"}))
+    with pytest.raises(ValueError, match="was fitted for another, not for these weights"):
+        run_recipe("predict", *arguments, "--output_dir", tmp_path / "answer", "--calibrated")
 
 
 def test_another_folder_distracts_and_the_card_says_so(tmp_path, run_main):
