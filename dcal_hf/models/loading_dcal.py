@@ -58,6 +58,18 @@ def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) 
         )
 
 
+def check_encoder(encoder: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
+    """Checks that the checkpoint of a plain encoder has all tensors except the pooler's, and that they are finite.
+
+    Raises:
+        ValueError: If a tensor is missing or not finite; the message names it.
+    """
+    missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(f"The checkpoint {source} is incomplete, it lacks {_some(missing)}: download it again.")
+    check_finite(encoder, source)
+
+
 def check_finite(model: nn.Module, source: str) -> None:
     """Checks that a model's tensors are finite, except those that accelerate offloads to disk.
 
@@ -78,4 +90,4 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown}, ... ({len(names)} tensors)"
 
 
-__all__ = ["NEW_PARTS", "check_complete", "check_finite", "naming"]
+__all__ = ["NEW_PARTS", "check_complete", "check_encoder", "check_finite", "naming"]

@@ -17,7 +17,7 @@ from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, 
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
-from .loading_dcal import NEW_PARTS, check_complete, check_finite, naming
+from .loading_dcal import NEW_PARTS, check_complete, check_encoder, check_finite, naming
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
 from .positions_dcal import patch_grid, resize_positions
@@ -138,7 +138,8 @@ class DCALPreTrainedModel(PreTrainedModel):
                 `id2label`, the checkpoint's labels are kept.
 
         Raises:
-            ValueError: If the type of the backbone is not supported or the configuration is invalid.
+            ValueError: If the type of the backbone is not supported, the configuration is invalid, or tensors of the
+                checkpoint are missing, damaged or not finite; the message names them.
         """
         config_kwargs = {**cls.config_defaults, **config_kwargs}
         pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
@@ -154,7 +155,11 @@ class DCALPreTrainedModel(PreTrainedModel):
         config = DCALConfig(backbone_config=resized, image_size=image_size, **config_kwargs)
         source = None
         if not is_config:
-            source = AutoModel.from_pretrained(backbone, config=source_config, **pretrained_kwargs)
+            with naming(str(backbone)):
+                source, info = AutoModel.from_pretrained(
+                    backbone, config=source_config, output_loading_info=True, **pretrained_kwargs
+                )
+            check_encoder(source, str(backbone), info)
         model = cls(config)
         model.base_model.start_from(source, source_config)
         return model.to(pretrained_kwargs["dtype"])

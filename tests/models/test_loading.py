@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, ViTForImageClassification
 
 from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 
@@ -114,3 +114,35 @@ def test_other_tasks_and_other_classes_start_new_heads(tmp_path, checkpoint):
     }
     for name, value in AutoModel.from_pretrained(checkpoint).state_dict().items():
         assert torch.equal(again.dcal.state_dict()[name], value)
+
+
+@pytest.fixture
+def encoder(tmp_path, vit_config):
+    """The checkpoint of a plain encoder, as of a classifier: without a pooler."""
+    ViTForImageClassification(vit_config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_an_encoder_without_a_pooler_is_complete(encoder):
+    weight = load_file(encoder / "model.safetensors")["vit.encoder.layer.2.attention.attention.key.weight"]
+    model = DCALForImageClassification.from_backbone(encoder, num_labels=3)
+    assert torch.equal(model.base_model.backbone.layers[2].attention.k_proj.weight, weight)
+
+
+def test_an_encoder_that_lacks_a_tensor_is_refused(encoder):
+    change(encoder, lambda tensors: tensors.pop("vit.encoder.layer.2.attention.attention.key.weight"))
+    with pytest.raises(ValueError, match=f"{encoder} is incomplete, it lacks layers.2.attention.k_proj.weight: "):
+        DCALForImageClassification.from_backbone(encoder, num_labels=3)
+
+
+def test_an_encoder_that_is_not_finite_is_refused(encoder):
+    change(encoder, lambda tensors: tensors["vit.embeddings.cls_token"].fill_(torch.nan))
+    with pytest.raises(ValueError, match=f"{encoder} has NaN or infinity in embeddings.cls_token"):
+        DCALForImageClassification.from_backbone(encoder, num_labels=3)
+
+
+def test_an_encoder_whose_weights_cannot_be_read_is_named(encoder):
+    path = encoder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"The checkpoint {encoder} cannot be read: .*; download it again"):
+        DCALForImageClassification.from_backbone(encoder, num_labels=3)
