@@ -21,7 +21,8 @@ INSTALL_REQUIRES = [
     # Up to 1.13, results of a search depend on the number of queries in it.
     "faiss-cpu>=1.14.2,<2",
     # timm's RandAugment posterizes to 0 bits, which Pillow 13 rejects.
-    "pillow>=10.1,<13",
+    # AVIF is read from 11.3 on.
+    "pillow>=11.3,<13",
     # The pyarrow of datasets does not support NumPy 1.
     "numpy>=2.0,<3",
     # Up to 1.15.1, a .mat file of zeros is read as a file without variables.
