@@ -185,6 +185,16 @@ def _parsed(parser: HfArgumentParser, argv: list[str], files: str | None) -> tup
     return tuple(parsed) if files is None else (*parsed[:-1], parsed[-1].files)
 
 
+def require_at_least(minimum: float, args: Any, *names: str) -> None:
+    """
+    Raises:
+        ValueError: If one of these options is given and smaller.
+    """
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < minimum:
+            raise ValueError(f"--{name} {getattr(args, name)}: it must be at least {minimum:g}.")
+
+
 def unknown_option(name: str, known: Sequence[str]) -> str:
     """The message of an error, with options that are spelt alike."""
     if not name.startswith("--"):

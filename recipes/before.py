@@ -11,10 +11,12 @@ from typing import Literal
 from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from dcal_hf import DCALTrainingArguments
+from dcal_hf import DCALReIDTrainingArguments, DCALTrainingArguments
 from dcal_hf.data import Finding, inspect_images, leave_out
 from dcal_hf.data.image_files import misplaced_images
 from dcal_hf.files import save_table
+from dcal_hf.training import column
+from dcal_hf.training.samplers import IdentityBalancedSampler
 
 
 CHECK_FILE = "data_check.csv"
@@ -129,6 +131,21 @@ def report(
         f"{f'{len(findings):,} are left out. ' if skips and findings else ''}All are listed in "
         f"{save_table(['split', 'image', 'problem', 'detail', 'left out'], rows, path)}."
     )
+
+
+def check_reid_sizes(dataset: DatasetDict, training_args: DCALReIDTrainingArguments) -> None:
+    """Finds out before training what would only fail in its first batch, or in an evaluation hours later.
+
+    Raises:
+        ValueError: If no batch can be made, or the gallery is too small for `--query_expansion`.
+    """
+    if training_args.do_train:
+        labels = column(dataset["train"], "label")
+        IdentityBalancedSampler(labels, training_args.train_batch_size, training_args.instances_per_identity)
+    if "gallery" in dataset and training_args.query_expansion > len(dataset["gallery"]):
+        raise ValueError(
+            f"--query_expansion {training_args.query_expansion}: the gallery has {len(dataset['gallery'])} images."
+        )
 
 
 def print_splits(title: str, dataset: DatasetDict, splits: Sequence[str], class_column: str, noun: str) -> None:

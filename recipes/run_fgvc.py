@@ -21,7 +21,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from arguments import ModelArguments, parse_arguments
+from arguments import ModelArguments, parse_arguments, require_at_least
 from before import CHECK_FILE, CheckArguments, check_data, common_folder, print_splits
 from common import (
     claim_output_dir,
@@ -131,6 +131,9 @@ class DataArguments(CheckArguments):
         super().__post_init__()
         if self.dataset_name is None and self.data_dir is None and self.train_dir is None:
             raise ValueError("Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir.")
+        # With the ratio below 1, there would be fewer pixels than the crop takes.
+        require_at_least(1, self, "max_train_samples", "max_eval_samples", "resize_ratio")
+        require_at_least(0, self, "attention_images", "color_jitter", "random_erasing")
 
     @property
     def folders(self) -> str | dict[str, str] | None:
@@ -240,7 +243,9 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
             warn_duplicates=data_args.check_files == "off",
         )
     if data_args.eval_split not in dataset:
-        raise ValueError(f"--eval_split {data_args.eval_split}: {data_args.title} has only {', '.join(dataset)}.")
+        hint = "; --train_val_split 0.15 takes one from train" if data_args.eval_split == "validation" else ""
+        found = ", ".join(dataset) + hint
+        raise ValueError(f"--eval_split {data_args.eval_split}: {data_args.title} has only {found}.")
     limits = {"train": data_args.max_train_samples, data_args.eval_split: data_args.max_eval_samples}
     for split, limit in limits.items():
         if limit is not None:

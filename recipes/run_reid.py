@@ -35,8 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from arguments import ModelArguments, parse_arguments
-from before import CHECK_FILE, CheckArguments, check_data, print_splits
+from arguments import ModelArguments, parse_arguments, require_at_least
+from before import CHECK_FILE, CheckArguments, check_data, check_reid_sizes, print_splits
 from common import (
     claim_output_dir,
     dataset_title,
@@ -159,6 +159,8 @@ class DataArguments(CheckArguments):
         super().__post_init__()
         if self.dataset_name is None and self.data_dir is None:
             raise ValueError("Give the images: --dataset_name, or --data_dir (a folder of identities).")
+        require_at_least(0, self, "ranked_queries", "padding", "random_erasing", "horizontal_flip", "affine")
+        require_at_least(1, self, "ranked_matches")
 
     @property
     def is_own(self) -> bool:
@@ -248,6 +250,7 @@ def prepare_data(data_args: DataArguments, training_args: DCALReIDTrainingArgume
     if train_is_gallery:
         # Without what the check has left out.
         dataset["gallery"] = dataset["train"].remove_columns("label")
+    check_reid_sizes(dataset, training_args)
     if training_args.process_index == 0:
         print_splits(data_args.title, dataset, [*dataset], "identity", "identities")
     return dataset

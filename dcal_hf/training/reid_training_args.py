@@ -64,7 +64,7 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
 
     Raises:
         ValueError: For an unknown schedule, an optimiser that the schedule does not support, label smoothing, class
-            weights or logit adjustment.
+            weights or logit adjustment, or a negative query expansion.
     """
 
     schedule: str = field(
@@ -111,6 +111,11 @@ class DCALReIDTrainingArguments(DCALTrainingArguments):
         if self.schedule == "transreid" and self.optim != "sgd":
             raise ValueError(
                 f"TransReID's schedule is for SGD: give --schedule trainer to train with {self.optim.value}."
+            )
+        if self.query_expansion < 0 or self.query_expansion_alpha < 0:
+            raise ValueError(
+                f"query_expansion={self.query_expansion} and query_expansion_alpha={self.query_expansion_alpha} must "
+                "be at least 0."
             )
         if self.label_smoothing_factor != 0:
             raise ValueError(

@@ -31,7 +31,8 @@ class IdentityBalancedSampler(Sampler[int]):
             default, the images of an identity are adjacent.
 
     Raises:
-        ValueError: If the batch does not divide into identities of K images, or there are fewer than P identities.
+        ValueError: If K is below 1, the batch does not divide into identities of K images, or there are fewer than
+            P identities.
     """
 
     def __init__(
@@ -43,6 +44,11 @@ class IdentityBalancedSampler(Sampler[int]):
         batches_per_step: int = 1,
         pair_sampling: str | None = None,
     ):
+        if instances_per_identity < 1:
+            raise ValueError(
+                f"instances_per_identity={instances_per_identity} must be at least 1, and 2 for triplets with two "
+                "images of an identity."
+            )
         if batch_size % instances_per_identity != 0:
             raise ValueError(
                 f"A batch of {batch_size} images does not divide into identities of {instances_per_identity} images: "

@@ -360,6 +360,8 @@ def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path, run_mai
         (["--do_train"], {"data_dir": ".", "image_size": [1, 2, 3]}, "--image_size takes one or two numbers"),
         (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
         (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
+        (["--do_eval"], {"dataset_name": "drawn", "max_eval_samples": 0}, "--max_eval_samples 0: it must be at least"),
+        (["--do_eval"], {"dataset_name": "drawn", "resize_ratio": 0.9}, "--resize_ratio 0.9: it must be at least 1"),
         (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
     ],
 )

@@ -293,6 +293,10 @@ def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
         (["--do_train"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
         (["--do_train"], {"dataset_name": "drawn", "neck_feature": "beside"}, "neck_feature='beside' is unknown"),
         (["--do_train"], {"dataset_name": "drawn", "instances_per_identity": 3}, "does not divide into identities"),
+        (["--do_train"], {"dataset_name": "drawn", "instances_per_identity": 0}, "instances_per_identity=0 must be"),
+        (["--do_eval"], {"dataset_name": "drawn", "query_expansion": 999}, "--query_expansion 999: the gallery has "),
+        (["--do_eval"], {"dataset_name": "drawn", "query_expansion": -1}, "query_expansion=-1 and query_expansion_a"),
+        (["--do_eval"], {"dataset_name": "drawn", "ranked_matches": 0}, "--ranked_matches 0: it must be at least 1"),
         (["--do_train"], {"dataset_name": "drawn", "optim": "adamw_torch"}, "give --schedule trainer"),
         (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
     ],
@@ -301,6 +305,24 @@ def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
 def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--do_train", "--test_fraction", "1"], "turtles to train on: choose another"),
+        (["--do_train", "--do_eval", "--test_fraction", "0"], "turtles to test on: choose another"),
+        (["--do_eval", "--test_fraction", "1.5"], "test_fraction must be from 0 to 1, not 1.5"),
+        (["--do_eval", "--test_fraction", "-0.1"], "test_fraction must be from 0 to 1, not -0.1"),
+        (["--do_eval", "--test_fraction", "nan"], "test_fraction must be from 0 to 1, not nan"),
+    ],
+)
+def test_a_share_that_leaves_nobody_gets_its_sentence(tmp_path, run_main, arguments, sentence):
+    for identity in range(4):
+        for number in range(3):
+            save(tmp_path / "turtles" / f"{identity}" / f"{number}.png", identity, number)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run_main(tmp_path, *arguments, dataset_name=None, data_dir=str(tmp_path / "turtles"))
 
 
 @pytest.mark.parametrize("arguments", [["--freeze_backbone"], ["--layer_decay", "0.75"], ["--lora_rank", "2"]])
