@@ -27,6 +27,7 @@ COMMANDS = {
     "gallery": ("gallery", "add images to a gallery, remove some, show it"),
     "verify": ("verify", "tell whether two images show the same individual"),
     "export": ("export", "write a model as ONNX, compared with torch"),
+    "demo": ("demo", "show a model in the browser, or write a Hugging Face Space"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),
 }
 # Errors that the library raises for a mistake of the user, each with a one-sentence message.

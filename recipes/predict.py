@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.data import open_image, unlabelled_images
+from dcal_hf.data import MAX_PIXELS, open_image, unlabelled_images
 from dcal_hf.files import save_table
 from dcal_hf.metrics import confusion_matrix
 from dcal_hf.transforms import EvalTransform
@@ -309,16 +309,22 @@ def save_attention(
     Raises:
         ValueError: If the encoder has no rollout.
     """
-    from dcal_hf.visualization import photograph_overlay
-
     if predictions[0].rollout is None:
         raise ValueError("--attention: the encoder has no CLS token, so there is no rollout to draw.")
     folder.mkdir(parents=True, exist_ok=True)
     for number, prediction in enumerate(predictions):
-        picture = open_image(prediction.path)
-        overlay = photograph_overlay(picture, processor, prediction.rollout, grid, prediction.selected)
         # Photographs in different folders may have the same name.
-        overlay.save(folder / f"{number:05d}_{Path(prediction.path).stem}.png")
+        overlay(prediction, processor, grid).save(folder / f"{number:05d}_{Path(prediction.path).stem}.png")
+
+
+def overlay(
+    prediction: Prediction, processor: BaseImageProcessor, grid: tuple[int, int], max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The rollout over the photograph, with frames around the patches that GLCA selected."""
+    from dcal_hf.visualization import photograph_overlay
+
+    picture = open_image(prediction.path, max_pixels)
+    return photograph_overlay(picture, processor, prediction.rollout, grid, prediction.selected)
 
 
 if __name__ == "__main__":

@@ -147,14 +147,19 @@ def verify(checkpoint_args: CheckpointArguments, images: list[str], output: str 
     rows = []
     for first, second, distance in zip(images[::2], images[1::2], measure(model, processor, images, checkpoint_args)):
         same = bool(distance < kept.threshold)
-        print(
-            f"{first} and {second}: {'the same individual' if same else 'different individuals'}, distance "
-            f"{distance:.4f} (threshold {kept.threshold:.4f}, false-accept rate {kept.false_accept_rate:g} on "
-            f"{kept.dataset})"
-        )
+        print(f"{first} and {second}: {verdict(distance, kept)}")
         rows.append([first, second, same, f"{distance:.4f}", f"{kept.threshold:.4f}", kept.false_accept_rate])
     if output is not None:
         print(save_table(COLUMNS, rows, output))
+
+
+def verdict(distance: float, kept: VerificationThreshold) -> str:
+    """The answer for a pair, with the distance, the threshold and its false-accept rate."""
+    answer = "the same individual" if distance < kept.threshold else "different individuals"
+    return (
+        f"{answer}, distance {distance:.4f} (threshold {kept.threshold:.4f}, false-accept rate "
+        f"{kept.false_accept_rate:g} on {kept.dataset})"
+    )
 
 
 def measure(

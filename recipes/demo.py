@@ -1,0 +1,61 @@
+# /// script
+# dependencies = ["dcal_hf[demo]"]
+# ///
+"""Shows a DCAL checkpoint in the browser, with gradio.
+
+A classifier: drop a photograph to see its classes and where the model looked.
+
+    python recipes/demo.py --model_name_or_path out/birds
+
+A Re-ID checkpoint: compare two photographs, with the threshold that recipes/verify.py has calibrated, if any, and
+search a gallery of recipes/embed.py:
+
+    python recipes/demo.py --model_name_or_path out/reid --gallery_dir gallery
+
+`--export_space` writes the folder of a Hugging Face Space instead, with the checkpoint, the gallery and this code:
+
+    python recipes/demo.py --model_name_or_path out/birds --export_space space
+"""
+
+from dataclasses import dataclass, field
+
+# Nothing of torch, gradio or dcal_hf: `--help` answers at once.
+from arguments import HubArguments, parse_arguments
+
+
+@dataclass
+class DemoArguments:
+    """The gallery, the server, or the Space to write."""
+
+    gallery_dir: str | None = field(default=None, metadata={"help": "Folder of a gallery to search."})
+    title: str | None = field(default=None, metadata={"help": "Title of the page; by default the model's name."})
+    server_name: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 lets other computers in."}
+    )
+    server_port: int = field(default=7860, metadata={"help": "Port to listen on."})
+    export_space: str | None = field(
+        default=None, metadata={"help": "Write the folder of a Hugging Face Space, and do not start a server."}
+    )
+
+
+def main() -> None:
+    hub_args, args = parse_arguments((HubArguments, DemoArguments))
+    import logging
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise ImportError("The demo needs gradio: pip install dcal_hf[demo]")
+    from common import set_up_logging
+    from demo_app import load_demo, page
+    from space import write_space
+
+    set_up_logging(logging.WARNING)
+    demo = load_demo(hub_args, args.gallery_dir, args.title)
+    if args.export_space is not None:
+        print(write_space(demo, args.export_space))
+        return
+    page(demo).launch(server_name=args.server_name, server_port=args.server_port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Writes the folder of a Hugging Face Space: the page, the code that it needs, the checkpoint and the gallery."""
+
+import dataclasses
+import os
+import shutil
+import sys
+from importlib.metadata import requires, version
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+from datasets import Dataset, Features, Value
+from demo_app import Demo
+from packaging.requirements import Requirement
+
+import dcal_hf
+from dcal_hf.data import open_image
+from dcal_hf.retrieval import GalleryIndex
+
+
+CHECKPOINT_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*", "verification.json")
+THUMBNAIL_PIXELS = 512
+APP = '''"""Written by `dcal demo --export_space`."""
+
+import sys
+from pathlib import Path
+
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE / "recipes")]
+
+from arguments import HubArguments  # noqa: E402
+from demo_app import load_demo, page  # noqa: E402
+
+
+demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}))
+
+if __name__ == "__main__":
+    demo.launch()
+'''
+
+
+def write_space(demo: Demo, folder: str | os.PathLike) -> str:
+    """Writes the folder, which appears only when it is complete, and returns what to do with it.
+
+    A checkpoint on the Hub is loaded from there by the Space; one in a folder is copied. Images of a gallery are
+    copied as thumbnails.
+
+    Raises:
+        FileExistsError: If the folder exists and is not empty.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty: choose another folder for the Space.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new = Path(temporary, "space")
+        write_files(demo, new)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(new, folder)
+    images = "" if demo.gallery is None else " Everybody who sees the Space sees the images of the gallery."
+    return (
+        f"{folder} is a Space.{images} Try it: python {folder / 'app.py'}\nCreate an empty one of gradio at "
+        f"https://huggingface.co/new-space, and upload it: hf upload USER/NAME {folder} . --repo-type=space"
+    )
+
+
+def write_files(demo: Demo, folder: Path) -> None:
+    no_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(dcal_hf.__file__).parent, folder / "dcal_hf", ignore=no_caches)
+    (folder / "recipes").mkdir()
+    for script in Path(__file__).parent.glob("*.py"):
+        shutil.copy(script, folder / "recipes")
+    source, gallery = Path(demo.args.model_name_or_path), None
+    if source.is_dir():
+        model = 'str(HERE / "model")'
+        (folder / "model").mkdir()
+        for file in (file for pattern in CHECKPOINT_FILES for file in source.glob(pattern)):
+            shutil.copy(file, folder / "model")
+    else:
+        model = f"{demo.args.model_name_or_path!r}, model_revision={demo.args.model_revision!r}"
+    if demo.gallery is not None:
+        gallery = 'HERE / "gallery"'
+        with_thumbnails(demo.gallery, demo.args.max_pixels).save(folder / "gallery")
+    (folder / "app.py").write_text(APP.format(model=model, gallery=gallery, title=demo.title), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(readme(demo, source.is_dir()), encoding="utf-8")
+
+
+def with_thumbnails(gallery: GalleryIndex, max_pixels: int) -> GalleryIndex:
+    """The gallery with small copies of its images in place of their paths, and the names of their files."""
+
+    def shrink(image: dict | str) -> dict[str, bytes | str]:
+        path = image["path"] if isinstance(image, dict) else image
+        picture, content = open_image(image, max_pixels), BytesIO()
+        picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+        picture.save(content, "JPEG", quality=85)
+        return {"bytes": content.getvalue(), "path": Path(path or "").name}
+
+    # Not `map`, which would write its cache into the folder of the gallery.
+    columns = {name: gallery.items[name][:] for name in gallery.items.column_names}
+    columns["image"] = [shrink(image) for image in columns["image"]]
+    features = gallery.items.features | {"image": {"bytes": Value("binary"), "path": Value("string")}}
+    return dataclasses.replace(gallery, items=Dataset.from_dict(columns, features=Features(features)))
+
+
+def requirements() -> list[str]:
+    """What dcal_hf and the demo require, for requirements.txt."""
+    needed = []
+    for requirement in map(Requirement, requires("dcal_hf")):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": x}) for x in ("pictures", "demo")):
+            needed.append(f"{requirement.name}{requirement.specifier}")
+    return sorted(set(needed))
+
+
+def readme(demo: Demo, is_copied: bool) -> str:
+    """The README.md of the Space, whose header says how to run it."""
+    header = {
+        "title": demo.title,
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "app_file": "app.py",
+        "tags": ["dcal"],
+        **({} if is_copied else {"models": [demo.args.model_name_or_path]}),
+    }
+    text = (
+        "Dual Cross-Attention Learning ([DCAL](https://huggingface.co/papers/2205.02151)). `app.py` starts the page; "
+        "`dcal_hf` and `recipes` are the code that it needs."
+    )
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n# {demo.title}\n\n{text}\n"

@@ -1,0 +1,164 @@
+"""The demo: what the page answers, and the Space that it becomes. The page itself needs gradio."""
+
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, ViTConfig, ViTImageProcessor, pipeline
+
+from dcal_hf import DCALForImageClassification, DCALForReID
+from dcal_hf.data import open_image
+from dcal_hf.retrieval import GalleryIndex, VerificationThreshold, model_fingerprint
+
+from helpers import TINY_SIZES, add_noise, noise_picture
+
+
+NAMES = ["finch", "robin", "wren"]
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="needs the extra demo")
+
+
+def save(model: torch.nn.Module, folder: Path) -> Path:
+    add_noise(model, 0.2).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photographs")
+    paths = [folder / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        noise_picture(number, 800, 40).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def classifier_folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    model = DCALForImageClassification.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), **labels)
+    return save(model, tmp_path_factory.mktemp("demo") / "birds")
+
+
+@pytest.fixture(scope="module")
+def reid_folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=16, **TINY_SIZES)
+    model = DCALForReID.from_backbone(config, num_labels=3, local_query_ratio=0.5)
+    return save(model, tmp_path_factory.mktemp("demo") / "reid")
+
+
+@pytest.fixture(scope="module")
+def gallery_folder(run_recipe, reid_folder, photographs) -> Path:
+    gallery = reid_folder.parent / "gallery"
+    folder = photographs[0].parent
+    run_recipe("embed", "--model_name_or_path", reid_folder, "--image_dir", folder, "--output_dir", gallery)
+    return gallery
+
+
+@pytest.fixture(scope="module")
+def load(import_recipe):
+    def load_demo(folder: Path, *args):
+        return import_recipe("demo_app").load_demo(import_recipe("arguments").HubArguments(str(folder)), *args)
+
+    return load_demo
+
+
+def embeddings_of(folder: Path, paths: list[Path]) -> np.ndarray:
+    pixel_values = ViTImageProcessor.from_pretrained(folder)([open_image(path) for path in paths], return_tensors="pt")
+    with torch.no_grad():
+        return AutoModel.from_pretrained(folder)(**pixel_values).embeddings.double().numpy()
+
+
+def threshold(folder: Path, value: float) -> VerificationThreshold:
+    facts = {"num_images": 9, "num_identities": 3, "num_same_pairs": 9, "num_different_pairs": 27}
+    facts |= {"dataset": "turtles", "date": "2026-01-01", "dcal_hf_version": "0", "true_accept_rate": 0.9}
+    model_id = model_fingerprint(AutoModel.from_pretrained(folder))
+    return VerificationThreshold(threshold=value, false_accept_rate=0.01, model_id=model_id, **facts)
+
+
+def test_a_photograph_gets_the_classes_of_the_pipeline(load, classifier_folder, photographs):
+    answers, attention = load(classifier_folder).classify(str(photographs[0]))
+    expected = pipeline("image-classification", model=str(classifier_folder))(str(photographs[0]))
+    assert answers["both"] == pytest.approx({answer["label"]: answer["score"] for answer in expected}, abs=1e-5)
+    halves = {name: (answers["sa"][name] + answers["glca"][name]) / 2 for name in NAMES}
+    assert answers["both"] == pytest.approx(halves, abs=1e-5)
+    assert attention.size == (800, 40)
+
+
+def test_two_photographs_are_compared_by_the_calibrated_threshold(load, reid_folder, photographs):
+    one, two = embeddings_of(reid_folder, photographs[:2])
+    distance = np.linalg.norm(one - two)
+    first, second = map(str, photographs[:2])
+    demo = load(reid_folder)
+    answer, *drawn = demo.compare(first, second)
+    assert f"Distance {distance:.4f}. No threshold" in answer
+    assert [picture.size for picture in drawn] == [(800, 40)] * 2
+    for value, decision in ((distance * 1.1, "The same individual"), (distance * 0.9, "Different individuals")):
+        demo.threshold = threshold(reid_folder, value)
+        assert demo.compare(first, second)[0].startswith(f"{decision}, distance {distance:.4f} (threshold {value:.4f}")
+
+
+def test_a_gallery_is_searched(load, reid_folder, gallery_folder, photographs):
+    demo = load(reid_folder, gallery_folder)
+    answer, found = demo.search(str(photographs[2]))
+    assert answer == "The nearest of 4 images has a distance of 0.0000."
+    embeddings = embeddings_of(reid_folder, photographs)
+    order = np.linalg.norm(embeddings - embeddings[2], axis=1).argsort()
+    assert [caption.splitlines()[1] for _, caption in found] == [photographs[i].name for i in order]
+    assert found[0][0].size == (800, 40)
+    demo.threshold = threshold(reid_folder, 1e-9)
+    demo.gallery.remove([2])
+    assert "Probably a new individual (threshold 0.0000)" in demo.search(str(photographs[2]))[0]
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_a_space_runs_on_what_is_in_its_folder(run_recipe, reid_folder, gallery_folder, photographs, tmp_path):
+    threshold(reid_folder, 0.5).save(reid_folder)
+    space = tmp_path / "space"
+    options = ["--model_name_or_path", reid_folder, "--gallery_dir", gallery_folder, "--export_space", space]
+    run_recipe("demo", *options, "--title", "Who's \"who\"?")
+    _, header, _ = (space / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    facts = yaml.safe_load(header)
+    assert (facts["sdk"], facts["app_file"], facts["title"]) == ("gradio", "app.py", "Who's \"who\"?")
+    lines = (space / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("torch") for line in lines) and not any("pytest" in line for line in lines)
+    items = GalleryIndex.load(space / "gallery").items
+    assert [item["image"]["path"] for item in items] == [path.name for path in photographs]
+    assert open_image(items[0]["image"]).size == (512, 26)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        page = runpy.run_path(str(space / "app.py"))["demo"]
+    assert {function.api_name for function in page.fns.values()} == {"compare", "search"}
+    with pytest.raises(FileExistsError, match="exists and is not empty: choose another folder"):
+        run_recipe("demo", *options)
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_the_page_answers_over_http(load, import_recipe, classifier_folder, photographs, tmp_path):
+    from gradio_client import Client, handle_file
+
+    demo = load(classifier_folder)
+    page = import_recipe("demo_app").page(demo)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        client = Client(url, verbose=False, download_files=tmp_path)
+        attention, both, sa, glca = client.predict(handle_file(str(photographs[0])), api_name="/classify")
+        answers, _ = demo.classify(str(photographs[0]))
+        for shown, branch in ((both, "both"), (sa, "sa"), (glca, "glca")):
+            confidences = {entry["label"]: entry["confidence"] for entry in shown["confidences"]}
+            assert confidences == pytest.approx(answers[branch], abs=1e-5)
+        assert open_image(attention).size == (800, 40)
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(photographs[0].read_bytes()[:300])
+        with pytest.raises(Exception, match="cannot read image .*broken.png"):
+            client.predict(handle_file(str(broken)), api_name="/classify")
+    finally:
+        page.close()
