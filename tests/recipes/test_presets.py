@@ -113,7 +113,7 @@ def test_a_preset_is_the_papers_recipe_and_says_what_to_expect(parse, name):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_preset_of_todays_encoders_is_marked_as_untried(parse, name):
+def test_a_preset_for_your_own_data_says_that_it_has_not_been_run(parse, name):
     model_args, data_args, training_args = parse(name)
     text = ALL[name].read_text()
     comment = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
