@@ -17,7 +17,7 @@ def softmax(logits):
     return powers / powers.sum()
 
 
-def test_the_shares_of_the_last_block_are_those_of_a_loop(vit_config):
+def test_the_shares_of_the_last_block_equal_a_loop(vit_config):
     model = classifier(vit_config, num_pwca_blocks=1)
     pixel_values = images()[:2]
     attention = distractor_attention(model, pixel_values)
@@ -38,7 +38,7 @@ def test_the_shares_of_the_last_block_are_those_of_a_loop(vit_config):
     assert attention.blocks == [2] and abs(attention.shares.item() - 0.5) > 1e-3
 
 
-def test_the_shares_are_those_of_the_training_path(vit_config):
+def test_the_shares_equal_those_of_the_training_path(vit_config):
     model = classifier(vit_config, num_pwca_blocks=2)
     pixel_values = images()[:2]
     shares = []
@@ -58,7 +58,7 @@ def test_the_shares_are_those_of_the_training_path(vit_config):
     np.testing.assert_allclose(attention.shares, shares, rtol=1e-5)
 
 
-def test_an_image_is_as_much_attended_to_as_itself(backbone_config):
+def test_an_image_paired_with_itself_gets_equal_shares(backbone_config):
     pixel_values = images()[:1].expand(2, -1, -1, -1)
     attention = distractor_attention(classifier(backbone_config), pixel_values)
     # In CaiT's first block, patches attend to patches only.
@@ -68,7 +68,7 @@ def test_an_image_is_as_much_attended_to_as_itself(backbone_config):
     assert (attention.own.sum(dim=1) < 0.5).all()
 
 
-def test_what_cannot_be_measured_is_named(backbone_configs):
+def test_unsupported_encoders_are_named(backbone_configs):
     with pytest.raises(ValueError, match="no CLS token"):
         distractor_attention(classifier(backbone_configs["swin"]), images()[:2])
     model = classifier(BACKBONES["vit"], branches=("sa",))
@@ -78,7 +78,7 @@ def test_what_cannot_be_measured_is_named(backbone_configs):
         distractor_attention(model, images(height=16)[:2])
 
 
-def test_a_picture_has_one_scale_for_both_images(vit_config, tmp_path):
+def test_both_images_have_the_same_scale(vit_config, tmp_path):
     model = classifier(vit_config)
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     pair = noise_picture(0, 64, 48), noise_picture(1, 32, 48)

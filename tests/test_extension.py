@@ -48,7 +48,7 @@ def registered(tmp_path, monkeypatch) -> dict:
     return namespace
 
 
-def test_the_readmes_lines_bring_an_encoder_and_pairs(registered, tmp_path):
+def test_the_example_in_the_readme(registered, tmp_path):
     model, pixel_values = registered["model"].eval(), torch.randn(4, 3, 16, 16)
     tokens = registered["plain"](pixel_values).last_hidden_state
     torch.testing.assert_close(model.dcal(pixel_values).last_hidden_state, tokens)
@@ -68,7 +68,7 @@ def test_the_readmes_lines_bring_an_encoder_and_pairs(registered, tmp_path):
     assert sorted(paired.tolist()) == [[0, 1], [2, 3]]
 
 
-def test_a_checkpoint_without_its_registration_says_what_is_missing(registered, tmp_path):
+def test_loading_without_registration_explains_what_is_missing(registered, tmp_path):
     registered["model"].save_pretrained(tmp_path / "saved")
     del families_dcal.ADAPTERS["vit_msn"]
     with pytest.raises(ValueError, match=r"'vit_msn': it has no adapter.* call dcal_hf.register_encoder\('vit_msn'"):
@@ -77,7 +77,7 @@ def test_a_checkpoint_without_its_registration_says_what_is_missing(registered, 
         DCALConfig(backbone_config={"model_type": "my_vit"})
 
 
-def test_names_are_given_once_and_mistakes_get_a_sentence():
+def test_names_are_unique_and_mistakes_raise_clear_errors():
     with pytest.raises(ValueError, match="There is an adapter for 'vit' already, ViTAdapter"):
         dcal_hf.register_encoder("vit", families_dcal.ViTAdapter)
     with pytest.raises(TypeError, match="adapter of 'new' must be a subclass of EncoderAdapter"):
@@ -91,7 +91,7 @@ def test_names_are_given_once_and_mistakes_get_a_sentence():
         pair_up(np.arange(4), "later", np.random.default_rng(0))
 
 
-def test_a_registered_strategy_is_known_to_command_lines(tmp_path):
+def test_command_lines_accept_registered_strategies(tmp_path):
     parser = HfArgumentParser((dcal_hf.DCALTrainingArguments,))
     dcal_hf.register_pair_strategy("equal", np.equal)
     command = ["--output_dir", str(tmp_path), "--use_cpu", "--pair_sampling", "equal"]
@@ -99,7 +99,7 @@ def test_a_registered_strategy_is_known_to_command_lines(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [5, 16])
-def test_an_epoch_pairs_what_the_rule_allows(batch_size):
+def test_pairs_satisfy_the_registered_strategy(batch_size):
     labels = np.random.default_rng(0).choice(4, size=101, p=[0.4, 0.3, 0.2, 0.1])
     dcal_hf.register_pair_strategy("with_0", lambda first, second: ALLOWED[first, second])
     partners, alone = pair_up(labels, "with_0", np.random.default_rng(1))
@@ -121,7 +121,7 @@ def test_an_epoch_pairs_what_the_rule_allows(batch_size):
     assert list(sampler) != list(PairSampler(labels, batch_size, "with_0"))
 
 
-def test_the_rule_sees_identities_as_they_are():
+def test_the_strategy_gets_the_original_identities():
     """Only every third number is an individual: the balanced sampler counts them anew."""
     labels = np.repeat([0, 3, 6, 9], 6)
     dcal_hf.register_pair_strategy("neighbours", lambda first, second: abs(first - second) == 3)

@@ -7,7 +7,7 @@ import pytest
 from dcal_hf.files import write_atomically
 
 
-def test_a_file_that_cannot_be_written_leaves_the_former_one_alone(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "table.csv", "whole")
 
     def full(*_):

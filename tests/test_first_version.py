@@ -21,7 +21,7 @@ IMAGES = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32).sin().view(2, 3, 16,
 @pytest.mark.parametrize(
     ("name", "model_class"), [("classification", DCALForImageClassification), ("reid", DCALForReID)]
 )
-def test_a_checkpoint_answers_as_it_did(name, model_class):
+def test_outputs_of_first_version_checkpoints(name, model_class):
     folder = CHECKPOINTS / f"first_version_{name}"
     answers = load_file(folder / "answers.safetensors")
     model, report = model_class.from_pretrained(folder, output_loading_info=True)

@@ -47,7 +47,7 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 
 
-def test_saved_and_loaded_is_the_same_model(tmp_path, any_backbone_config):
+def test_save_and_load(tmp_path, any_backbone_config):
     model = saved_model(tmp_path, any_backbone_config, num_glca_blocks=2)
     loaded, report = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is DCALForImageClassification
@@ -57,7 +57,7 @@ def test_saved_and_loaded_is_the_same_model(tmp_path, any_backbone_config):
     assert loaded.config.id2label == {0: "wren", 1: "robin", 2: "finch"}
 
 
-def test_stochastic_depth_comes_back_with_the_checkpoint(tmp_path, vit_config):
+def test_stochastic_depth_is_restored_with_the_checkpoint(tmp_path, vit_config):
     saved_model(tmp_path, vit_config, drop_path_rate=0.5)
     loaded = DCALForImageClassification.from_pretrained(tmp_path)
     rates = [hook.rate for module in loaded.modules() for hook in module._forward_hooks.values()]
@@ -75,7 +75,7 @@ def test_auto_model_gives_the_embeddings(tmp_path, vit_config):
     assert torch.equal(loaded(pixel_values).pooler_output, embeddings)
 
 
-def test_pipeline_shows_the_mean_probability_of_the_branches(tmp_path, vit_config):
+def test_pipeline_gives_the_mean_probability_of_the_branches(tmp_path, vit_config):
     model = saved_model(tmp_path, vit_config)
     classify = pipeline("image-classification", model=str(tmp_path))
     scores = {entry["label"]: entry["score"] for entry in classify(picture())}
@@ -163,7 +163,7 @@ def answers(strangers) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_a_process_without_the_package_gets_identical_outputs(strangers, answers, name):
+def test_outputs_without_the_package_are_identical(strangers, answers, name):
     (_, models), answer = strangers, answers[name]
     torch.manual_seed(7)
     output = models[name](torch.randn(2, 3, 32, 32))
@@ -176,7 +176,7 @@ def test_a_process_without_the_package_gets_identical_outputs(strangers, answers
     assert all(label in answer["card"] for label in labels)
 
 
-def test_pretrained_weights_come_with_the_encoder_and_its_labels(tmp_path, vit_config):
+def test_pretrained_weights_and_labels_are_loaded(tmp_path, vit_config):
     plain = ViTForImageClassification(ViTConfig(**{**vit_config.to_dict(), "num_labels": 4})).eval()
     plain.config.id2label = {0: "a", 1: "b", 2: "c", 3: "d"}
     plain.save_pretrained(tmp_path)
@@ -225,7 +225,7 @@ def test_resized_positions_equal_those_of_the_encoders_library(tmp_path, any_bac
         assert AutoModel.from_pretrained(tmp_path / "dcal").config.image_size == image_size
 
 
-def test_the_image_tower_of_a_clip_checkpoint(tmp_path):
+def test_the_image_encoder_of_a_clip_checkpoint(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     vision = CLIPVisionConfig(image_size=32, patch_size=8, **sizes)
     clip = CLIPModel(CLIPConfig(text_config=CLIPTextConfig(vocab_size=99, **sizes), vision_config=vision)).eval()
@@ -243,7 +243,7 @@ def test_glca_starts_from_the_last_block(backbone_config):
         assert all(torch.equal(value, last[name]) for name, value in block.state_dict().items())
 
 
-def test_weights_missing_from_a_checkpoint_are_initialised_not_garbage(tmp_path, backbone_config):
+def test_missing_weights_are_initialised(tmp_path, backbone_config):
     """A checkpoint of SA alone, loaded as full DCAL: GLCA's block and the log-variances are new."""
     saved_model(tmp_path, backbone_config, branches=("sa",))
     config = json.loads((tmp_path / "config.json").read_text())
@@ -260,7 +260,7 @@ def test_weights_missing_from_a_checkpoint_are_initialised_not_garbage(tmp_path,
             assert torch.equal(parameter, torch.full_like(parameter, 1e-5))
 
 
-def test_a_dcal_checkpoint_is_no_backbone(tmp_path, vit_config):
+def test_a_dcal_checkpoint_is_not_a_backbone(tmp_path, vit_config):
     saved_model(tmp_path, vit_config)
     with pytest.raises(ValueError, match="is a DCAL checkpoint already: load it with from_pretrained"):
         DCALForImageClassification.from_backbone(tmp_path)
@@ -297,7 +297,7 @@ def test_inductor_compiles_the_whole_graph(any_backbone_config):
     torch.testing.assert_close(compiled(pixel_values=pixel_values).logits, model(pixel_values).logits)
 
 
-def test_checkpointing_and_autocast_change_nothing_but_precision(any_backbone_config):
+def test_checkpointing_and_autocast_change_only_precision(any_backbone_config):
     fields = {"num_labels": 3, "drop_path_rate": 0.2, **branches_for(any_backbone_config)}
     model = DCALForImageClassification.from_backbone(any_backbone_config, **fields).train()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 2, 0])}

@@ -24,7 +24,7 @@ def drawn(figure, tmp_path):
     return figure
 
 
-def test_names_of_any_script_are_drawn_or_spelled_out(tmp_path):
+def test_names_in_any_script_are_rendered_or_spelled_out(tmp_path):
     # Cyrillic and Arabic are in the default font; U+1D81 is in STIX, which comes with matplotlib, and not in that;
     # U+0378 is no character.
     names = ["\u0432\u043e\u0440\u043e\u0431\u0435\u0439", "\u0643\u0644\u0628", "\u1d81", "wren\u3000\u0378 $x_$"]
@@ -50,7 +50,7 @@ def test_names_of_any_script_are_drawn_or_spelled_out(tmp_path):
         ("", [""]),
     ],
 )
-def test_lines_are_broken_where_words_end(monkeypatch, text, lines):
+def test_lines_break_between_words(monkeypatch, text, lines):
     monkeypatch.setattr(lettering, "font_of", lambda character: "DejaVu Sans")
     # 10 columns of 0.6 times the font size.
     assert lettering.wrapped(text, 10 * 0.6 * 7 / 72, 7).split("\n") == lines

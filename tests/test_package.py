@@ -15,14 +15,14 @@ print(json.dumps([name for name in ("faiss", "matplotlib", "evaluate") if name i
 """
 
 
-def test_search_metrics_and_pictures_are_imported_when_asked_for():
+def test_optional_libraries_are_imported_on_first_access():
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == []
 
 
 @pytest.mark.parametrize("name", ["data", "metrics", "models", "retrieval", "training"])
-def test_every_public_name_is_there(name):
+def test_every_public_name_exists(name):
     package = importlib.import_module(f"dcal_hf.{name}")
     assert [public for public in package.__all__ if not hasattr(package, public)] == []
     with pytest.raises(AttributeError, match="nothing"):

@@ -41,7 +41,7 @@ def parameters_of(function) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def test_every_block_hands_its_arguments_to_the_attention(any_backbone_config):
+def test_every_block_passes_its_arguments_to_the_attention(any_backbone_config):
     encoder = DCALModel.from_backbone(any_backbone_config, **branches_for(any_backbone_config)).eval().encoder
     pixel_values, seen = images(), []
 
@@ -59,12 +59,12 @@ def test_every_block_hands_its_arguments_to_the_attention(any_backbone_config):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_eager_attention_takes_what_dcal_hands_on(name):
+def test_eager_attention_takes_dcals_arguments(name):
     taken = ["module", "query", "key", "value", "attention_mask", "scaling", "dropout", "kwargs"]
     assert list(inspect.signature(ADAPTERS[name].eager_attention).parameters) == taken
 
 
-def test_a_layer_that_is_initialised_is_not_drawn_again(vit_config):
+def test_an_initialised_layer_is_not_initialised_again(vit_config):
     """GLCA's projections keep the mark: else they would be drawn, and after them the classifiers, anew."""
     encoder = DCALModel.from_backbone(vit_config, branches=("sa",)).encoder
     before = torch.get_rng_state()
@@ -73,7 +73,7 @@ def test_a_layer_that_is_initialised_is_not_drawn_again(vit_config):
     assert block.attention.k_proj._is_hf_initialized and encoder.blocks[-1].attention.k_proj._is_hf_initialized
 
 
-def test_swins_layer_is_told_its_grid_and_pads_its_windows():
+def test_swins_layer_takes_its_grid_and_pads_windows():
     taken = ["self", "hidden_states", "input_dimensions", "always_partition", "kwargs"]
     assert list(inspect.signature(SwinLayer.forward).parameters) == taken
 
@@ -97,12 +97,12 @@ def test_transformers_models_keep_their_initialisation_and_implementation(vit_co
         ("_save", {"self", "output_dir", "state_dict"}),
     ],
 )
-def test_the_trainers_own_methods_take_what_they_did(name, taken):
+def test_the_signatures_of_the_trainers_methods(name, taken):
     assert parameters_of(getattr(Trainer, name)) == taken
     assert hasattr(Trainer, "_prepare_for_training")
 
 
-def test_timms_constructors_take_what_a_configuration_may_say():
+def test_timms_constructors_take_the_allowed_arguments():
     known = set().union(*(parameters_of(model.__init__) for model in (VisionTransformer, Cait, Eva)))
     assert sorted(MODEL_ARGS - known) == []
     assert {"block_fn", "attn_layer"} < parameters_of(VisionTransformer.__init__)
@@ -111,7 +111,7 @@ def test_timms_constructors_take_what_a_configuration_may_say():
     assert not MODEL_ARGS & {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
-def test_timms_models_have_their_parts():
+def test_the_modules_of_timms_models():
     assert parameters_of(VisionTransformer._pos_embed) == parameters_of(Eva._pos_embed) == {"self", "x"}
     block = EvaBlock(8, 2, init_values=0.1)
     assert {"norm1", "norm2", "mlp", "drop_path1", "drop_path2"} < set(dict(block.named_children()))
@@ -120,14 +120,14 @@ def test_timms_models_have_their_parts():
     assert block.attn.k_bias.shape == (8,) and block.attn.rotate_half is False
 
 
-def test_accelerates_plugin_says_what_is_sharded():
+def test_accelerates_plugin_has_the_sharding_options():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     fields = ("fsdp_version", "activation_checkpointing", "transformer_cls_names_to_wrap", "auto_wrap_policy")
     assert all(hasattr(plugin, name) for name in (*fields, "mixed_precision_policy", "set_mixed_precision"))
     assert "fsdp_plugin" in parameters_of(AcceleratorState.__init__) and isinstance(PartialState._shared_state, dict)
 
 
-def test_the_code_that_a_checkpoint_carries_finds_all_its_files():
+def test_the_code_in_a_checkpoint_has_all_its_files():
     """transformers copies what a pattern finds in the text: flat relative imports of whole lines."""
     from transformers.dynamic_module_utils import get_relative_import_files
 

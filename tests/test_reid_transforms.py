@@ -27,7 +27,7 @@ def processor():
 
 
 @pytest.mark.parametrize("kind", [ViTImageProcessor, DeiTImageProcessor, CLIPImageProcessor])
-def test_testing_is_a_bicubic_resize_to_the_input_size(kind):
+def test_evaluation_is_a_bicubic_resize_to_the_input_size(kind):
     image = noise()
     processor = reid_processor(kind(image_mean=[0.5] * 3, image_std=[0.5] * 3), SIZE)
     expected = as_tensor(image.resize(SIZE[::-1], Image.Resampling.BICUBIC))
@@ -36,7 +36,7 @@ def test_testing_is_a_bicubic_resize_to_the_input_size(kind):
     assert (actual - expected).abs().max() < 3 / 127.5
 
 
-def test_the_given_processor_is_left_as_it_was():
+def test_the_given_processor_is_not_modified():
     given = DeiTImageProcessor()
     before = given.to_dict()
     reid_processor(given, SIZE)
@@ -50,7 +50,7 @@ def test_a_saved_processor_prepares_images_as_in_evaluation(processor, tmp_path)
     assert torch.equal(loaded(noise(), return_tensors="pt")["pixel_values"][0], evaluated)
 
 
-def test_without_chance_training_is_the_bicubic_resize_and_its_mirror_image(processor):
+def test_without_augmentation_training_is_the_resize_and_its_flip(processor):
     transform = ReIDTrainTransform(processor, padding=0, random_erasing=0)
     resized = as_tensor(noise().resize(SIZE[::-1], Image.Resampling.BICUBIC))
     outputs = transform({"image": [noise()] * 100, "label": [0] * 100})["pixel_values"]
@@ -75,7 +75,7 @@ def test_the_crop_moves_by_up_to_the_padding_and_fills_with_black(processor):
     assert widths == set(range(6, 17))
 
 
-def test_half_of_the_images_have_a_rectangle_of_noise_that_differs_in_every_pixel(processor):
+def test_random_erasing_fills_rectangles_with_pixel_noise(processor):
     grey = Image.new("RGB", (16, 32), (128, 128, 128))
     outputs = ReIDTrainTransform(processor, padding=0)({"image": [grey] * 300, "label": [0] * 300})["pixel_values"]
     background = outputs[0].new_tensor(128 / 127.5 - 1)
@@ -118,14 +118,14 @@ def test_labels_only_where_there_is_a_label_column(processor):
     assert batch["labels"] == [1, 0]
 
 
-def test_individuals_that_left_and_right_tell_apart_are_not_mirrored(processor):
+def test_flips_can_be_disabled(processor):
     transform = ReIDTrainTransform(processor, padding=0, random_erasing=0, horizontal_flip=0)
     resized = as_tensor(noise().resize(SIZE[::-1], Image.Resampling.BICUBIC))
     outputs = transform({"image": [noise()] * 20, "label": [0] * 20})["pixel_values"]
     assert all(torch.allclose(output, resized, atol=1e-6) for output in outputs)
 
 
-def test_affine_maps_move_what_is_drawn_and_keep_the_paper_white(processor):
+def test_affine_transforms_fill_with_the_border(processor):
     """A black dot in the middle of a white page goes up to 20 % of its sides away; no corner is filled with black."""
     page = np.full((32, 16, 3), 255, dtype=np.uint8)
     page[15:17, 7:9] = 0

@@ -29,7 +29,7 @@ def checkpoint(request, tmp_path_factory, backbone_configs):
     return folder, model
 
 
-def test_its_vector_is_ours_to_the_last_bit(checkpoint):
+def test_embeddings_are_equal_bit_for_bit(checkpoint):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder, model = checkpoint
     pictures = [noise_picture(seed) for seed in range(3)]
@@ -45,7 +45,7 @@ def test_its_vector_is_ours_to_the_last_bit(checkpoint):
     torch.testing.assert_close(similarities, unit @ unit.T)
 
 
-def test_the_files_come_with_a_model_and_with_no_bare_configuration(checkpoint, tmp_path):
+def test_the_files_are_saved_with_a_model_only(checkpoint, tmp_path):
     folder, _ = checkpoint
     (module,) = json.loads((folder / "modules.json").read_text())
     assert module["type"].endswith(".Transformer") and module["path"] == ""

@@ -34,7 +34,7 @@ def brightness(picture):
     return np.asarray(picture.convert("L"), dtype=np.int64)
 
 
-def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
+def test_a_contact_sheet_marks_right_and_wrong_predictions():
     captions = [f"{number}\nwren $0.50" for number in range(8)]
     marks = [True, False, *[None] * 6]
     figure = contact_sheet([gray(20, 10 + number) for number in range(8)], captions, marks)
@@ -46,7 +46,7 @@ def test_a_contact_sheet_frames_what_is_right_and_what_is_wrong():
         contact_sheet([gray(2, 2)] * 2, ["one"])
 
 
-def test_a_confusion_matrix_is_drawn_in_shares_of_the_true_class():
+def test_a_confusion_matrix_is_normalised_by_true_class():
     figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["wren", "robin"])
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
@@ -69,7 +69,7 @@ def test_models_are_compared_on_the_same_photographs():
         assert max(places[0]) < 12 and places[1][0] > photograph.height // 2 and places[1][1] > photograph.width // 2
 
 
-def test_many_classes_keep_their_names_and_no_counts(tmp_path):
+def test_many_classes_have_names_but_no_counts(tmp_path):
     figure = confusion_figure(np.eye(61, dtype=int), [f"{i}" + "x" * 50 for i in range(61)])
     axes = figure.axes[0]
     assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 61 and not axes.texts
@@ -77,7 +77,7 @@ def test_many_classes_keep_their_names_and_no_counts(tmp_path):
     assert list(figure.axes[0].get_xticklabels()) == [] and max(figure.get_size_inches()) < 40
 
 
-def test_a_table_leaves_gaps_and_says_what_it_lacks():
+def test_a_table_with_missing_entries():
     figure = picture_table([[(gray(8, 8), "a$b$", True), None], [(gray(8, 4), "c", None)] * 2], ["mistaken", "right"])
     assert [cell.axison for cell in figure.axes] == [True, False, True, True]
     assert [cell.get_title() for cell in figure.axes] == ["mistaken", "right", "", ""]

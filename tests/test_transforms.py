@@ -26,7 +26,7 @@ def picture(width=80, height=60, seed=0):
 @pytest.mark.parametrize(
     "kind", [ViTImageProcessor, DeiTImageProcessor, BitImageProcessor, CLIPImageProcessor, DINOv3ViTImageProcessor]
 )
-def test_the_saved_processor_is_the_test_transform(tmp_path, kind):
+def test_the_saved_processor_equals_the_evaluation_transform(tmp_path, kind):
     """Resize both sides to 550/448 of the input, crop the centre, normalise: against plain PIL and NumPy."""
     processor = fine_grained_processor(kind(), (48, 32))
     processor.save_pretrained(tmp_path)
@@ -41,7 +41,7 @@ def test_the_saved_processor_is_the_test_transform(tmp_path, kind):
     np.testing.assert_allclose(pixels.numpy().transpose(1, 2, 0), expected, atol=0.03)
 
 
-def test_the_processor_given_is_left_alone():
+def test_the_processor_is_not_modified():
     processor = ViTImageProcessor()
     fine_grained_processor(processor, (48, 32))
     assert processor.size["height"] == 224 and not processor.do_center_crop
@@ -77,7 +77,7 @@ def test_augmentations_change_the_picture(augmentation):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_every_kind_of_picture_becomes_three_channels(mode):
+def test_every_image_mode_becomes_three_channels(mode):
     processor = fine_grained_processor(ViTImageProcessor(), (16, 16))
     for transform in (TrainTransform(processor), EvalTransform(processor)):
         (pixels,) = transform({"image": [picture().convert(mode)], "label": [0]})["pixel_values"]
@@ -104,7 +104,7 @@ class Noise(torch.utils.data.Dataset):
         return torch.tensor([index, torch.rand(()).item(), np.random.rand(), random.random()])
 
 
-def test_augmentation_depends_on_seed_epoch_and_image_alone():
+def test_augmentation_depends_only_on_seed_epoch_and_image():
     def epoch(number, seed=1, workers=0, order=range(12)):
         dataset = SeededDataset(Noise(), seed)
         dataset.set_epoch(number)
@@ -128,7 +128,7 @@ def test_persistent_workers_see_a_new_epoch():
     assert not torch.equal(*epochs)
 
 
-def test_the_training_process_keeps_its_own_random_state():
+def test_the_random_state_of_the_training_process_is_kept():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -106,7 +106,7 @@ def test_boxes_of_a_rectangular_grid(selected):
     assert (np.asarray(plain)[~expected] == np.asarray(picture)[~expected]).all()
 
 
-def test_boxes_where_patches_are_no_whole_pixels():
+def test_boxes_of_patches_with_fractional_sizes():
     # 10 columns over 4 patches: the third begins at 5 and ends before 7.5; 7 rows over 2: the second begins at 3.5.
     boxes = box_pixels(rollout_overlay(gray(10, 7), one_hot(0, 8), (2, 4), [6]))
     rows, columns = np.nonzero(boxes)
@@ -216,13 +216,13 @@ def rollout_of_brightness(photograph, processor, grid):
 
 
 @pytest.mark.parametrize(("processor", "input_size", "view"), PROCESSORS.values(), ids=PROCESSORS)
-def test_the_view_of_the_model_is_what_the_processor_leaves_of_the_photograph(processor, input_size, view):
+def test_model_view_is_the_region_that_the_processor_keeps(processor, input_size, view):
     assert np.abs(np.subtract(model_view((300, 200), processor), view)).max() <= 1
 
 
 @pytest.mark.parametrize(("processor", "input_size", "view"), PROCESSORS.values(), ids=PROCESSORS)
 @pytest.mark.parametrize("middle", [(150, 100), (185, 130), (120, 75)])
-def test_a_marked_block_of_the_photograph_is_where_the_overlay_puts_its_patch(processor, input_size, view, middle):
+def test_the_overlay_puts_patches_at_their_position_in_the_photograph(processor, input_size, view, middle):
     grid = (input_size[0] // 16, input_size[1] // 16)
     column, row = middle
     photograph = marked((300, 200), (column - 2, row - 2, column + 2, row + 2))
@@ -239,14 +239,14 @@ def test_a_marked_block_of_the_photograph_is_where_the_overlay_puts_its_patch(pr
     assert abs(peak[0] - row) <= height and abs(peak[1] - column) <= width
 
 
-def test_what_the_model_did_not_see_stays_as_it_is():
+def test_pixels_outside_the_view_are_unchanged():
     photograph = gray(300, 200, 90)
     pixels = np.asarray(photograph_overlay(photograph, PROCESSORS["clip"][0], np.ones(196), (14, 14)))
     assert (pixels[:, :50] == 90).all() and (pixels[:, 250:] == 90).all() and (pixels[:, 50:250] != 90).all()
     assert np.asarray(photograph).min() == 90
 
 
-def test_a_photograph_lies_as_its_camera_was_held(tmp_path):
+def test_exif_orientation_is_applied_to_overlays(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     marked((300, 200), (0, 0, 150, 100)).save(tmp_path / "turned.png", exif=exif)
@@ -256,7 +256,7 @@ def test_a_photograph_lies_as_its_camera_was_held(tmp_path):
     assert brightness(picture)[50, 150] > brightness(picture)[50, 50]
 
 
-def test_a_figure_of_photographs_lays_over_what_the_model_saw():
+def test_figure_of_original_photographs():
     photographs, rollouts = [gray(300, 200), gray(200, 300)], np.stack([one_hot(30, 196)] * 2)
     processor = PROCESSORS["clip"][0]
     figure = attention_figure(photographs, rollouts, (14, 14), [[30]] * 2, processor=processor)
@@ -318,7 +318,7 @@ def test_ranked_list_of_one_query():
         ([], []),
     ],
 )
-def test_scores_have_as_many_digits_as_tell_neighbours_apart(scores, expected):
+def test_scores_have_enough_digits_to_distinguish_neighbours(scores, expected):
     figure = ranked_list(gray(8, 8), [gray(8, 8)] * len(scores), scores)
     assert [cell.get_title().partition(": ")[2] for cell in figure.axes[1:]] == expected
 
@@ -356,7 +356,7 @@ def test_figure_is_saved_by_its_suffix(tmp_path, name, start):
     assert os.listdir(tmp_path) == [name]
 
 
-def test_failed_save_leaves_the_old_file(tmp_path):
+def test_a_failed_save_keeps_the_old_figure(tmp_path):
     path = tmp_path / "a.nonsense"
     path.write_text("old")
     with pytest.raises(ValueError, match="nonsense"):

@@ -70,7 +70,7 @@ class TestUnpacking:
         assert (folder / "owl" / "a b.png").read_bytes() == (root / "owl" / "a b.png").read_bytes()
         assert unpacked(cache) == [folder]
 
-    def test_a_folder_is_left_alone(self, tmp_path, cache):
+    def test_a_folder_is_returned_unchanged(self, tmp_path, cache):
         assert data_folder(tmp_path) == tmp_path
         assert not cache.exists()
 
@@ -96,7 +96,7 @@ class TestUnpacking:
         assert (first / "owl" / "1.png").exists()
         assert sorted(path.name for path in second.rglob("*.png")) == ["2.png", "2.png"]
 
-    def test_what_a_killed_process_left_is_not_taken_for_complete(self, tmp_path, cache):
+    def test_leftovers_of_a_killed_process_are_not_used(self, tmp_path, cache):
         archive = pack(write_images(tmp_path / "birds", "owl/1.png", "auk/1.png"), tmp_path / "birds.tar")
         folder = data_folder(archive)
         (folder / "owl" / "1.png").unlink()
@@ -116,11 +116,11 @@ class TestUnpacking:
         (("birds/owl/1.png", "birds/auk/1.png"), "birds"), (("train/owl/1.png", "train/auk/1.png"), ""),
         (("query/1/1.png", ".DS_Store/1.png"), ""), (("birds/owl/1.png", "more/1.png"), ""), (("1.png",), ""),
     ])
-    def test_the_only_folder_is_meant_unless_it_is_a_split(self, names, top, tmp_path, cache):
+    def test_a_single_inner_folder_is_returned_unless_it_is_a_split(self, names, top, tmp_path, cache):
         folder = data_folder(pack(write_images(tmp_path / "root", *names), tmp_path / "birds.zip"))
         assert folder == unpacked(cache)[0] / top
 
-    def test_attributes_of_the_finder_are_left_out(self, tmp_path, cache):
+    def test_macos_metadata_is_not_unpacked(self, tmp_path, cache):
         root = write_images(tmp_path / "root", "birds/owl/1.png", "__MACOSX/birds/owl/1.png")
         assert data_folder(pack(root, tmp_path / "birds.zip")) == unpacked(cache)[0] / "birds"
         assert [path.name for path in unpacked(cache)[0].iterdir()] == ["birds"]
@@ -174,12 +174,12 @@ class TestLoaders:
                 "train": [1], "query": [2], "gallery": [2],
             }
 
-    def test_an_archive_of_queries_alone(self, tmp_path):
+    def test_an_archive_of_queries_only(self, tmp_path):
         root = write_images(tmp_path / "root", "query/1/1.png", "query/2/1.png")
         dataset = load_reid(pack(root, tmp_path / "turtles.zip"), splits=("query",))
         assert dataset["query"]["identity"][:] == [1, 2]
 
-    def test_other_files_are_refused(self, tmp_path):
+    def test_other_files_are_rejected(self, tmp_path):
         (tmp_path / "birds.rar").write_bytes(b"x")
         path = str(tmp_path / "birds.rar")
         calls = [(load_fgvc, "cub200", path), (load_fgvc, "imagefolder", path), (load_fgvc, path),
@@ -221,7 +221,7 @@ class TestSafety:
     @pytest.mark.parametrize(
         "member", LEAVING, ids=lambda member: member if isinstance(member, str) else f"{member.name} {member.linkname}"
     )
-    def test_a_tar_that_leaves_its_folder_is_refused(self, member, tmp_path, cache):
+    def test_tar_members_outside_the_folder_are_rejected(self, member, tmp_path, cache):
         archive = write_tar(tmp_path / "birds.tgz", member)
         name = member if isinstance(member, str) else member.name
         with pytest.raises(ValueError, match=f"the archive {archive} holds '{name}', which would be outside"):
@@ -229,7 +229,7 @@ class TestSafety:
         assert unpacked(cache) == []
         assert not list(tmp_path.rglob("evil"))
 
-    def test_a_link_cannot_be_written_through(self, tmp_path, cache):
+    def test_a_file_cannot_be_written_through_a_link(self, tmp_path, cache):
         outside = tmp_path / "outside"
         outside.mkdir()
         archive = write_tar(tmp_path / "birds.tgz", link("out", str(outside)), "out/evil")
@@ -242,7 +242,7 @@ class TestSafety:
         assert (folder / "auk" / "1.png").resolve() == (folder / "owl" / "1.png").resolve()
 
     @pytest.mark.parametrize("name", ["../evil", "owl/../../evil", "/tmp/evil"])
-    def test_a_zip_that_leaves_its_folder_is_refused(self, name, tmp_path, cache):
+    def test_zip_members_outside_the_folder_are_rejected(self, name, tmp_path, cache):
         archive = tmp_path / "birds.zip"
         with zipfile.ZipFile(archive, "w") as file:
             file.writestr("owl/1.png", "x")
@@ -252,7 +252,7 @@ class TestSafety:
         assert unpacked(cache) == []
         assert not list(tmp_path.rglob("evil"))
 
-    def test_a_link_in_a_zip_is_no_link(self, tmp_path):
+    def test_a_link_in_a_zip_becomes_a_file(self, tmp_path):
         info = zipfile.ZipInfo("owl/out")
         info.create_system, info.external_attr = 3, 0o120777 << 16
         with zipfile.ZipFile(tmp_path / "birds.zip", "w") as file:
@@ -266,7 +266,7 @@ class TestSafety:
 class TestDamage:
     @pytest.mark.parametrize("suffix", FORMATS)
     @pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100])
-    def test_what_is_no_archive_is_said_in_one_line(self, suffix, content, tmp_path, cache):
+    def test_files_that_are_no_archives_raise_one_line(self, suffix, content, tmp_path, cache):
         archive = tmp_path / f"birds{suffix}"
         archive.write_bytes(content)
         with pytest.raises(ValueError) as caught:
@@ -276,7 +276,7 @@ class TestDamage:
         assert unpacked(cache) == []
 
     @pytest.mark.parametrize("suffix", FORMATS)
-    def test_an_archive_cut_short(self, suffix, tmp_path, cache):
+    def test_a_truncated_archive(self, suffix, tmp_path, cache):
         root = write_images(tmp_path / "root", "owl/1.png", "auk/1.png")
         (root / "owl" / "noise.png").write_bytes(os.urandom(200_000))
         archive = pack(root, tmp_path / f"birds{suffix}")
@@ -297,7 +297,7 @@ class TestDamage:
             data_folder(archive)
         assert unpacked(cache) == []
 
-    def test_what_the_unpackers_do_not_expect(self, tmp_path, cache):
+    def test_unexpected_errors_of_the_decoders(self, tmp_path, cache):
         """Errors of the system and of decoders, among those of tarfile and zipfile."""
         archives = [write_tar(tmp_path / "deep.tgz", "owl/" + "x" * 300), tmp_path / "bzip2.zip"]
         archives += [write_tar(tmp_path / "link.tgz", link("owl/2.png", "3.png", tarfile.LNKTYPE))]
@@ -318,7 +318,7 @@ class TestDamage:
             assert "\n" not in str(caught.value)
         assert unpacked(cache) == []
 
-    def test_a_full_disk_is_no_damage(self, tmp_path, monkeypatch):
+    def test_a_full_disk_is_not_reported_as_damage(self, tmp_path, monkeypatch):
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "owl"))
 
@@ -348,7 +348,7 @@ class TestBombs:
         return pack(tmp_path / "root", tmp_path / f"bomb{suffix}")
 
     @pytest.mark.parametrize("suffix", [".tgz", ".zip"])
-    def test_a_small_archive_of_much_is_refused(self, suffix, tmp_path, cache):
+    def test_an_archive_that_unpacks_to_too_much_is_rejected(self, suffix, tmp_path, cache):
         archive = self.bomb(tmp_path, suffix, FREE_BYTES + 1)
         assert archive.stat().st_size < FREE_BYTES / 500
         with pytest.raises(ValueError, match="bomb.* holds more than 104,857,600 bytes; .* raise max_unpacked_bytes"):

@@ -78,18 +78,18 @@ class TestFolder:
         dataset = load_fgvc(write_folder(tmp_path, {"train/auk": 2, f"{alias}/auk": 1}))
         assert paths(dataset["validation"]) == [str(tmp_path / alias / "auk" / "0.png")]
 
-    def test_two_validation_folders_are_refused(self, tmp_path):
+    def test_two_validation_folders_are_rejected(self, tmp_path):
         with pytest.raises(ValueError, match="has both val and valid"):
             load_fgvc(write_folder(tmp_path, {"train/auk": 2, "valid/auk": 1, "val/auk": 1}))
 
-    def test_classes_right_under_the_root_are_all_train(self, tmp_path):
+    def test_class_folders_without_splits_are_train(self, tmp_path):
         dataset = load_fgvc(write_folder(tmp_path, {"owl": 10, "auk": 20}), validation_fraction=0.1)
         assert list(dataset) == ["train", "validation"]
         assert Counter(names(dataset["train"])) == {"auk": 18, "owl": 9}
         assert Counter(names(dataset["validation"])) == {"auk": 2, "owl": 1}
         assert len({*paths(dataset["train"]), *paths(dataset["validation"])}) == 30
 
-    def test_test_stays_test_when_validation_is_made(self, tmp_path):
+    def test_test_is_kept_when_validation_is_split_off(self, tmp_path):
         dataset = load_fgvc(write_folder(tmp_path, {"train/auk": 10, "test/auk": 4}), validation_fraction=0.2)
         assert {split: len(part) for split, part in dataset.items()} == {"train": 8, "validation": 2, "test": 4}
         assert paths(dataset["test"]) == [str(tmp_path / "test" / "auk" / f"{number}.png") for number in range(4)]
@@ -100,7 +100,7 @@ class TestFolder:
         assert first == again
         assert first != other
 
-    def test_a_fraction_of_zero_makes_no_validation(self, tmp_path):
+    def test_a_fraction_of_zero_gives_no_validation(self, tmp_path):
         dataset = load_fgvc(write_folder(tmp_path, {"auk": 3}), validation_fraction=0)
         assert {split: len(part) for split, part in dataset.items()} == {"train": 3}
 
@@ -120,7 +120,7 @@ class TestFolder:
         with pytest.raises(ValueError, match=f"cannot read image {broken}"):
             open_image(part[1]["image"])
 
-    def test_what_is_no_image_is_skipped_with_one_warning(self, tmp_path, caplog):
+    def test_other_files_are_skipped_with_one_warning(self, tmp_path, caplog):
         root = write_folder(tmp_path, {"train/auk": 2, "train/owl": 2, "test/auk": 1})
         (tmp_path / "train" / ".cache").mkdir()
         for name in ("train/auk/notes.txt", "train/owl/Thumbs.db", "test/auk/notes.txt", "train/auk/.DS_Store", "x"):
@@ -133,7 +133,7 @@ class TestFolder:
         assert messages[0].startswith("3 entries")
         assert messages[0].endswith(str(tmp_path / "train" / "auk" / "notes.txt"))
 
-    def test_hidden_files_alone_bring_no_warning(self, tmp_path, caplog):
+    def test_hidden_files_cause_no_warning(self, tmp_path, caplog):
         root = write_folder(tmp_path, {"auk": 2})
         (tmp_path / "auk" / ".DS_Store").write_text("x")
         with caplog.at_level(logging.WARNING):
@@ -172,7 +172,7 @@ class TestFolderErrors:
         with pytest.raises(ValueError, match=f"{split} of {tmp_path} contains the class 'owl', which train lacks"):
             load_fgvc(write_folder(tmp_path, {"train/auk": 2, f"{folder}/auk": 1, f"{folder}/owl": 1}))
 
-    def test_single_images_leave_nothing_for_validation(self, tmp_path):
+    def test_classes_of_one_image_have_no_validation(self, tmp_path):
         with pytest.raises(ValueError, match="each of its classes has a single image.*validation_fraction=0"):
             load_fgvc(write_folder(tmp_path, {"auk": 1, "owl": 1}))
 
@@ -185,7 +185,7 @@ class TestFolderErrors:
 
 
 class TestSplits:
-    def test_only_what_is_asked_for_comes_back(self, tmp_path):
+    def test_only_the_requested_splits_are_returned(self, tmp_path):
         root = write_folder(tmp_path, {"train/auk": 10, "test/auk": 4})
         dataset = load_fgvc(root, splits=("test", "train"), validation_fraction=0.2)
         assert {split: len(part) for split, part in dataset.items()} == {"test": 4, "train": 8}
@@ -236,7 +236,7 @@ class TestHub:
         assert dataset["train"]["label"][:] == [2, 1, 0, 1]
         assert dataset["validation"]["label"][:] == [2]
 
-    def test_validation_is_made_from_train(self, hub):
+    def test_validation_is_taken_from_train_of_the_hub(self, hub):
         hub(hub_set({"train": [0] * 10 + [1] * 10, "test": [0]}, ClassLabel(names=["owl", "auk"])))
         dataset = load_fgvc("who/birds", validation_fraction=0.2)
         assert Counter(names(dataset["validation"])) == {"owl": 2, "auk": 2}
@@ -273,7 +273,7 @@ class TestHub:
             load_fgvc("who/birds")
         assert list(load_fgvc("who/birds", splits=("train", "validation"))) == ["train", "validation"]
 
-    def test_what_cannot_be_had_is_said_not_to_be_a_folder_either(self):
+    def test_the_error_for_unknown_names_mentions_folder_and_hub(self):
         with pytest.raises(FileNotFoundError, match="'nobody/no-such-set' is not an existing folder, and the Hub"):
             load_fgvc("nobody/no-such-set")
 

@@ -102,7 +102,7 @@ class TestCUB:
         assert Counter(dataset["validation"]["label"][:]) == {0: 2, 1: 2}
         assert not {*files(dataset["train"]), *files(dataset["validation"])} & {*files(dataset["test"])}
 
-    def test_one_warning_says_what_differs(self, tmp_path, caplog):
+    def test_one_warning_lists_the_differences(self, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             load_fgvc("cub200", write_cub(tmp_path), validation_fraction=0)
         assert warnings_of(caplog) == [
@@ -110,13 +110,13 @@ class TestCUB:
             "test has 2 classes and 2 images, officially 200 and 5,794"
         ]
 
-    def test_a_set_of_the_published_size_brings_no_warning(self, tmp_path, caplog, monkeypatch):
+    def test_the_published_size_causes_no_warning(self, tmp_path, caplog, monkeypatch):
         monkeypatch.setattr("dcal_hf.data.fgvc.official_counts", lambda *_: {"train": (3, 3), "test": (2, 2)})
         with caplog.at_level(logging.WARNING):
             load_fgvc("cub200", write_cub(tmp_path), validation_fraction=0)
         assert warnings_of(caplog) == []
 
-    def test_a_class_too_few_is_told(self, tmp_path, caplog, monkeypatch):
+    def test_a_missing_class_is_reported(self, tmp_path, caplog, monkeypatch):
         monkeypatch.setattr("dcal_hf.data.fgvc.official_counts", lambda *_: {"train": (4, 3), "test": (2, 2)})
         with caplog.at_level(logging.WARNING):
             load_fgvc("cub200", write_cub(tmp_path), validation_fraction=0)
@@ -230,7 +230,7 @@ class TestAircraft:
         assert dataset["train"].features["label"].names == LEVELS[level][1]
 
     @pytest.mark.parametrize("level, classes", [("variant", 100), ("family", 70), ("manufacturer", 30)])
-    def test_the_warning_knows_the_published_counts(self, level, classes, tmp_path, caplog):
+    def test_the_warning_contains_the_published_counts(self, level, classes, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             load_fgvc("fgvc_aircraft", write_aircraft(tmp_path), config_name=level, validation_fraction=0)
         (message,) = warnings_of(caplog)
@@ -297,7 +297,7 @@ class TestHub:
     @pytest.mark.parametrize("name, hub_id", [
         ("cub200", "bentrevett/caltech-ucsd-birds-200-2011"), ("stanford_cars", "tanganke/stanford_cars"),
     ])
-    def test_without_data_dir_the_hub_is_asked(self, name, hub_id, hub, caplog):
+    def test_without_data_dir_the_hub_is_used(self, name, hub_id, hub, caplog):
         classes = ["b", "a"]
         dataset = {split: hub_part(label=(classes, [0, 1, 1])) for split in ("train", "test")}
         calls = hub(DatasetDict(dataset))
@@ -327,6 +327,6 @@ class TestHub:
         joined = load_fgvc("fgvc_aircraft", config_name=level, validation_fraction=0)
         assert {split: part["label"][:] for split, part in joined.items()} == {"train": [0, 1, 0, 1, 0], "test": [1]}
 
-    def test_offline_the_message_speaks_of_data_dir(self):
+    def test_offline_the_message_mentions_data_dir(self):
         with pytest.raises(FileNotFoundError, match="'cub200' is loaded from the Hub: 'bentrevett/caltech"):
             load_fgvc("cub200")

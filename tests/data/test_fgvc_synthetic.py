@@ -20,7 +20,7 @@ def test_a_bird_is_a_function_of_its_arguments():
 
 
 @pytest.mark.parametrize("image_size", [64, 96, 131])
-def test_a_bird_has_the_size_asked_for(image_size):
+def test_a_bird_has_the_requested_size(image_size):
     image = draw_bird(0, np.random.default_rng(0), image_size)
     assert image.size == (image_size, image_size)
     assert image.mode == "RGB"
@@ -28,7 +28,7 @@ def test_a_bird_has_the_size_asked_for(image_size):
 
 @pytest.mark.parametrize("image_size", [64, 96])
 @pytest.mark.parametrize("seed", range(8))
-def test_classes_differ_in_one_small_place_only(seed, image_size):
+def test_classes_differ_only_in_the_mark(seed, image_size):
     birds = np.stack([draw(label, seed, image_size) for label in range(len(SYNTHETIC_CLASSES))])
     differing = (birds != birds[0]).any(axis=(0, 3))
     assert differing.mean() < 0.07
@@ -46,7 +46,7 @@ def test_any_two_classes_differ_clearly(seed):
             assert (contrast > 80).sum() >= 20
 
 
-def test_the_label_takes_nothing_from_the_generator():
+def test_the_label_does_not_change_the_random_state():
     states = []
     for label in range(len(SYNTHETIC_CLASSES)):
         rng = np.random.default_rng(0)
@@ -68,12 +68,12 @@ def test_classes_are_balanced(small):
         assert np.ptp(counts) <= 1
 
 
-def test_no_image_comes_twice(small):
+def test_images_are_distinct(small):
     records = [record for part in small.values() for record in part.cast_column("image", Image(decode=False))["image"]]
     assert len({record["bytes"] for record in records}) == 335
 
 
-def test_a_larger_set_begins_with_the_smaller_one(small):
+def test_a_larger_data_set_starts_with_the_smaller_one(small):
     larger = synthetic_fgvc(num_train=1, num_validation=0, num_test=0, image_size=64)
     assert larger["train"][0]["image"].tobytes() == small["train"][0]["image"].tobytes()
     other = synthetic_fgvc(num_train=1, num_validation=0, num_test=0, image_size=64, seed=1)
@@ -94,19 +94,19 @@ def accuracy_of_nearest_class_mean(labels, features):
     return (nearest == labels[500:]).mean()
 
 
-def test_mean_and_spread_of_colour_do_not_tell_the_class(many):
+def test_colour_statistics_do_not_reveal_the_class(many):
     labels, pixels = many
     statistics = np.concatenate([pixels.mean(axis=(1, 2)), pixels.std(axis=(1, 2))], axis=1)
     assert accuracy_of_nearest_class_mean(labels, statistics) < 0.16
 
 
-def test_numbers_of_dark_and_light_pixels_hardly_tell_the_class(many):
+def test_dark_and_light_pixels_hardly_reveal_the_class(many):
     labels, pixels = many
     grey = pixels.mean(axis=3)
     counts = np.stack([((grey >= low) & (grey < low + 32)).sum(axis=(1, 2)) for low in range(0, 256, 32)], axis=1)
     assert accuracy_of_nearest_class_mean(labels, counts) < 0.2
 
 
-def test_the_place_of_the_mark_does_not_tell_the_class(many):
+def test_the_position_of_the_mark_does_not_reveal_the_class(many):
     labels, pixels = many
     assert accuracy_of_nearest_class_mean(labels, pixels[:, ::8, ::8].reshape(len(labels), -1)) < 0.2

@@ -33,14 +33,14 @@ def load(kind, root):
 
 
 @pytest.mark.parametrize("kind", ["fgvc", "reid"])
-def test_a_folder_around_the_splits_is_looked_through(tmp_path, kind):
+def test_a_wrapper_folder_is_skipped(tmp_path, kind):
     save(tmp_path, *(f"birds-main/birds/{path}" for path in BIRDS))
     save(tmp_path, "__MACOSX/birds-main/x.png")
     assert names(load(kind, tmp_path), tmp_path) == {f"birds-main/birds/{p}" for p in BIRDS if p.startswith("train")}
 
 
 @pytest.mark.parametrize("kind", ["fgvc", "reid"])
-def test_what_a_mac_leaves_is_not_read(tmp_path, kind, caplog):
+def test_macos_metadata_is_not_read(tmp_path, kind, caplog):
     root = save(tmp_path, "finch/1.png", "wren/2.png", "__MACOSX/finch/3.png", "finch/._1.png", "finch/__MACOSX/4.png")
     with caplog.at_level(logging.WARNING):
         assert names(load(kind, root), root) == {"finch/1.png", "wren/2.png"}
@@ -49,7 +49,7 @@ def test_what_a_mac_leaves_is_not_read(tmp_path, kind, caplog):
 
 
 @pytest.mark.parametrize("kind, noun", [("fgvc", "class"), ("reid", "identity")])
-def test_class_folders_of_folders_are_named_all_at_once(tmp_path, kind, noun):
+def test_all_class_folders_without_images_are_named(tmp_path, kind, noun):
     save(tmp_path, "finch/2019/1.png", "finch/2020/1.png", "wren/1.png")
     (tmp_path / "tit").mkdir()
     sentence = (
@@ -60,12 +60,12 @@ def test_class_folders_of_folders_are_named_all_at_once(tmp_path, kind, noun):
         load(kind, tmp_path)
 
 
-def test_a_single_class_is_no_wrapper(tmp_path):
+def test_a_single_class_is_not_a_wrapper(tmp_path):
     save(tmp_path, "finch/1.png", "finch/2.png")
     assert names(load("fgvc", tmp_path), tmp_path) == {"finch/1.png", "finch/2.png"}
 
 
-def test_images_beside_and_below_the_class_folders_are_misplaced(tmp_path):
+def test_misplaced_images(tmp_path):
     root = save(tmp_path, *BIRDS, "loose.png", "train/loose.png", "train/finch/more/deep/a.png", "train/wren/.b/c.png")
     (root / "train" / "notes.txt").write_text("")
     found = misplaced_images([str(root / path) for path in BIRDS])

@@ -54,7 +54,7 @@ def as_encoded(dataset: DatasetDict) -> DatasetDict:
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-def test_all_that_is_wrong_is_found_at_once(folder, encoded):
+def test_all_problems_are_found(folder, encoded):
     dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
     findings = inspect_images(as_encoded(dataset) if encoded else dataset, "label")
     found = {(str(finding.image).removeprefix(f"{folder}/"), finding.problem): finding.detail for finding in findings}
@@ -66,13 +66,13 @@ def test_all_that_is_wrong_is_found_at_once(folder, encoded):
     assert all(rows[finding.split][finding.row]["path"] == finding.image for finding in findings)
 
 
-def test_headers_alone_miss_a_truncated_file_and_nothing_else(folder):
+def test_headers_miss_only_truncated_files(folder):
     dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
     found = {finding.image.removeprefix(f"{folder}/") for finding in inspect_images(dataset, "label", decode=False)}
     assert found == {image for image, _ in FOUND} - {"train/wren/cut.png"}
 
 
-def test_what_is_left_is_sound_and_complete(folder):
+def test_leave_out_keeps_all_other_images(folder):
     dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
     dataset = leave_out(dataset, inspect_images(dataset, "label"))
     assert inspect_images(dataset, "label") == []
@@ -82,7 +82,7 @@ def test_what_is_left_is_sound_and_complete(folder):
                     "test/finch/8.png", "test/wren/9.png"}
 
 
-def test_a_split_of_nothing_but_broken_images_is_an_error(tmp_path):
+def test_a_split_without_usable_images_is_rejected(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>")
     features = Features({"image": Image(), "label": ClassLabel(names=["finch"])})
     part = Dataset.from_dict({"image": [str(tmp_path / "page.jpg")], "label": [0]}, features=features)

@@ -111,7 +111,7 @@ class TestMarket:
         write_market(root / "Market-1501-v15.09.15")
         assert len(load_reid("market1501", str(root))["train"]) == 3
 
-    def test_one_warning_says_what_differs(self, root, caplog):
+    def test_one_warning_lists_the_differences(self, root, caplog):
         with caplog.at_level(logging.WARNING):
             load_reid("market1501", write_market(root))
         (message,) = warnings_of(caplog)
@@ -120,7 +120,7 @@ class TestMarket:
         assert "query has 2 identities and 2 images, officially 750 and 3,368" in message
         assert "gallery has 3 identities and 3 images, officially 751 and 15,913" in message
 
-    def test_a_set_of_the_published_size_brings_no_warning(self, root, caplog, monkeypatch):
+    def test_the_published_size_causes_no_warning(self, root, caplog, monkeypatch):
         counts = {"train": (2, 3), "query": (2, 2), "gallery": (3, 3)}
         monkeypatch.setattr("dcal_hf.data.reid_layouts.FOLDER_LAYOUTS", {
             "market1501": dataclasses.replace(FOLDER_LAYOUTS["market1501"], counts=counts)
@@ -136,7 +136,7 @@ class TestMarket:
                                                     "folder Market-1501-v15.09.15, or the one above it"):
             load_reid("market1501", root)
 
-    def test_splits_not_asked_for_need_not_be_there(self, root):
+    def test_other_splits_need_not_exist(self, root):
         write_all(root, [name for name in MARKET if not name.startswith("bounding_box_train")])
         dataset = load_reid("market1501", root, splits=("query", "gallery"))
         assert {split: len(part) for split, part in dataset.items()} == {"query": 2, "gallery": 3}
@@ -159,7 +159,7 @@ class TestMarket:
         with pytest.raises(FileNotFoundError, match="0007_c3s2_run does not exist; check data_dir"):
             load_reid("market1501", root)
 
-    def test_another_set_of_the_same_folders_is_refused(self, root):
+    def test_another_data_set_with_the_same_folders_is_rejected(self, root):
         with pytest.raises(ValueError, match="is not of the form of '0001_c2_f0046182.jpg'.*requested data set"):
             load_reid("dukemtmc", write_market(root))
 
@@ -268,7 +268,7 @@ class TestNoMatch:
                                              "identities 1, 3, its gallery of 0. Use the same identities in both"):
             load_reid("market1501", root)
 
-    def test_the_querys_own_camera_alone(self, root):
+    def test_matches_only_in_the_querys_own_camera(self, root):
         write_all(root, [name for name in MARKET if "test/" not in name])
         write_all(root / "bounding_box_test", ["0001_c1s2_000001_00.jpg", "0003_c3s2_000001_00.jpg"])
         with pytest.raises(ValueError, match="come from the query's own camera, which the protocol ignores. "

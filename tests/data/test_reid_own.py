@@ -45,7 +45,7 @@ def write_folder(root, counts):
 class TestAllIdentities:
     """Nobody is kept for training, or for testing, where one does only the other."""
 
-    def test_all_are_searched_for(self, root, caplog):
+    def test_all_identities_are_evaluated(self, root, caplog):
         write_folder(root, {f"turtle {number}": 5 for number in range(14)})
         with caplog.at_level(logging.INFO):
             dataset = load_reid(root, splits=("query", "gallery"), test_fraction=1)
@@ -63,7 +63,7 @@ class TestAllIdentities:
         with pytest.raises(ValueError, match="test_fraction=0 leaves no identity of .* to test on"):
             load_reid(root, test_fraction=0)
 
-    def test_a_part_is_told(self, root, caplog):
+    def test_the_number_of_held_out_identities_is_logged(self, root, caplog):
         write_folder(root, {f"turtle {number}": 5 for number in range(14)})
         with caplog.at_level(logging.INFO):
             load_reid(root, splits=("query", "gallery"))
@@ -90,7 +90,7 @@ class TestFolder:
         assert dataset["query"]["identity"][:] == [2]
         assert feature.int2str(dataset["gallery"]["identity"][:]) == ["7", "max", "max"]
 
-    def test_names_that_are_one_integer_stay_apart(self, root):
+    def test_names_of_the_same_integer_are_distinct(self, root):
         write_folder(root, {"train/1": 1, "train/01": 1, "query/2": 1, "gallery/2": 1})
         assert load_reid(root)["train"].features["label"].names == ["01", "1"]
 
@@ -119,14 +119,14 @@ class TestFolder:
         assert set(dataset["query"]["identity"]) <= set(range(6)) & set(dataset["gallery"]["identity"])
         assert len(set(dataset["gallery"]["identity"])) == 15
 
-    def test_queries_are_made_from_test(self, root):
+    def test_queries_are_chosen_from_test(self, root):
         write_folder(root, {"train/a": 4, "train/b": 4, "test/c": 5, "test/d": 1})
         dataset = load_reid(root)
         assert Counter(names(dataset["train"])) == {"a": 4, "b": 4}
         assert [row[1] for row in rows(dataset["query"])] == [2]
         assert Counter(row[1] for row in rows(dataset["gallery"])) == {2: 4, 3: 1}
 
-    def test_test_beside_query_is_the_gallery(self, root):
+    def test_test_is_the_gallery_if_there_is_query(self, root):
         write_folder(root, {"train/1": 1, "query/2": 1, "test/2": 2})
         assert len(load_reid(root)["gallery"]) == 2
 
@@ -134,7 +134,7 @@ class TestFolder:
         write_folder(root, {"train/1": 1, "query/2": 1, "gallery/2": 2, "gallery/-1": 3})
         assert load_reid(root)["gallery"]["identity"][:] == [2, 2]
 
-    def test_what_is_no_image_is_skipped_with_one_warning(self, root, caplog):
+    def test_other_files_are_skipped_with_one_warning(self, root, caplog):
         write_folder(root, {"1": 2, "2": 2})
         (root / "1" / "notes.txt").write_text("x")
         (root / "2" / ".DS_Store").write_text("x")
@@ -165,7 +165,7 @@ class TestFolderErrors:
         with pytest.raises(ValueError, match=f"{root} has no {missing}; it has .*leave it out of splits"):
             load_reid(root)
 
-    def test_query_and_gallery_alone(self, root):
+    def test_query_and_gallery_without_train(self, root):
         write_folder(root, {"query/2": 1, "gallery/2": 2})
         assert list(load_reid(root, splits=("query", "gallery"))) == ["query", "gallery"]
 
@@ -187,7 +187,7 @@ class TestFolderErrors:
         with pytest.raises(ValueError, match=f"{root} cannot be split by identity: only 1 of its 3 identities"):
             load_reid(write_folder(root, {"1": 5, "2": 1, "3": 1}))
 
-    def test_the_query_itself_alone(self, root):
+    def test_only_the_query_itself_in_the_gallery(self, root):
         write_all(root, ["a.png"])
         table = root / "all.csv"
         table.write_text("image,identity,split\na.png,7,train\na.png,7,query\na.png,7,gallery\n")
@@ -311,7 +311,7 @@ class TestTable:
             (b'image,identity\n"a\nb.png",1', "a b.png, in row 1 of .* does not exist"),
         ],
     )
-    def test_a_damaged_csv_gets_a_sentence(self, root, content, sentence):
+    def test_a_damaged_csv_raises_a_clear_error(self, root, content, sentence):
         root.mkdir()
         (root / "rows.csv").write_bytes(content)
         with pytest.raises((ValueError, FileNotFoundError), match=f"rows.csv.* {sentence}|{sentence}") as error:
@@ -353,7 +353,7 @@ class TestTable:
         assert dataset["gallery"].column_names == ["image", "identity"]
 
 
-def test_a_number_that_is_missing_is_no_identity(tmp_path):
+def test_missing_numbers_are_not_identities(tmp_path):
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
     for path in paths:
         Image.new("RGB", (4, 4)).save(path)

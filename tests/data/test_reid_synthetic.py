@@ -34,21 +34,21 @@ def test_columns(small):
     assert small["query"][0]["image"].size == (64, 64)
 
 
-def test_labels_are_the_places_of_the_identities(small):
+def test_labels_are_the_positions_of_the_identities(small):
     train = small["train"]
     names = train.features["label"].int2str(train["label"][:])
     assert list(map(int, names)) == train["identity"][:]
     assert sorted(set(train["label"])) == list(range(20))
 
 
-def test_identities_to_test_on_are_not_trained_on(small):
+def test_test_identities_are_not_in_train(small):
     train, query, gallery = (set(small[split]["identity"]) for split in ("train", "query", "gallery"))
     assert train == set(range(1, 21))
     assert query == set(range(21, 29))
     assert gallery == query | {0}
 
 
-def test_each_camera_sees_each_individual_equally_often(small):
+def test_cameras_have_equally_many_images_of_each_individual(small):
     for split, times in (("train", 3), ("query", 1)):
         part = small[split]
         counts = Counter(zip(part["identity"], part["camera_id"]))
@@ -58,7 +58,7 @@ def test_each_camera_sees_each_individual_equally_often(small):
     assert Counter(distractors["camera_id"]) == {1: 4, 2: 3, 3: 3}
 
 
-def test_no_image_comes_twice(small):
+def test_images_are_distinct(small):
     records = [record for part in small.values() for record in part.cast_column("image", Image(decode=False))["image"]]
     assert len({record["bytes"] for record in records}) == sum(map(len, small.values()))
 
@@ -70,7 +70,7 @@ def test_the_seed_decides(small):
     assert not np.array_equal(pixels(small["query"]), pixels(other["query"]))
 
 
-def test_a_camera_tells_its_images_by_its_scenery_and_light(small):
+def test_images_of_a_camera_have_its_background_and_light(small):
     train = small["train"]
     features = pixels(train).mean(axis=(1, 2))
     cameras = np.array(train["camera_id"][:])
@@ -91,7 +91,7 @@ def test_raw_pixels_do_not_find_an_individual_in_another_camera():
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_individuals_differ_in_their_traits_alone(number):
+def test_individuals_differ_only_in_their_traits(number):
     camera = Camera.place(number, side=192, seed=0)
 
     def shoot(*traits):

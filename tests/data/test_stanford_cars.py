@@ -104,14 +104,14 @@ class TestCars:
         dataset = load_fgvc("stanford_cars", tmp_path, validation_fraction=0)
         assert labelled(dataset["test"], tmp_path) == [("cars_test/00002.jpg", "Acura RL Sedan 2012")]
 
-    def test_test_is_not_needed_where_it_is_not_asked_for(self, tmp_path):
+    def test_test_is_needed_only_on_request(self, tmp_path):
         (write_cars(tmp_path) / "cars_test_annos_withlabels.mat").unlink()
         dataset = load_fgvc("stanford_cars", tmp_path, splits=("train",), validation_fraction=0)
         assert {split: len(part) for split, part in dataset.items()} == {"train": 3}
         with pytest.raises(FileNotFoundError, match="cars_test_annos_withlabels.mat does not exist"):
             load_fgvc("stanford_cars", tmp_path)
 
-    def test_the_warning_knows_the_published_counts(self, tmp_path, caplog):
+    def test_the_warning_contains_the_published_counts(self, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             load_fgvc("stanford_cars", write_cars(tmp_path), validation_fraction=0)
         (message,) = warnings_of(caplog)
@@ -138,7 +138,7 @@ class TestCars:
         with pytest.raises(FileNotFoundError, match=f"{tmp_path / image}, which {tmp_path / source} lists, does not"):
             load_fgvc("stanford_cars", tmp_path)
 
-    def test_test_annotations_without_classes_are_refused(self, tmp_path):
+    def test_test_annotations_without_classes_are_rejected(self, tmp_path):
         write_mat(write_cars(tmp_path) / "cars_test_annos_withlabels.mat",
                   annotations=structs(bbox_x1=[1, 2], fname=["00001.jpg", "00002.jpg"]))
         with pytest.raises(ValueError, match="withlabels.mat have no field 'class'; .* the one with labels"):
@@ -150,7 +150,7 @@ class TestCars:
         with pytest.raises(ValueError, match=f"entry 2 of .*/cars_test.* has the class {wrong}, but classes are 1 to"):
             load_fgvc("stanford_cars", tmp_path)
 
-    def test_another_file_is_refused(self, tmp_path):
+    def test_another_file_is_rejected(self, tmp_path):
         write_mat(write_cars(tmp_path) / "devkit" / "cars_meta.mat", something=1)
         with pytest.raises(ValueError, match="cars_meta.mat has no variable 'class_names'"):
             load_fgvc("stanford_cars", tmp_path)
@@ -162,14 +162,14 @@ class TestCars:
         with pytest.raises(ValueError, match=f"{path} cannot be read as a .mat file"):
             load_fgvc("stanford_cars", tmp_path)
 
-    def test_a_file_cut_short_is_named(self, tmp_path):
+    def test_a_truncated_file_is_named(self, tmp_path):
         path = write_cars(tmp_path) / "devkit" / "cars_train_annos.mat"
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ValueError, match=f"{path} cannot be read as a .mat file"):
             load_fgvc("stanford_cars", tmp_path)
 
 
-def test_a_small_list_that_takes_much_memory_is_refused(tmp_path):
+def test_a_list_that_takes_too_much_memory_is_rejected(tmp_path):
     root = write_cars(tmp_path)
     path = root / "devkit" / "cars_train_annos.mat"
     savemat(path, {"annotations": np.zeros((1, 14_000_000))}, do_compression=True)

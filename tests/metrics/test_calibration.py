@@ -64,7 +64,7 @@ def test_temperature_is_the_best_of_a_grid(seed, scale):
     assert negative_log_likelihood(logits, labels, temperature) <= min(losses)
 
 
-def test_temperature_mends_confidence_and_changes_no_prediction():
+def test_temperature_changes_confidences_but_not_predictions():
     logits, labels = drawn(0, 4.0, n=4000)
     temperature = fit_temperature(logits[:2000], labels[:2000])
     before, after = softmax(logits[2000:], axis=1), softmax(logits[2000:] / temperature, axis=1)
@@ -96,6 +96,6 @@ def test_single_precision_and_shifted_logits():
         (lambda: fit_temperature([[1.0, -np.inf]], np.array([0])), "must be finite, got -inf"),
     ],
 )
-def test_unusable_input(call, message):
+def test_invalid_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -82,7 +82,7 @@ def test_class_mean_equals_loop(seed):
     assert expected != pytest.approx((predicted == labels).mean())
 
 
-def test_class_mean_weighs_classes_alike():
+def test_class_mean_weights_classes_equally():
     assert class_mean_accuracy([0, 0, 0, 0, 7], [0, 0, 0, 0, 3]) == 0.5
 
 
@@ -112,7 +112,7 @@ def test_confusion_matrix_file(tmp_path):
     assert os.listdir(tmp_path) == ["confusion.csv"]
 
 
-def test_interrupted_confusion_matrix_leaves_the_old_file(tmp_path, monkeypatch):
+def test_interrupted_confusion_matrix_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "confusion.csv"
     path.write_text("old")
 
@@ -138,25 +138,25 @@ def test_interrupted_confusion_matrix_leaves_the_old_file(tmp_path, monkeypatch)
         (np.zeros((2, 3)), [0.0, 1.0], "must be integers, got an array of type float64"),
     ],
 )
-def test_unusable_scores(scores, labels, message):
+def test_invalid_scores(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         top_k_accuracy(scores, labels)
 
 
-def test_unusable_k():
+def test_invalid_k():
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         top_k_accuracy(SCORES, LABELS, k=0)
 
 
 @pytest.mark.parametrize("function", [class_mean_accuracy, lambda *pair: confusion_matrix(*pair, num_classes=2)])
 @pytest.mark.parametrize("pair", [([], []), ([0], [0, 1]), ([[0]], [[0]])])
-def test_unusable_classes(function, pair):
+def test_invalid_classes(function, pair):
     with pytest.raises(ValueError, match=r"must have the same shape \(n,\)"):
         function(*pair)
 
 
 @pytest.mark.parametrize("pair", [([0, 2], [0, 0]), ([0, 0], [0, 2])])
-def test_confusion_matrix_refuses_unknown_classes(pair):
+def test_confusion_matrix_rejects_unknown_classes(pair):
     with pytest.raises(ValueError, match="from 0 to 1, got 2"):
         confusion_matrix(*pair, num_classes=2)
 
@@ -197,7 +197,7 @@ def test_metric_over_batches_equals_arithmetic():
         ([[0.0, 1.0], [1.0]], [0, 0], "same number of class scores"),
     ],
 )
-def test_metric_refuses_unusable_input(scores, labels, message):
+def test_metric_rejects_invalid_input(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         FineGrainedAccuracy(keep_in_memory=True).compute(predictions=scores, references=labels)
 

@@ -107,7 +107,7 @@ QUERY, GALLERY = np.eye(2), np.eye(2)
         (lambda: open_set_metrics(QUERY, GALLERY, [1, 3], [1, 2], 0.5, chunk_size=0), "at least 1, got 0"),
     ],
 )
-def test_unusable_input(call, message):
+def test_invalid_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -148,7 +148,7 @@ def test_gallery_of_three(seed):
     assert result == pytest.approx(expected, rel=0, abs=1e-9)
 
 
-def test_each_image_of_a_set_searches_the_others():
+def test_each_image_as_query_for_the_others():
     generator = np.random.default_rng(0)
     features, ids = generator.normal(size=(60, 4)), generator.integers(0, 20, 60)
     names = [f"{row}.jpg" for row in generator.permutation(60)]
@@ -160,14 +160,14 @@ def test_each_image_of_a_set_searches_the_others():
     assert retrieval_metrics(features, features, ids, ids)["rank1"] == 1.0 > result["rank1"]
 
 
-def test_own_image_is_dropped_whatever_its_identity():
+def test_the_querys_own_image_is_ignored():
     matrix = MatrixDistances([[0.0, 1.0, 2.0]])
     columns = {"query_images": [7], "gallery_images": [7, 8, 9]}
     assert distance_metrics(matrix, [1], [2, 1, 2])["map"] == 0.5
     assert distance_metrics(matrix, [1], [2, 1, 2], **columns)["map"] == 1.0
 
 
-def test_identity_zero_is_a_person_if_a_query_bears_it():
+def test_identity_zero_counts_if_a_query_has_it():
     assert distance_metrics(MatrixDistances([[2.0, 1.0]]), [0], [0, 1])["map"] == 0.5
 
 
@@ -176,7 +176,7 @@ def test_junk_query_is_skipped():
     assert (result["num_queries"], result["num_skipped"], result["map"]) == (2, 1, 1.0)
 
 
-def test_hand_made_ranking():
+def test_ranking_by_hand():
     # Matches at ranks 1 and 3, a distractor between them, and junk and an item of the query's camera before all.
     matrix = MatrixDistances([[0.1, 0.2, 0.5, 0.7, 0.6, 0.9]])
     result = distance_metrics(matrix, [4], [-1, 4, 4, 4, 0, 5], [1], [1, 1, 2, 3, 1, 1], fprs=(0, 0.5))
@@ -201,7 +201,7 @@ def test_without_negatives_every_pair_is_accepted():
     assert (result["tpr_at_fpr_1e-4"], result["threshold_at_fpr_1e-4"]) == (1.0, math.inf)
 
 
-def test_chunks_do_not_change_a_digit():
+def test_chunks_do_not_change_the_result():
     generator = np.random.default_rng(1)
     query, gallery = (generator.normal(size=(n, 48)).astype(np.float32) for n in (300, 2500))
     ids, cameras = random_columns(generator, 300, 2500)
@@ -211,7 +211,7 @@ def test_chunks_do_not_change_a_digit():
 
 @pytest.mark.parametrize("items", [1, 3, 1500])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_a_row_does_not_depend_on_its_company(metric, items):
+def test_a_row_does_not_depend_on_the_other_rows(metric, items):
     generator = np.random.default_rng(2)
     query, gallery = (generator.normal(size=(n, 100)).astype(np.float32) for n in (150, items))
     distances = FeatureDistances(query, gallery, metric)
@@ -240,7 +240,7 @@ def test_selection_of_negatives_is_exact(slack, monkeypatch):
         assert sum(map(len, selection._parts)) <= 2 * count + slack + 30 < numbers.size
 
 
-def test_tensors_of_any_type_serve():
+def test_tensors_of_any_type():
     generator = np.random.default_rng(4)
     query, gallery = (generator.integers(-2, 3, (n, 5)) for n in (20, 50))
     ids, cameras = random_columns(generator, 20, 50)
@@ -250,7 +250,7 @@ def test_tensors_of_any_type_serve():
         assert retrieval_metrics(*tensors, *map(torch.tensor, ids), *cameras) == expected
 
 
-def test_read_only_features_serve():
+def test_read_only_features():
     features = np.eye(3)
     features.flags.writeable = False
     ids = [1, 2, 1]
@@ -280,7 +280,7 @@ def test_read_only_features_serve():
         (dict(fprs=[1.0]), r"at least 0 and below 1, got \[1.0\]"),
     ],
 )
-def test_unusable_input(arguments, message):
+def test_invalid_input(arguments, message):
     usable = dict(query=np.eye(2), gallery=np.ones((3, 2)), query_ids=[1, 2], gallery_ids=[1, 2, 3])
     assert retrieval_metrics(**usable)["num_skipped"] == 0
     with pytest.raises(ValueError, match=message):
@@ -315,13 +315,13 @@ def test_metric_without_cameras_over_batches():
     )
 
 
-def test_metric_refuses_ragged_features():
+def test_metric_rejects_ragged_features():
     with pytest.raises(ValueError, match="same number of features"):
         RetrievalMAP().compute(predictions=[[1.0], [1.0, 2.0]], references=[1, 1], is_query=[1, 0], cameras=[1, 2])
 
 
 @pytest.mark.parametrize(("place", "sentence"), [(0, "that of query 1 is NaN"), (1, "that of gallery item 1 is NaN")])
-def test_an_unknown_identity_is_no_individual(place, sentence):
+def test_unknown_identities_are_rejected(place, sentence):
     features, ids = np.eye(3, dtype=np.float32), [np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])]
     ids[place][1] = np.nan
     with pytest.raises(ValueError, match=f"The identities must be known, but {sentence}"):

@@ -38,7 +38,7 @@ def arcface_loop(features: np.ndarray, centers: np.ndarray, labels: list[int], m
 
 
 @pytest.mark.parametrize(("subcenters", "margin"), [(1, 0.5), (3, 0.5), (3, 1.5), (2, 0.0)])
-def test_it_is_the_loop_over_sub_centers(subcenters, margin):
+def test_arcface_equals_the_loop(subcenters, margin):
     classifier, features = SubCenterClassifier(4, 5, subcenters, 10.0), torch.randn(40, 4)
     centers = classifier.weight.detach().double().numpy().reshape(5, subcenters, 4)
     labels = torch.arange(40) % 5
@@ -67,7 +67,7 @@ def test_angles_are_float32_under_autocast():
     assert half.dtype is torch.float32 and torch.equal(half, classifier(features))
 
 
-def test_every_branch_has_it_after_the_neck_beside_the_triplet(vit_config):
+def test_every_branch_uses_arcface_after_the_neck_and_the_triplet_loss(vit_config):
     fields = {"arcface_subcenters": 2, "arcface_margin": 0.3, "arcface_scale": 16}
     model = add_noise(DCALForReID.from_backbone(vit_config, num_labels=3, identity_loss="arcface", **fields), 0.1)
     pixel_values = torch.randn(6, 3, 32, 32)
@@ -84,7 +84,7 @@ def test_every_branch_has_it_after_the_neck_beside_the_triplet(vit_config):
     assert torch.equal(output.sa_logits, model.classifiers["sa"](model.dcal.necks["sa"](features.sa_embedding)))
 
 
-def test_centers_come_back_and_classes_keep_theirs(vit_config, tmp_path):
+def test_centers_are_saved_and_known_classes_keep_theirs(vit_config, tmp_path):
     names = {"id2label": dict(enumerate(["wren", "robin", "finch"]))}
     model = DCALForReID.from_backbone(vit_config, identity_loss="arcface", branches=("sa", "pwca"), **names)
     assert model.classifiers["sa"].weight.std().item() == pytest.approx(0.01, rel=0.2)
@@ -112,6 +112,6 @@ def test_centers_come_back_and_classes_keep_theirs(vit_config, tmp_path):
         ({"arcface_scale": 0}, "arcface_scale=0 above 0"),
     ],
 )
-def test_each_wrong_field_gets_its_sentence(fields, sentence):
+def test_invalid_fields_raise_clear_errors(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALConfig(**{"neck": True, **fields})

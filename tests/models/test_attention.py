@@ -90,7 +90,7 @@ def test_pairs_share_one_softmax_over_both_images():
         torch.testing.assert_close(output[image], expected.transpose(0, 1))
 
 
-def test_few_queries_of_a_pair_meet_all_tokens_of_both_images():
+def test_a_subset_of_queries_attends_to_all_tokens_of_both_images():
     """As in the last block, where CLS alone is read: no image is the SA branch's."""
     query, key, value = random_heads(blocks=3, batch=4)
     output = attend_pairs(query[:, :, :1], key[:, :, :2], value, memory=(key, value), num_paired=4)
@@ -98,7 +98,7 @@ def test_few_queries_of_a_pair_meet_all_tokens_of_both_images():
 
 
 @pytest.mark.parametrize("masks", [1, 6])
-def test_a_mask_holds_for_the_distractors_keys_as_for_the_images_own(masks):
+def test_the_mask_applies_to_the_keys_of_both_images(masks):
     query, key, value = random_heads(blocks=3, batch=6)
     mask = torch.randn(masks, 3, 11, 11)
 
@@ -115,7 +115,7 @@ def test_a_mask_holds_for_the_distractors_keys_as_for_the_images_own(masks):
 
 
 @pytest.mark.parametrize("windows", [1, 3])
-def test_windows_meet_the_same_window_of_the_other_image(windows):
+def test_windows_attend_to_the_same_window_of_the_other_image(windows):
     """Two pairs; a window of image i at place w is row i W + w."""
     x = torch.randn(4 * windows, 2, 5, 3)
     rows = join_pairs(x, windows)
@@ -126,14 +126,14 @@ def test_windows_meet_the_same_window_of_the_other_image(windows):
     assert torch.equal(split_pairs(rows.transpose(1, 2), windows), x.transpose(1, 2))
 
 
-def test_images_of_a_pair_are_put_side_by_side_without_a_copy():
+def test_joining_pairs_does_not_copy():
     projected = torch.randn(6, 5, 2, 3).transpose(1, 2)
     assert join_pairs(projected[2:]).data_ptr() == projected[2:].data_ptr()
     output = torch.randn(2, 10, 2, 3)
     assert split_pairs(output).data_ptr() == output.data_ptr()
 
 
-def test_noise_takes_the_place_of_the_distractor():
+def test_noise_replaces_the_distractor():
     query, key, value = random_heads(blocks=3, batch=4)
     torch.manual_seed(3)
     noise_key, noise_value = torch.randn_like(key[2:]), torch.randn_like(value[2:])
@@ -145,13 +145,13 @@ def test_noise_takes_the_place_of_the_distractor():
     torch.testing.assert_close(output[2:], expected)
 
 
-def test_memory_takes_the_place_of_keys_and_values():
+def test_memory_replaces_keys_and_values():
     query, key, value, memory_key, memory_value = random_heads(blocks=5)
     output = attend_pairs(query[:, :, :2], key, value, memory=(memory_key, memory_value))
     assert torch.equal(output, attend_pairs(query[:, :, :2], memory_key, memory_value))
 
 
-def test_record_holds_self_attention_only_and_is_overwritten():
+def test_record_contains_only_self_attention_and_is_overwritten():
     query, key, value = random_heads(blocks=3, batch=4)
     record = Record()
     record.query = None
@@ -159,7 +159,7 @@ def test_record_holds_self_attention_only_and_is_overwritten():
     assert torch.equal(record.query, query[:2]) and torch.equal(record.key, key[:2])
 
 
-def test_an_image_at_a_time_is_the_whole_batch_at_once():
+def test_one_image_at_a_time_equals_the_full_batch():
     """The CPU's way and that of a compiled graph."""
     query, key = random_heads(blocks=2, batch=3)
     flow = torch.rand(3, query.size(2))

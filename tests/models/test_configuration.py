@@ -5,7 +5,7 @@ from transformers import BertConfig, SiglipVisionConfig, SwinConfig, Swinv2Confi
 from dcal_hf import DCALConfig
 
 
-def test_defaults_are_the_papers_for_fine_grained_classes():
+def test_defaults_follow_the_paper():
     config = DCALConfig(backbone_config=ViTConfig(image_size=448, patch_size=16))
     assert (config.num_glca_blocks, config.num_pwca_blocks, config.num_layers) == (1, 12, 12)
     assert config.grid == (28, 28)
@@ -14,7 +14,7 @@ def test_defaults_are_the_papers_for_fine_grained_classes():
     assert config.inference_branches == ("sa", "glca")
 
 
-def test_saved_and_loaded_configuration_is_the_same(tmp_path):
+def test_configuration_round_trip(tmp_path):
     config = DCALConfig(
         backbone_config=ViTConfig(image_size=[256, 128]), branches=("sa", "glca"), local_query_ratio=0.3, num_labels=7
     )
@@ -38,13 +38,13 @@ def test_inference_follows_the_trained_branches(branches, expected):
 
 
 @pytest.mark.parametrize("num_pwca_blocks", [0, 3])
-def test_pwca_is_off_without_blocks_or_without_its_branch(num_pwca_blocks):
+def test_pwca_needs_its_branch_and_blocks(num_pwca_blocks):
     assert DCALConfig(num_pwca_blocks=num_pwca_blocks).uses_pwca == (num_pwca_blocks > 0)
     assert not DCALConfig(num_pwca_blocks=num_pwca_blocks, branches=("sa", "glca")).uses_pwca
 
 
 @pytest.mark.parametrize("ratio, queries", [(1e-6, 1), (0.1, 19), (1, 196)])
-def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
+def test_the_number_of_local_queries_is_rounded_down_to_at_least_one(ratio, queries):
     assert DCALConfig(local_query_ratio=ratio).num_local_queries == queries
 
 
@@ -70,30 +70,30 @@ def test_local_queries_are_rounded_down_but_never_none(ratio, queries):
         ({"branches": ("sa",), "inference_branches": ("glca",)}, "have a classifier"),
     ],
 )
-def test_each_wrong_field_gets_its_sentence(fields, sentence):
+def test_invalid_fields_raise_clear_errors(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALConfig(**fields)
 
 
-def test_a_ratio_is_the_decimal_that_was_written():
+def test_the_ratio_is_exact_in_decimal():
     config = DCALConfig(backbone_config=ViTConfig(image_size=160), local_query_ratio=0.29)
     assert (config.grid, config.num_local_queries) == ((10, 10), 29)
 
 
-def test_wrong_type_names_the_field():
+def test_a_wrong_type_error_names_the_field():
     with pytest.raises(StrictDataclassError, match="local_query_ratio"):
         DCALConfig(local_query_ratio="a tenth")
 
 
 @pytest.mark.parametrize("backbone_config", [SiglipVisionConfig(), Swinv2Config(), BertConfig()])
-def test_other_backbones_are_refused_by_name(backbone_config):
+def test_unsupported_backbones_are_rejected(backbone_config):
     with pytest.raises(ValueError) as error:
         DCALConfig(backbone_config=backbone_config)
     assert f"'{backbone_config.model_type}'" in str(error.value)
     assert "vit, deit, dinov2, dinov2_with_registers, dinov3_vit, clip_vision_model, swin" in str(error.value)
 
 
-def test_an_encoder_in_stages_has_the_blocks_of_all_and_no_glca():
+def test_swin_counts_the_blocks_of_all_stages_and_has_no_glca():
     config = DCALConfig(backbone_config=SwinConfig(), image_size=448, branches=("sa", "pwca"))
     assert (config.num_layers, config.num_pwca_blocks, config.grid) == (12, 12, (112, 112))
     assert config.inference_branches == ("sa",)

@@ -24,7 +24,7 @@ def test_resizing_positions_keeps_prefix_and_linear_ramps():
     torch.testing.assert_close(ramp[8, 1:3, 1], torch.tensor([2.5, 4.5]), atol=0.05, rtol=0)
 
 
-def test_resizing_patches_that_have_no_prefix_before_them():
+def test_resizing_positions_without_prefix():
     table = torch.randn(1, 16, 3)
     with_prefix = resize_positions(torch.cat([torch.zeros(1, 1, 3), table], dim=1), (4, 4), (2, 6))
     assert torch.equal(resize_positions(table, (4, 4), (2, 6)), with_prefix[:, 1:])
@@ -45,7 +45,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert torch.equal(module.eval()(torch.ones(4, 3)), torch.ones(4, 3))
 
 
-def test_mask_tokens_stay_in_the_weights_but_are_not_trained(any_backbone_config):
+def test_mask_tokens_are_saved_but_not_trained(any_backbone_config):
     from dcal_hf import DCALModel
 
     plain = AutoModel.from_config(any_backbone_config)
@@ -56,7 +56,7 @@ def test_mask_tokens_stay_in_the_weights_but_are_not_trained(any_backbone_config
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_rates_rise_linearly_from_zero_on_every_encoder(any_backbone_config, rate):
+def test_stochastic_depth_rates_increase_linearly(any_backbone_config, rate):
     from dcal_hf import DCALModel
 
     model = DCALModel.from_backbone(any_backbone_config, drop_path_rate=rate, **branches_for(any_backbone_config))
@@ -74,7 +74,7 @@ def test_rates_rise_linearly_from_zero_on_every_encoder(any_backbone_config, rat
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers", "dinov3_vit", "swin"])
-def test_the_encoders_own_stochastic_depth_gives_way_to_dcals(backbone_configs, name):
+def test_dcals_rate_replaces_the_encoders_stochastic_depth(backbone_configs, name):
     """It would come on top: at a rate of 0 of DCAL's nothing is dropped, whatever the encoder's own is."""
     config = copy.deepcopy(backbone_configs[name])
     config.drop_path_rate = 0.9

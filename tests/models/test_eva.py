@@ -19,7 +19,7 @@ def pooled_eva(**model_args) -> DCALModel:
     return add_noise(DCALModel.from_backbone(config, local_query_ratio=0.3), 0.15)
 
 
-def test_tokens_are_timms_with_its_norm_before_the_readout():
+def test_tokens_equal_timms():
     model, pixel_values = pooled_eva(init_values=0.5), torch.randn(2, 3, 32, 24)
     plain = AutoModel.from_config(model.config.backbone_config).eval()
     plain.load_state_dict(model.backbone.state_dict())
@@ -29,7 +29,7 @@ def test_tokens_are_timms_with_its_norm_before_the_readout():
     assert torch.equal(output.sa_embedding, tokens[:, 0])
 
 
-def test_keys_and_values_by_themselves_are_those_of_the_whole_projection():
+def test_keys_and_values_equal_those_of_the_fused_projection():
     """With biases of queries and values, none of keys, and the patches' keys turned."""
     model = pooled_eva()
     encoder, block, tokens = model.encoder, model.encoder.blocks[-1], torch.randn(2, 13, 32)
@@ -47,7 +47,7 @@ def test_keys_and_values_by_themselves_are_those_of_the_whole_projection():
     torch.testing.assert_close(value, values.transpose(1, 2))
 
 
-def test_adapters_around_one_layer_reach_all_branches():
+def test_adapters_on_the_fused_projection_affect_all_branches():
     model = pooled_eva()
     inputs = {"pixel_values": torch.randn(2, 3, 32, 24), "pairs": torch.tensor([[0, 1]])}
     lora = add_lora(model, 2)
@@ -73,6 +73,6 @@ def test_adapters_around_one_layer_reach_all_branches():
         ("eva02_tiny_patch14_224", {"class_token": False}),
     ],
 )
-def test_what_else_timm_builds_from_its_class_is_refused(architecture, model_args):
+def test_other_architectures_of_the_same_class_are_rejected(architecture, model_args):
     with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*but not EVA-02's blocks"):
         DCALModel.from_backbone(TimmWrapperConfig(architecture=architecture, model_args=model_args))

@@ -41,7 +41,7 @@ def test_a_missing_tensor_is_named(checkpoint, loader):
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("number", [torch.nan, -torch.inf])
-def test_what_is_not_finite_is_named(checkpoint, loader, number):
+def test_non_finite_tensors_are_named(checkpoint, loader, number):
     def spoil(tensors):
         next(value for name, value in sorted(tensors.items()) if "embeddings" in name).view(-1)[3] = number
 
@@ -50,20 +50,20 @@ def test_what_is_not_finite_is_named(checkpoint, loader, number):
         loader.from_pretrained(checkpoint)
 
 
-def test_every_tensor_counts_and_many_are_counted(checkpoint):
+def test_many_missing_tensors_are_counted(checkpoint):
     change(checkpoint, lambda tensors: [tensors.pop(name) for name in names(checkpoint)[:16]])
     with pytest.raises(ValueError, match=r"it lacks [^,]*, [^,]*, [^,]*, \.\.\. \(16 tensors\): download it again"):
         DCALForImageClassification.from_pretrained(checkpoint)
 
 
-def test_a_missing_classifier_counts_for_the_classifier_alone(checkpoint):
+def test_a_missing_classifier_is_an_error_only_for_the_classifier(checkpoint):
     change(checkpoint, lambda tensors: tensors.pop("sa_classifier.weight"))
     with pytest.raises(ValueError, match="it lacks sa_classifier.weight: download it again"):
         DCALForImageClassification.from_pretrained(checkpoint)
     assert isinstance(AutoModel.from_pretrained(checkpoint), DCALModel)
 
 
-def test_weights_that_cannot_be_read_are_named(checkpoint):
+def test_unreadable_weights_are_named(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="checkpoint .* cannot be read: Error while deserializing .*; download it"):
@@ -85,7 +85,7 @@ def test_weights_that_cannot_be_read_are_named(checkpoint):
         ("backbone_config.num_attention_heads", 0, "."),
     ],
 )
-def test_a_wrong_field_of_a_configuration_is_told_with_its_checkpoint(checkpoint, loader, field, value, reason):
+def test_an_invalid_field_is_reported_with_its_checkpoint(checkpoint, loader, field, value, reason):
     path = checkpoint / "config.json"
     config = json.loads(path.read_text())
     *parent, name = field.split(".")
@@ -96,13 +96,13 @@ def test_a_wrong_field_of_a_configuration_is_told_with_its_checkpoint(checkpoint
     assert "\n" not in str(error.value) and str(error.value).count(str(checkpoint)) == 1
 
 
-def test_other_branches_start_anew(tmp_path, vit_config):
+def test_added_branches_are_newly_initialised(tmp_path, vit_config):
     classifier(vit_config, branches=("sa",)).save_pretrained(tmp_path)
     whole = DCALForImageClassification.from_pretrained(tmp_path, branches=("sa", "glca"))
     assert whole.glca_classifier.weight.isfinite().all()
 
 
-def test_other_tasks_and_other_classes_start_new_heads(tmp_path, checkpoint):
+def test_other_tasks_and_classes_get_new_heads(tmp_path, checkpoint):
     other = DCALForImageClassification.from_pretrained(checkpoint, num_labels=7, ignore_mismatched_sizes=True)
     assert other.sa_classifier.out_features == 7
     reid = DCALForReID.from_pretrained(checkpoint, neck=True, num_labels=3, ignore_mismatched_sizes=True)

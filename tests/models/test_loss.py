@@ -16,14 +16,14 @@ def test_total_is_the_papers_formula():
     assert total.item() == pytest.approx(expected)
 
 
-def test_only_branches_that_ran_count_whatever_their_order():
+def test_the_total_includes_only_the_branches_that_ran():
     weights = UncertaintyWeights(("sa", "glca", "pwca"))
     weights.log_vars.data = torch.tensor([0.3, -0.5, 1.0])
     total = weights({"pwca": torch.tensor(0.7), "sa": torch.tensor(2.0)})
     assert total.item() == pytest.approx(0.5 * (math.exp(-1) * 0.7 + 1 + math.exp(-0.3) * 2 + 0.3))
 
 
-def test_log_variance_settles_at_the_log_of_its_loss():
+def test_log_variance_converges_to_the_log_of_the_loss():
     weights = UncertaintyWeights(("sa",), initial_log_var=-1.85)
     optimizer = torch.optim.SGD(weights.parameters(), lr=0.5)
     for _ in range(200):
@@ -33,20 +33,20 @@ def test_log_variance_settles_at_the_log_of_its_loss():
     assert weights.log_vars.item() == pytest.approx(math.log(3), abs=1e-4)
 
 
-def test_a_lone_branch_is_not_weighted():
+def test_a_single_branch_is_not_weighted():
     assert make_loss_weights(("glca",), 0.0) is None
     assert total_loss({"glca": torch.tensor(3.0)}, None).item() == 3
     assert total_loss({"glca": torch.tensor(3.0)}, make_loss_weights(("sa", "glca"), 0.0)).item() == 1.5
 
 
-def test_a_branch_that_only_reads_counts_where_no_trained_one_ran_and_unweighted():
+def test_an_untrained_branch_counts_only_if_no_trained_one_ran():
     trained = ("glca", "pwca")
     assert counted_branches(["sa", "glca", "pwca"], trained) == ["glca", "pwca"]
     assert counted_branches(["sa"], trained) == ["sa"]
     assert total_loss({"sa": torch.tensor(3.0)}, make_loss_weights(trained, 1.0)).item() == 3
 
 
-def test_equal_weights_are_half_the_sum_of_what_ran_and_learn_nothing():
+def test_equal_weights_are_half_the_sum_without_parameters():
     weights = make_loss_weights(("sa", "glca", "pwca"), 0.0, "equal")
     losses = {"pwca": torch.tensor(0.7), "sa": torch.tensor(2.0)}
     assert total_loss(losses, weights).item() == pytest.approx((0.7 + 2) / 2)
@@ -55,7 +55,7 @@ def test_equal_weights_are_half_the_sum_of_what_ran_and_learn_nothing():
     assert make_loss_weights(("sa",), 0.0, "equal") is None
 
 
-def test_a_checkpoint_goes_on_with_the_other_weights(vit_config, tmp_path):
+def test_loss_weighting_can_be_changed_when_loading(vit_config, tmp_path):
     """Without learned weights it has no log-variances; asked for, they start anew."""
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3, loss_weighting="equal")
     names = {name for name, _ in model.named_parameters()}

@@ -105,7 +105,7 @@ def test_last_layer_selection_is_the_top_of_the_last_map(backbone_config):
     assert model(pixel_values, output_rollout=True).rollout is not None
 
 
-def test_similarity_selects_by_the_cosine_with_cls(backbone_config):
+def test_similarity_selection_uses_the_cosine_with_cls(backbone_config):
     model, pixel_values = classifier(backbone_config, local_query_selection="similarity"), images()
     tokens = plain_tokens(plain_encoder(model, "sdpa"), pixel_values).double()
     cosines = torch.einsum("bd,bnd->bn", tokens[:, 0], tokens[:, -16:])
@@ -133,7 +133,7 @@ def test_random_selection_draws_distinct_patches(vit_config):
         ({"glca_readout": "cls", "num_glca_blocks": 2}, False),
     ],
 )
-def test_the_selection_changes_the_prediction_where_it_is_meant_to(backbone_config, switches, changes):
+def test_when_the_selection_affects_the_prediction(backbone_config, switches, changes):
     model, pixel_values = classifier(backbone_config, **switches), images()
     logits = model(pixel_values).glca_logits
     model.config.local_query_ratio = 0.7
@@ -141,7 +141,7 @@ def test_the_selection_changes_the_prediction_where_it_is_meant_to(backbone_conf
     assert difference.amax(dim=1).min() > 1e-4 if changes else difference.max() == 0
 
 
-def test_cls_readout_skips_the_rollout_unless_asked(vit_config):
+def test_cls_readout_computes_the_rollout_only_on_request(vit_config):
     model = classifier(vit_config, glca_readout="cls")
     output = model(images())
     assert output.rollout is None and output.local_query_indices is None
@@ -174,7 +174,7 @@ def every_row(block: torch.nn.Module, tokens: Tensor, **arguments) -> Tensor:
     return torch.cat([block(turn, **arguments)[:, :1] for turn in turns], dim=1)
 
 
-def test_glca_rows_are_those_of_a_whole_block(backbone_config):
+def test_glca_equals_the_rows_of_a_full_block(backbone_config):
     """Few queries against all keys equal the same rows of ordinary self-attention (rotary positions included)."""
     model, pixel_values = classifier(backbone_config), images()
     rows, output = full_glca(model, pixel_values), model(pixel_values)
@@ -185,7 +185,7 @@ def test_glca_rows_are_those_of_a_whole_block(backbone_config):
     torch.testing.assert_close(model(pixel_values).embeddings[:, 32:], rows[:, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_local_scope_reads_nothing_but_the_selected_tokens(backbone_config):
+def test_local_scope_attends_only_to_the_selected_tokens(backbone_config):
     model, pixel_values = classifier(backbone_config, glca_scope="local"), images()
     dcal = model.dcal
     tokens, _, rotary, _ = dcal.encode(pixel_values, None, False, range(0))
@@ -207,13 +207,13 @@ def test_probabilities_are_the_mean_of_the_branches(vit_config):
     torch.testing.assert_close(output.logits.softmax(-1), expected)
 
 
-def test_a_lone_branch_keeps_its_logits():
+def test_a_single_branch_keeps_its_logits():
     logits = torch.randn(3, 4)
     assert mean_probability_logits([logits]) is logits
 
 
 @pytest.mark.parametrize("inference_branches", [("sa",), ("glca",), ("sa", "glca")])
-def test_inference_runs_the_chosen_branches_only(vit_config, inference_branches):
+def test_inference_runs_only_the_chosen_branches(vit_config, inference_branches):
     model = classifier(vit_config, inference_branches=inference_branches)
     output = model(images(), labels=torch.arange(4))
     assert (output.sa_logits is None) == ("sa" not in inference_branches)
@@ -242,7 +242,7 @@ def test_labels_may_be_probabilities(vit_config):
     torch.testing.assert_close(model(pixel_values, one_hot).loss, model(pixel_values, labels).loss)
 
 
-def test_label_smoothing_is_that_of_torch(vit_config):
+def test_label_smoothing_equals_torch(vit_config):
     model, pixel_values, labels = classifier(vit_config), images(), torch.tensor([4, 0, -100, 1])
     output = model(pixel_values, labels, PAIRS, smoothing=0.3)
     smooth = torch.nn.functional.one_hot(labels.clamp(min=0), 5) * 0.7 + 0.3 / 5
@@ -277,7 +277,7 @@ def test_every_parameter_of_every_encoder_gets_a_gradient(any_backbone_config):
 
 @pytest.mark.parametrize("model_class", [DCALForImageClassification, DCALForReID])
 @pytest.mark.parametrize("branches", [("sa",), ("sa", "pwca"), ("sa", "glca")])
-def test_what_branches_share_starts_the_same_from_one_seed(vit_config, model_class, branches):
+def test_shared_modules_are_initialised_independently_of_the_branches(vit_config, model_class, branches):
     """So an ablation compares runs that start alike."""
     starts = []
     for trained in (("sa", "glca", "pwca"), branches):
@@ -289,7 +289,7 @@ def test_what_branches_share_starts_the_same_from_one_seed(vit_config, model_cla
     assert [name for name in shared if not torch.equal(part[name], full[name])] == []
 
 
-def test_sa_alone_costs_the_plain_parameters(vit_config):
+def test_sa_only_adds_no_parameters_to_the_encoder(vit_config):
     model = classifier(vit_config, branches=("sa",))
     plain = plain_encoder(model, "sdpa")
     assert model.num_parameters() == plain.num_parameters() + 32 * 5 + 5
@@ -304,17 +304,17 @@ def test_sa_alone_costs_the_plain_parameters(vit_config):
         ({"pixel_values": torch.zeros(2, 3, 32, 32), "pair_noise": True}, "has no PWCA branch"),
     ],
 )
-def test_wrong_inputs_get_a_sentence(vit_config, kwargs, sentence):
+def test_invalid_inputs_raise_clear_errors(vit_config, kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         classifier(vit_config, branches=("sa", "glca"))(**kwargs)
 
 
-def test_one_class_is_refused(vit_config):
+def test_a_single_class_is_rejected(vit_config):
     with pytest.raises(ValueError, match="at least two classes, got num_labels=1"):
         classifier(vit_config, num_labels=1)
 
 
-def test_an_implementation_that_ignores_pairs_is_refused(vit_config):
+def test_attention_that_ignores_pairs_is_rejected(vit_config):
     model = classifier(vit_config)
     model.dcal.backbone.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="ignores pairs: call set_attn_implementation on the DCAL model"):

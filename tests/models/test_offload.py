@@ -36,16 +36,16 @@ def assert_same_answer(loaded, model):
     assert any(parameter.is_meta for parameter in loaded.parameters())
 
 
-def test_weights_on_the_disk_give_the_same_answer(tmp_path, any_backbone_config):
+def test_offloaded_weights_give_the_same_outputs(tmp_path, any_backbone_config):
     model = classifier(any_backbone_config)
     assert_same_answer(reload_from_disk(model, tmp_path), model)
 
 
-def test_the_backbone_alone_may_be_on_the_disk(tmp_path, backbone_configs):
+def test_only_the_backbone_is_offloaded(tmp_path, backbone_configs):
     model = classifier(backbone_configs["dinov2_with_registers"])
     assert_same_answer(reload_from_disk(model, tmp_path, "dcal.backbone"), model)
 
 
-def test_fused_projections_on_the_disk(tmp_path):
+def test_fused_projections_are_offloaded(tmp_path):
     model = classifier(FUSED_EVA)
     assert_same_answer(reload_from_disk(model, tmp_path), model)

@@ -11,7 +11,7 @@ from helpers import classifier, images
 PAIRS = torch.tensor([[2, 0], [1, 3]])
 
 
-def test_paired_with_itself_is_self_attention_and_with_another_is_not(any_backbone_config):
+def test_pairing_an_image_with_itself_equals_self_attention(any_backbone_config):
     model, pixel_values = classifier(any_backbone_config), images()
     itself = model(pixel_values, pairs=torch.tensor([[0, 0], [3, 3]]))
     torch.testing.assert_close(itself.pwca_logits, itself.sa_logits[[0, 0, 3, 3]])
@@ -22,7 +22,7 @@ def test_paired_with_itself_is_self_attention_and_with_another_is_not(any_backbo
         torch.testing.assert_close(other[f"{name}_logits"], alone[f"{name}_logits"])
 
 
-def test_paired_with_itself_is_self_attention_in_training_too(backbone_configs):
+def test_pairing_with_itself_equals_self_attention_in_training(backbone_configs):
     """DINOv3 shifts and scales its positions at random then: alike in both branches."""
     config = copy.deepcopy(backbone_configs["dinov3_vit"])
     config.pos_embed_shift, config.pos_embed_rescale = 0.5, 2.0
@@ -33,7 +33,7 @@ def test_paired_with_itself_is_self_attention_in_training_too(backbone_configs):
 
 
 @pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
-def test_a_pair_knows_nothing_of_other_images(any_backbone_config, num_pwca_blocks):
+def test_a_pair_is_independent_of_other_images(any_backbone_config, num_pwca_blocks):
     """Through all blocks, to the last bit; and each of the pair knows of the other."""
     model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
     before = model(pixel_values, pairs=PAIRS).pwca_logits
@@ -54,7 +54,7 @@ def test_the_order_within_a_pair_does_not_matter(any_backbone_config):
 
 
 @pytest.mark.parametrize("pair_noise", [False, True])
-def test_a_part_of_the_batch_is_paired_as_if_it_were_alone(any_backbone_config, pair_noise):
+def test_pairs_do_not_depend_on_the_rest_of_the_batch(any_backbone_config, pair_noise):
     """Images 0 and 2 of an odd batch; of the others there is no PWCA."""
     model, pixel_values = classifier(any_backbone_config), images()[:3]
     torch.manual_seed(1)
@@ -66,13 +66,13 @@ def test_a_part_of_the_batch_is_paired_as_if_it_were_alone(any_backbone_config, 
     torch.testing.assert_close(part.sa_logits[[2, 0]], alone.sa_logits)
 
 
-def test_without_a_row_there_is_no_branch(vit_config):
+def test_without_pairs_pwca_does_not_run(vit_config):
     model, pixel_values, labels = classifier(vit_config), images()[:1], torch.tensor([2])
     output = model(pixel_values, labels, pairs=torch.empty(0, 2, dtype=torch.int64))
     assert output.pwca_logits is None and torch.equal(output.loss, model(pixel_values, labels).loss)
 
 
-def test_noise_needs_no_partners(any_backbone_config):
+def test_noise_does_not_need_pairs(any_backbone_config):
     model, pixel_values = classifier(any_backbone_config), images()[:3]
     torch.manual_seed(1)
     everyone = model(pixel_values, labels=torch.arange(3), pair_noise=True)
@@ -85,7 +85,7 @@ def test_noise_needs_no_partners(any_backbone_config):
 
 
 @pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
-def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks):
+def test_pwca_runs_in_the_last_blocks(any_backbone_config, num_pwca_blocks):
     """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
     model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
     whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
@@ -104,7 +104,7 @@ def test_fewer_pwca_blocks_join_at_the_end(any_backbone_config, num_pwca_blocks)
     torch.testing.assert_close(tokens, whole)
 
 
-def test_no_loss_counts_a_distractor(vit_config):
+def test_losses_ignore_distractors(vit_config):
     """Own images and distractors by turns: the losses are those of the own alone."""
     model, pixel_values = classifier(vit_config), images()
     pairs, own = torch.tensor([[0, 1], [2, 3]]), [0, 2]
@@ -130,6 +130,6 @@ def test_no_loss_counts_a_distractor(vit_config):
         (torch.tensor([[1, 1], [0, 1]]), "contains image 1 in 2 rows"),
     ],
 )
-def test_wrong_pairs_get_a_sentence(vit_config, pairs, sentence):
+def test_invalid_pairs_raise_clear_errors(vit_config, pairs, sentence):
     with pytest.raises(ValueError, match=sentence):
         classifier(vit_config)(images(), pairs=pairs)

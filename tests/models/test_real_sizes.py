@@ -24,7 +24,7 @@ ENCODERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("rows, columns", [(32, 32), (16, 8)])
-def test_a_training_step_at_the_real_size(name, rows, columns):
+def test_training_step_at_real_size(name, rows, columns):
     """448 x 448 (or 512 x 512) pixels for classes, 256 x 128 (or so) for individuals."""
     patch = 14 if "dinov2" in name or "eva02" in name else 16
     image_size = (patch * rows, patch * columns)

@@ -37,7 +37,7 @@ def triplet_loop(features: np.ndarray, labels: list[int]) -> float:
     return float(np.mean(losses))
 
 
-def test_an_image_that_does_not_count_is_in_no_triplet():
+def test_triplets_ignore_images_without_label():
     features, labels = torch.randn(6, 8), torch.tensor([0, -100, 0, 1, -100, 1])
     counted = labels >= 0
     expected = triplet_loop(features[counted].double().numpy(), labels[counted].tolist())
@@ -45,7 +45,7 @@ def test_an_image_that_does_not_count_is_in_no_triplet():
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 5]])
-def test_triplet_is_the_loop_over_anchors(labels):
+def test_triplet_loss_equals_the_loop_over_anchors(labels):
     features = torch.randn(6, 8)
     loss = batch_hard_triplet(features, torch.tensor(labels))
     assert loss.item() == pytest.approx(triplet_loop(features.double().numpy(), labels), rel=1e-5)
@@ -59,7 +59,7 @@ def test_triplet_is_float32_under_autocast():
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
-def test_a_batch_without_anchors_costs_nothing_and_breaks_no_gradient(labels):
+def test_a_batch_without_anchors_has_zero_loss_and_finite_gradients(labels):
     features = torch.randn(3, 4, requires_grad=True)
     loss = batch_hard_triplet(features, torch.tensor(labels))
     loss.backward()
@@ -91,7 +91,7 @@ def test_loss_is_cross_entropy_after_the_neck_plus_triplet_before_it(vit_config)
     torch.testing.assert_close(output.loss, total, atol=1e-4, rtol=1e-4)
 
 
-def test_running_statistics_are_those_of_the_sa_branch_once(vit_config):
+def test_running_statistics_include_only_the_sa_branch(vit_config):
     """Not of PWCA, whose features pass through the same neck; as torch's BatchNorm would remember them."""
     model, pixel_values = reid_model(vit_config).train(), torch.randn(6, 3, 32, 32)
     reference = torch.nn.BatchNorm1d(32)
@@ -102,7 +102,7 @@ def test_running_statistics_are_those_of_the_sa_branch_once(vit_config):
         torch.testing.assert_close(model.dcal.necks["sa"].state_dict()[name], value)
 
 
-def test_a_neck_in_training_is_torchs_batch_norm_over_what_counts():
+def test_the_neck_equals_batch_norm_over_the_counted_images():
     neck, reference = Neck(8).train(), torch.nn.BatchNorm1d(8).train()
     with torch.no_grad():
         reference.weight.copy_(neck.weight.normal_())
@@ -120,7 +120,7 @@ def test_a_neck_in_training_is_torchs_batch_norm_over_what_counts():
     assert torch.equal(neck.running_mean, before) and neck.num_batches_tracked == 1
 
 
-def test_no_loss_counts_a_distractor(vit_config):
+def test_losses_ignore_distractors(vit_config):
     """Behind each image of a batch one without a label: in training, the losses of SA and GLCA do not see them."""
     model, pixel_values = reid_model(vit_config).train(), torch.randn(12, 3, 32, 32)
     labels = torch.stack([LABELS, torch.full_like(LABELS, -100)], dim=1).flatten()
@@ -148,7 +148,7 @@ def test_embeddings_are_sa_and_glca_before_or_after_the_neck(vit_config):
 
 
 @pytest.mark.parametrize("branches", [("sa",), ("glca",), ("pwca",), ("glca", "pwca"), ("sa", "glca", "pwca")])
-def test_every_parameter_gets_a_gradient_and_no_neck_a_bias(vit_config, branches):
+def test_every_parameter_gets_a_gradient_and_necks_have_no_bias(vit_config, branches):
     model = DCALForReID.from_backbone(vit_config, num_labels=3, branches=branches).train()
     output = model(torch.randn(6, 3, 32, 32), LABELS, PAIRS if "pwca" in branches else None)
     output.loss.backward()
@@ -164,7 +164,7 @@ def test_defaults_are_those_of_re_identification(vit_config):
     assert weights.std().item() == pytest.approx(0.001, rel=0.1)
 
 
-def test_every_way_of_loading_gives_the_evaluated_vector(tmp_path, vit_config):
+def test_all_ways_of_loading_give_the_same_embedding(tmp_path, vit_config):
     model = reid_model(vit_config, neck_feature="after")
     model.save_pretrained(tmp_path)
     reid_processor(ViTImageProcessor(), (32, 32)).save_pretrained(tmp_path)
@@ -180,12 +180,12 @@ def test_every_way_of_loading_gives_the_evaluated_vector(tmp_path, vit_config):
     assert extract(picture)[0] == pytest.approx(expected[0].tolist(), abs=1e-5)
 
 
-def test_one_identity_is_refused(vit_config):
+def test_a_single_identity_is_rejected(vit_config):
     with pytest.raises(ValueError, match="at least two training identities, got num_labels=1"):
         DCALForReID.from_backbone(vit_config, num_labels=1)
 
 
-def test_a_missing_neck_gets_a_sentence(vit_config):
+def test_a_missing_neck_raises_a_clear_error(vit_config):
     with pytest.raises(ValueError, match="DCALForReID needs neck=True"):
         DCALForReID(DCALConfig(backbone_config=vit_config))
     with pytest.raises(ValueError, match="neck_feature='after' is unknown; choose one of before"):

@@ -60,7 +60,7 @@ def paired_rows(block, normed: np.ndarray, partners: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_window_meets_the_same_window_of_the_other_image(number):
+def test_a_window_attends_to_the_same_window_of_the_other_image(number):
     """A block of the second stage without a shift, and one with it."""
     model, partners = swin((32, 48)), [2, 3, 0, 1]
     block = model.encoder.blocks[number]
@@ -84,7 +84,7 @@ def test_the_readout_is_the_mean_of_the_tokens():
     assert output.glca_embedding is None and output.rollout is None and output.embeddings.shape == (2, 32)
 
 
-def test_noise_is_a_distractor_too():
+def test_noise_as_distractor():
     model, pixel_values = swin((32, 32)), torch.randn(2, 3, 32, 32)
     output = model(pixel_values, pair_noise=True)
     assert torch.equal(output.sa_embedding, model(pixel_values).sa_embedding)
@@ -104,7 +104,7 @@ def test_a_grid_smaller_than_the_window_is_padded():
     assert (output.pwca_embedding - output.sa_embedding[[2, 0]]).abs().amax(dim=1).min() > 1e-2
 
 
-def test_absolute_positions_are_resampled_as_well(tmp_path):
+def test_absolute_positions_are_resampled(tmp_path):
     config = SwinConfig(image_size=32, window_size=2, use_absolute_embeddings=True, **SIZES)
     plain = add_noise(AutoModel.from_config(config), 0.15)
     plain.save_pretrained(tmp_path)
@@ -114,6 +114,6 @@ def test_absolute_positions_are_resampled_as_well(tmp_path):
     torch.testing.assert_close(model(pixel_values).last_hidden_state, expected)
 
 
-def test_there_is_no_rollout():
+def test_swin_has_no_rollout():
     with pytest.raises(ValueError, match="has no CLS token, which the rollout needs"):
         swin((32, 32))(torch.zeros(1, 3, 32, 32), output_rollout=True)

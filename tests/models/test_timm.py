@@ -51,7 +51,7 @@ def test_the_r50_hybrid_of_the_paper(tmp_path):
     assert torch.equal(loaded(pixel_values).logits, model.eval()(pixel_values).logits)
 
 
-def test_the_configuration_says_what_timm_knows_by_name_alone():
+def test_the_configuration_is_completed_from_the_architecture():
     config = DCALConfig(backbone_config=TimmWrapperConfig(architecture="vit_base_patch16_224"))
     assert (config.backbone_config.hidden_size, config.num_layers, config.grid) == (768, 12, (14, 14))
     again = DCALConfig.from_dict(config.to_dict())
@@ -74,7 +74,7 @@ def test_cait_has_both_kinds_of_blocks():
         ("vit_base_patch16_siglip_224", "needs a CLS token"),
     ],
 )
-def test_a_model_that_pairs_cannot_reach_is_refused_by_name(architecture, reason):
+def test_unsupported_architectures_are_rejected(architecture, reason):
     with pytest.raises(ValueError, match=f"cannot use timm's '{architecture}'.*{reason}"):
         DCALModel.from_backbone(TimmWrapperConfig(architecture=architecture))
 
@@ -102,7 +102,7 @@ def write_config(folder: Path, is_complete: bool, **fields: object) -> None:
     ],
     ids=lambda model_args: next(iter(model_args)),
 )
-def test_a_checkpoint_sets_sizes_and_switches_of_timm_and_nothing_else(tmp_path, model_args, is_complete):
+def test_a_checkpoint_can_set_only_sizes_and_switches(tmp_path, model_args, is_complete):
     """timm's constructor reads files and addresses by some of them, at `AutoConfig.from_pretrained` already."""
     write_config(tmp_path, is_complete, model_args={"depth": 2, **model_args})
     (name,) = model_args
@@ -112,27 +112,27 @@ def test_a_checkpoint_sets_sizes_and_switches_of_timm_and_nothing_else(tmp_path,
 
 @pytest.mark.parametrize("is_complete", [False, True])
 @pytest.mark.parametrize("architecture", ["local-dir:weights", "hf-hub:someone/weights", "../weights", "C:weights"])
-def test_an_architecture_of_timm_is_a_name_and_no_place(tmp_path, architecture, is_complete):
+def test_the_architecture_must_be_a_name(tmp_path, architecture, is_complete):
     write_config(tmp_path, is_complete, architecture=architecture)
     with pytest.raises(ValueError, match=f"'{architecture}' is not the name of a timm architecture"):
         AutoConfig.from_pretrained(tmp_path)
 
 
-def test_a_plain_checkpoint_of_timm_is_held_to_the_same_arguments(tmp_path):
+def test_arguments_of_plain_timm_checkpoints_are_checked(tmp_path):
     config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"checkpoint_path": "weights.pth"})
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="contain 'checkpoint_path'"):
         DCALModel.from_backbone(tmp_path)
 
 
-def test_a_family_of_timm_that_nobody_knows_is_refused(tmp_path):
+def test_an_unknown_timm_family_is_rejected(tmp_path):
     write_config(tmp_path, True, timm_family="swin")
     with pytest.raises(ValueError, match="cannot use a backbone of type 'timm_wrapper' and family 'swin'"):
         AutoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("prepare", [fine_grained_processor, reid_processor])
-def test_timms_image_processor_keeps_what_pretraining_saw(tmp_path, prepare):
+def test_timms_normalisation_is_kept(tmp_path, prepare):
     """Its own steps are those of ImageNet, at its own size, and are not saved."""
     cfg = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
     prepare(TimmWrapperImageProcessor(pretrained_cfg=cfg), (64, 32)).save_pretrained(tmp_path)

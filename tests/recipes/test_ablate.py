@@ -85,7 +85,7 @@ def test_every_arm_runs_with_every_seed(run_main, calls, tmp_path):
     assert (tmp_path / "out" / "report.png").stat().st_size > 0
 
 
-def test_no_epoch_is_chosen_by_what_is_scored(run_main, calls):
+def test_no_epoch_is_selected(run_main, calls):
     run_main()
     assert {(options["load_best_model_at_end"], options["eval_strategy"]) for options in calls} == {(False, "no")}
 
@@ -102,19 +102,19 @@ def test_finished_runs_are_skipped(run_main, calls, tmp_path):
     assert lines[-1].startswith("sa,1,") and lines[-1].endswith(",0.2500,1.5000,0.600000,0.250000")
 
 
-def test_a_run_of_other_options_is_not_taken_for_this_one(run_main, calls):
+def test_a_run_with_other_options_is_rejected(run_main, calls):
     run_main()
     with pytest.raises(ValueError, match="'dcal' with seed 0 and other options: delete its line"):
         run_main(arms={**ABLATION["arms"], "dcal": {"num_train_epochs": 4}})
 
 
-def test_a_failed_run_is_told_and_stops_no_other(run_main, calls, tmp_path):
+def test_a_failed_run_is_reported_and_the_others_continue(run_main, calls, tmp_path):
     with pytest.raises(SystemExit, match="2 runs failed:\n.*seed 13: out of luck"):
         run_main(seeds=[0, 13, 1])
     assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 5
 
 
-def test_a_killed_run_is_resumed_where_it_can_be(ablate, monkeypatch, tmp_path):
+def test_a_killed_run_resumes_from_a_complete_checkpoint(ablate, monkeypatch, tmp_path):
     commands = []
 
     class Finished:
@@ -142,13 +142,13 @@ def test_a_killed_run_is_resumed_where_it_can_be(ablate, monkeypatch, tmp_path):
         ({}, ("--report",), "has no run of the reference 'sa' to compare with yet"),
     ],
 )
-def test_mistakes_get_a_sentence(run_main, calls, changes, arguments, sentence):
+def test_mistakes_raise_clear_errors(run_main, calls, changes, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         run_main(*arguments, **changes)
     assert calls == []
 
 
-def test_all_runs_start_from_the_encoder_that_is_trained_once(run_main, calls, ablate, monkeypatch, tmp_path):
+def test_the_encoder_is_trained_once_for_all_runs(run_main, calls, ablate, monkeypatch, tmp_path):
     saved = []
     monkeypatch.setattr(ablate, "save_encoder", lambda checkpoint, folder: saved.append((checkpoint, folder)))
     run_main("--encoder_data_dir", "clothes", encoder="config.yaml", seeds=[0])
@@ -159,7 +159,7 @@ def test_all_runs_start_from_the_encoder_that_is_trained_once(run_main, calls, a
 
 
 @pytest.mark.parametrize("model_type", ["vit", "timm_wrapper"])
-def test_the_encoder_of_a_checkpoint_is_one_to_start_from(ablate, backbone_configs, model_type, tmp_path):
+def test_the_saved_encoder_can_be_fine_tuned(ablate, backbone_configs, model_type, tmp_path):
     config = backbone_configs["vit" if model_type == "vit" else "timm_deit"]
     model = DCALForImageClassification.from_backbone(config, (48, 32), num_labels=3, branches=("sa",)).eval()
     model.save_pretrained(tmp_path / "run")
@@ -172,7 +172,7 @@ def test_the_encoder_of_a_checkpoint_is_one_to_start_from(ablate, backbone_confi
         torch.testing.assert_close(start(pixel_values).sa_embedding, model(pixel_values).embeddings, rtol=0, atol=0)
 
 
-def test_the_interval_is_that_of_a_paired_t_test(report):
+def test_the_interval_equals_a_paired_t_test(report):
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(2, 7))
     expected = stats.ttest_rel(first, second).confidence_interval(0.95)
@@ -186,7 +186,7 @@ def test_one_seed_has_no_interval(report):
     assert difference.mean == 0.5 and math.isnan(difference.margin) and report.interval(difference) == "+0.5"
 
 
-def test_rows_come_back_from_their_table(report, tmp_path):
+def test_rows_round_trip(report, tmp_path):
     rows = [
         report.Row("sa", 0, "ab12", 0.25, 1.5, {"accuracy": 0.5}),
         report.Row("dcal", 0, "cd34", None, 2.5, {"accuracy": 0.625, "glca_accuracy": 0.75}),
@@ -203,7 +203,7 @@ ABLATIONS = [path for path in (ROOT / "recipes" / "ablations").glob("*.yaml") if
 
 
 @pytest.mark.parametrize("path", sorted(ABLATIONS), ids=lambda path: path.stem)
-def test_the_ablations_that_come_along_name_options_that_exist(ablate, import_recipe, path, tmp_path):
+def test_the_options_of_bundled_ablations_exist(ablate, import_recipe, path, tmp_path):
     """Each arm's options are parsed as the recipe would parse them."""
     ablation = ablate.Ablation.read(path)
     recipe = import_recipe(ablation.recipe.removesuffix(".py"))
@@ -218,7 +218,7 @@ def test_the_ablations_that_come_along_name_options_that_exist(ablate, import_re
 
 
 @pytest.mark.slow
-def test_an_ablation_from_end_to_end(ablate, monkeypatch, tmp_path):
+def test_end_to_end(ablate, monkeypatch, tmp_path):
     """Two arms, an encoder, real recipes; given twice it runs once."""
     tiny = {"do_train": True, "do_eval": True, "dataset_name": "drawn", "max_train_samples": 32, "use_cpu": True}
     tiny |= {"max_eval_samples": 20, "image_size": 48, "num_train_epochs": 1, "attention_images": 0}

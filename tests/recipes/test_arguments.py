@@ -74,7 +74,7 @@ def test_an_unreadable_configuration_gets_a_one_line_error(tmp_path, parse_argum
         ("seed: {2001-01-01: a}", "seed cannot be written as JSON: keys must be"),
     ],
 )
-def test_an_option_that_is_wrong_is_told_with_its_configuration(tmp_path, parse_arguments, content, reason):
+def test_an_invalid_option_is_reported_with_its_configuration(tmp_path, parse_arguments, content, reason):
     @dataclass
     class Options:
         seed: int = 0
@@ -113,7 +113,7 @@ def test_the_configurations_that_train_from_scratch_parse(tmp_path, import_recip
     assert training_args.do_train
 
 
-def test_a_configuration_file_takes_weights_by_name_as_a_mapping(tmp_path, parse_arguments):
+def test_class_weights_can_be_a_mapping(tmp_path, parse_arguments):
     (tmp_path / "config.yaml").write_text("class_weights: {robin: 2.0, 1: 0.5}\nuse_cpu: true\noutput_dir: out")
     (arguments,) = parse_arguments((DCALTrainingArguments,), [str(tmp_path / "config.yaml")])
     assert arguments.class_weights == {"robin": 2.0, "1": 0.5}

@@ -10,13 +10,13 @@ def bench_cost(import_recipe):
     return import_recipe("bench_cost")
 
 
-def test_the_published_rows_are_there(bench_cost):
+def test_rows_of_the_paper(bench_cost):
     published = {("DeiT-Tiny", "CUB-200-2011"): (9, 2), ("DeiT-Base, ViT-Base", "VeRi-776"): (8, 3)}
     assert bench_cost.PUBLISHED == published and published.keys() <= set(bench_cost.CASES.values())
 
 
 @pytest.mark.parametrize("case", ["DeiT-Tiny/CUB-200-2011", "DeiT-Base, ViT-Base/VeRi-776"])
-def test_the_published_figures_are_met(bench_cost, case):
+def test_the_published_costs_are_reproduced(bench_cost, case):
     """Without the rollout."""
     backbone, title = bench_cost.CASES[case]
     task = bench_cost.TASKS[title]
@@ -26,7 +26,7 @@ def test_the_published_figures_are_met(bench_cost, case):
     assert more == bench_cost.PUBLISHED[backbone, title]
 
 
-def test_without_glca_nothing_is_added_at_inference(bench_cost):
+def test_without_glca_inference_costs_nothing_extra(bench_cost):
     task = bench_cost.TASKS["MSMT17"]
     swin = bench_cost.inference_cost(bench_cost.SWIN, task)
     assert swin == bench_cost.inference_cost(bench_cost.SWIN, task, **bench_cost.PLAIN)

@@ -56,7 +56,7 @@ def test_no_switch_makes_an_attention_map(tensors, vit_config, fields):
     assert maps(tensors, made_by_a_step(tensors, vit_config, **fields)) == set()
 
 
-def test_maps_are_seen_where_there_are_some(tensors, vit_config):
+def test_eager_attention_maps_are_detected(tensors, vit_config):
     """Eager attention makes those of SA, and PWCA's of both images side by side."""
     tokens = PATCHES + 1
     found = maps(tensors, made_by_a_step(tensors, vit_config, attn_implementation="eager"))
@@ -76,11 +76,11 @@ def test_maps_are_seen_where_there_are_some(tensors, vit_config):
         ((4, 9, 10), False),
     ],
 )
-def test_what_is_a_map_of_ten_tokens(tensors, shape, expected):
+def test_is_map(tensors, shape, expected):
     assert tensors.is_attention_map(tensors.Made("op", shape, 0), 10) is expected
 
 
-def test_what_is_allocated_is_noted_and_views_are_not(tensors):
+def test_allocations_are_recorded_and_views_are_not(tensors):
     weight = torch.ones(3, requires_grad=True)
     made = tensors.made_tensors(lambda: (weight.expand(5, 3) * 2).sum().backward())
     noted = {(tensor.operation, tensor.shape, tensor.size) for tensor in made}

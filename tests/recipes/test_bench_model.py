@@ -63,7 +63,7 @@ def make(vit_config: ViTConfig, **fields) -> tuple[DCALForImageClassification, d
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
-def test_training_makes_the_products_of_the_floor_and_no_more(flops, vit_config, fields):
+def test_training_flops_equal_the_floor(flops, vit_config, fields):
     """But for the keys and values that PWCA's last block, shared with SA, projects of CLS alone: `4 D²`, unread."""
     model, batch = make(vit_config, **fields)
     unread = 0
@@ -73,7 +73,7 @@ def test_training_makes_the_products_of_the_floor_and_no_more(flops, vit_config,
     assert count(lambda: model.train()(**batch).loss.backward()) == flops.training_flops(model.config) + unread
 
 
-def test_half_of_the_pairs_cost_half_of_pwca(flops, steps, vit_config):
+def test_half_of_the_pairs_take_half_of_the_flops(flops, steps, vit_config):
     model, _ = make(vit_config)
     batch = {"pixel_values": torch.randn(4, 3, 32, 16), "labels": torch.tensor([0, 1, 2, 3])}
     batch |= steps.pairs(model, 4, 0.5)
@@ -85,13 +85,13 @@ def test_half_of_the_pairs_cost_half_of_pwca(flops, steps, vit_config):
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
-def test_inference_makes_the_products_of_the_floor_and_no_more(flops, vit_config, fields):
+def test_inference_flops_equal_the_floor(flops, vit_config, fields):
     model, batch = make(vit_config, **fields)
     with torch.no_grad():
         assert count(lambda: model.eval()(batch["pixel_values"])) == flops.inference_flops(model.config)
 
 
-def test_the_floor_of_sa_alone_is_the_plain_vit(flops, vit_config):
+def test_the_floor_of_sa_equals_the_plain_vit(flops, vit_config):
     model, batch = make(vit_config, branches=("sa",))
     plain = ViTForImageClassification._from_config(
         ViTConfig(**{**vit_config.to_dict(), "image_size": [32, 16], "num_labels": CLASSES}),
@@ -132,7 +132,7 @@ def run_case(bench_model, tiny_shape):
     return lambda name: bench_model.run_case(Namespace(case=name, **OPTIONS))
 
 
-def test_every_case_gives_its_figures(run_case, bench_model, harness, steps):
+def test_every_case_runs(run_case, bench_model, harness, steps):
     names = [name for name in bench_model.CASES if name.startswith("model/deit_tiny/")]
     results = {name: harness.summary([run_case(name)]) for name in names}
     assert all(figures["seconds"] > 0 for figures in results.values())
@@ -147,7 +147,7 @@ def is_compiled(name: str) -> bool:
     return "compile" in name
 
 
-def test_every_switch_runs_and_is_told(run_case, harness, run_recipe, monkeypatch, tmp_path):
+def test_every_switch_runs_and_is_reported(run_case, harness, run_recipe, monkeypatch, tmp_path):
     def measure(cases, *_):
         ran = {name: run_case(name) for name in cases if not is_compiled(name)}
         assert all(figures["seconds"] > 0 for figures in ran.values())
@@ -221,6 +221,6 @@ def test_a_case_prints_json(bench_model, run_recipe, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["cost", "data", "gallery", "memory", "model", "retrieval", "switches"])
-def test_every_report_has_the_line_that_its_notes_are_behind(harness, name):
+def test_every_report_has_the_line_before_its_notes(harness, name):
     text = (Path(harness.__file__).parent / f"{name}.md").read_text()
     assert text.count(harness.NOTES) == 1

@@ -43,7 +43,7 @@ def test_every_recipe_is_a_command(import_recipe):
     assert scripts == runnable
 
 
-def test_a_mistyped_command_is_answered_with_the_nearest(dcal):
+def test_a_mistyped_command_suggests_the_nearest(dcal):
     with pytest.raises(SystemExit, match="there is no command 'serch': did you mean 'search'"):
         dcal("serch")
     with pytest.raises(SystemExit, match="there is no command 'xyz': choose one of fgvc, reid"):
@@ -59,18 +59,18 @@ def test_a_mistyped_command_is_answered_with_the_nearest(dcal):
         (["reid", "--do_train"], "^dcal reid: Give either --model_name_or_path"),
     ],
 )
-def test_a_mistake_is_a_sentence(dcal, arguments, sentence):
+def test_a_mistake_prints_one_sentence(dcal, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):
         dcal(*arguments)
 
 
-def test_a_sentence_can_be_traced_to_its_place(dcal, monkeypatch):
+def test_debug_shows_the_traceback(dcal, monkeypatch):
     monkeypatch.setenv("DCAL_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="There is no configuration 'quickstrat'"):
         dcal("fgvc", "quickstrat")
 
 
-def test_a_missing_option_is_a_sentence_without_all_the_others(dcal, capsys):
+def test_a_missing_option_prints_one_sentence(dcal, capsys):
     with pytest.raises(SystemExit) as stop:
         dcal("search", "--images", "a.jpg")
     message = capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_searching(model, photographs, gallery, tmp_path):
         assert picture.format == "PNG" and picture.width > 300
 
 
-def test_another_model_is_refused(run_main, gallery, photographs, tmp_path):
+def test_another_model_is_rejected(run_main, gallery, photographs, tmp_path):
     other = save_model(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="was embedded by model dcal-.*, not by dcal-"):
         run_main(
@@ -187,7 +187,7 @@ def test_a_data_set_and_its_columns(run_main, run_recipe, model, photographs, tm
     ("options", "count"),
     [({}, 24), ({"split": "gallery"}, 16), ({"split": "query"}, 8), ({"split": "train", "test_fraction": 0.25}, 18)],
 )
-def test_all_individuals_are_embedded_unless_told_otherwise(tmp_path, import_recipe, options, count):
+def test_all_individuals_are_embedded_by_default(tmp_path, import_recipe, options, count):
     for number in range(24):
         path = tmp_path / "turtles" / f"turtle {number % 8}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def test_any_batch_gives_what_torch_gives(exported, folder, batch_size):
         np.testing.assert_allclose(value, right.numpy(), atol=1e-5)
 
 
-def test_the_metadata_says_what_goes_in_and_what_comes_out(exported, folder):
+def test_the_metadata_describes_inputs_and_outputs(exported, folder):
     about = json.loads(exported.with_name("birds.onnx.metadata.json").read_text())
     assert about["labels"] == NAMES and about["outputs"] == ["probabilities", "glca_logits", "embeddings"]
     session = onnxruntime.InferenceSession(exported)
@@ -92,7 +92,7 @@ def test_the_metadata_says_what_goes_in_and_what_comes_out(exported, folder):
     assert about["compared"]["photographs"] and about["compared"]["images"] == 3
 
 
-def test_int8_is_near(exported):
+def test_int8_is_close_to_torch(exported):
     crops = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
     small = exported.with_name("birds.int8.onnx")
     embeddings = [onnxruntime.InferenceSession(path).run(["embeddings"], {"images": crops})[0]
@@ -103,7 +103,7 @@ def test_int8_is_near(exported):
     assert about["int8"] and 0.99 < about["compared"]["agreement"]["embeddings"]["cosine"] <= 1
 
 
-def test_nothing_is_overwritten_unless_asked(exported, folder, run_recipe):
+def test_files_are_overwritten_only_on_request(exported, folder, run_recipe):
     before = exported.stat().st_mtime_ns
     with pytest.raises(FileExistsError, match="birds.onnx exists: choose another name, or allow to overwrite it"):
         run_recipe("export", "--model_name_or_path", folder / "out" / "birds", "--output", exported)
@@ -126,14 +126,14 @@ def tiny_reid(size: tuple[int, int], **kwargs) -> DCALForReID:
         ("a.onnx", {"input_kind": "tracker", "outputs": ["rollout"]}, "must be embeddings, not rollout"),
     ],
 )
-def test_wrong_usage_is_a_sentence(tmp_path, name, options, sentence):
+def test_invalid_usage_raises_a_clear_error(tmp_path, name, options, sentence):
     processor = reid_processor(ViTImageProcessor(), (256, 128))
     with pytest.raises(ValueError, match=sentence):
         export_onnx(tiny_reid((256, 128)), processor, tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_models_that_no_graph_can_stand_for_are_refused(tmp_path):
+def test_models_that_cannot_be_exported_are_rejected(tmp_path):
     model, processor = tiny_reid((256, 128)), reid_processor(ViTImageProcessor(), (256, 128))
     with pytest.raises(ValueError, match="torch.bfloat16: load it with dtype=torch.float32"):
         export_onnx(tiny_reid((256, 128)).to(torch.bfloat16), processor, tmp_path / "a.onnx")
@@ -143,7 +143,7 @@ def test_models_that_no_graph_can_stand_for_are_refused(tmp_path):
         export_onnx(model, reid_processor(processor, (128, 128)), tmp_path / "a.onnx")
 
 
-def test_a_difference_to_torch_is_told_and_nothing_written(tmp_path, monkeypatch):
+def test_a_difference_from_torch_is_an_error_and_writes_nothing(tmp_path, monkeypatch):
     model, processor = tiny_reid((256, 128)), reid_processor(ViTImageProcessor(), (256, 128))
 
     def run_wrong(graph, pixel_values, files):
@@ -165,7 +165,7 @@ def test_the_extra_is_named_if_a_package_is_missing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.5, IMAGENET_MEAN.tolist()], ids=["converted", "imagenet"])
-def test_a_tracker_gets_the_embedding_of_its_own_pixels(tmp_path, mean):
+def test_tracker_input(tmp_path, mean):
     """BoxMOT normalises RGB crops by ImageNet's constants, and reads the first output of the first input."""
     constants = {} if mean == 0.5 else {"image_mean": mean, "image_std": IMAGENET_STD.tolist()}
     processor = reid_processor(ViTImageProcessor(**constants), (256, 128))
@@ -184,7 +184,7 @@ def test_a_tracker_gets_the_embedding_of_its_own_pixels(tmp_path, mean):
 
 
 @pytest.mark.slow
-def test_every_encoder_becomes_an_onnx_file(any_backbone_config, tmp_path):
+def test_every_encoder_can_be_exported(any_backbone_config, tmp_path):
     model = classifier(any_backbone_config)
     rollout = ["rollout"] if model.config.has_cls else []
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
@@ -208,7 +208,7 @@ def test_every_encoder_becomes_an_onnx_file(any_backbone_config, tmp_path):
     "options",
     [{"branches": ("sa",)}, {"glca_readout": "cls"}, {"glca_scope": "local"}, {"inference_branches": ("glca",)}],
 )
-def test_every_readout_becomes_an_onnx_file(vit_config, tmp_path, options):
+def test_every_readout_can_be_exported(vit_config, tmp_path, options):
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     outputs = ["probabilities", "logits", "embeddings"]
     export = export_onnx(classifier(vit_config, **options), processor, tmp_path / "a.onnx", outputs=outputs)

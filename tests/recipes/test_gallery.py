@@ -121,7 +121,7 @@ def test_show_tells_how_it_was_made_and_what_is_in_it(run, gallery, photographs,
         ("remove", ["--columns", '{"identity": "Cora"}'], "identity 'Cora' is none of Anton, Berta"),
     ],
 )
-def test_each_mistake_gets_its_sentence(run, gallery, command, arguments, sentence):
+def test_invalid_options_raise_clear_errors(run, gallery, command, arguments, sentence):
     before = sorted(gallery.rglob("*"))
     with pytest.raises(ValueError, match=sentence):
         run(command, *arguments)

@@ -44,7 +44,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_table_says_what_a_pipeline_says(run_recipe, checkpoint, photographs, tmp_path):
+def test_the_table_equals_the_pipeline(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
     run_recipe("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
                "--batch_size", 3, "--top_k", 2)
@@ -62,7 +62,7 @@ def test_the_table_says_what_a_pipeline_says(run_recipe, checkpoint, photographs
     assert (answer / "contact_sheet.png").is_file() and not (answer / "mistakes.csv").exists()
 
 
-def test_labelled_photographs_show_the_mistakes_most_confident_first(run_recipe, checkpoint, photographs, tmp_path):
+def test_mistakes_are_listed_most_confident_first(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
     run_recipe("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
                "--labelled")
@@ -76,7 +76,7 @@ def test_labelled_photographs_show_the_mistakes_most_confident_first(run_recipe,
     assert all((answer / f"{name}.png").is_file() for name in ("mistakes", "confusion_matrix", "confused_pairs"))
 
 
-def test_classes_confused_most_often_come_first_beside_the_class_they_are_taken_for(import_recipe):
+def test_the_order_of_confused_classes(import_recipe):
     module = import_recipe("predict")
 
     def prediction(label: int, best: int, confidence: float) -> object:
@@ -89,7 +89,7 @@ def test_classes_confused_most_often_come_first_beside_the_class_they_are_taken_
     assert [(wrong.path, right and right.path) for wrong, right in pairs] == [("200.6", "000.8"), ("010.9", None)]
 
 
-def test_attention_comes_at_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
+def test_attention_overlays_have_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
     wren = photographs / "wren" / "3.png"
     run_recipe("predict", "--model_name_or_path", checkpoint, "--images", wren, "--output_dir", answer, "--attention",
@@ -98,7 +98,7 @@ def test_attention_comes_at_the_size_of_the_photograph(run_recipe, checkpoint, p
     assert overlay.name == "00000_3.png" and open_image(overlay).size == (43, 30)
 
 
-def test_models_look_at_the_same_sampled_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
+def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
     """Of a plain encoder, only where it looks is known."""
     ViTModel(ViTConfig(intermediate_size=64, **SIZES), add_pooling_layer=False).save_pretrained(tmp_path / "plain")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "plain")
@@ -129,7 +129,7 @@ def test_models_look_at_the_same_sampled_photographs(run_recipe, checkpoint, pho
         (["--images", "{broken}"], ValueError, "cannot read image .*broken.png"),
     ],
 )
-def test_mistakes_get_a_sentence(run_recipe, checkpoint, photographs, tmp_path, arguments, error, sentence):
+def test_mistakes_raise_clear_errors(run_recipe, checkpoint, photographs, tmp_path, arguments, error, sentence):
     (photographs / "wren").rename(photographs / "wrens")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")

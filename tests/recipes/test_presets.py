@@ -82,7 +82,7 @@ def parse(import_recipe, tmp_path):
     return read
 
 
-def test_there_is_a_preset_for_each_of_the_papers_results():
+def test_every_result_of_the_paper_has_a_preset():
     backbones = ("deit_tiny", "deit_small", "deit_base", "vit_base", "r50_vit_base")
     expected = {f"{name}_{backbone}" for name in NUM_CLASSES for backbone in backbones}
     expected |= {"cub200_cait_xs24", "cub200_swin_tiny", "msmt17_swin_tiny"}
@@ -90,7 +90,7 @@ def test_there_is_a_preset_for_each_of_the_papers_results():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_the_papers_recipe_and_says_what_to_expect(parse, name):
+def test_presets_follow_the_papers_recipe(parse, name):
     model_args, data_args, training_args = parse(name)
     text = ALL[name].read_text()
     assert text.startswith("# ") and "The paper: " in text and f"recipes/configs/{name}.yaml --data_dir" in text
@@ -134,7 +134,7 @@ def test_a_preset_for_your_own_data_says_that_it_has_not_been_run(parse, name):
 
 
 @pytest.mark.parametrize("name", [*STEPS, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)])
-def test_a_preset_takes_a_step(parse, name):
+def test_a_preset_trains_one_step(parse, name):
     options = [*ONE_STEP, "--eval_strategy", "no", "--load_best_model_at_end", "false"]
     options += ["--instances_per_identity", "1"] * is_reid(name)
     model_args, data_args, training_args = parse(name, *options)

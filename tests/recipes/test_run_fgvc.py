@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_an_encoder_without_a_rollout_leaves_no_picture_of_one(tmp_path, run_main):
+def test_an_encoder_without_rollout_writes_no_attention_figure(tmp_path, run_main):
     swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "attention_images": 2, "disable_tqdm": True}
     options |= {"backbone_config": {**swin, "patch_size": 4}, "branches": ["sa", "pwca"]}
@@ -120,7 +120,7 @@ def test_probabilities_are_calibrated_on_the_evaluated_images(tmp_path, run_main
         run_recipe("predict", *arguments, "--output_dir", tmp_path / "answer", "--calibrated")
 
 
-def test_another_folder_distracts_and_the_card_says_so(tmp_path, run_main):
+def test_distractors_from_a_folder_are_in_the_model_card(tmp_path, run_main):
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "disable_tqdm": True, "logging_steps": 1}
     options |= {"pwca_fraction": 0.5, "local_query_selection": "similarity"}
     others = make_folder(tmp_path / "others")
@@ -134,7 +134,7 @@ def test_another_folder_distracts_and_the_card_says_so(tmp_path, run_main):
         run_main(tmp_path, *arguments, **options)
 
 
-def test_trains_evaluates_predicts_and_leaves_what_people_expect(tmp_path):
+def test_train_evaluate_and_predict(tmp_path):
     folder = make_folder(tmp_path / "birds")
     config = config_file(tmp_path, data_dir=str(folder), attention_images=2, logging_steps=1)
     run = run_script(RECIPE, config, "--do_train", "--do_eval", "--do_predict")
@@ -203,7 +203,7 @@ def from_checkpoint(folder: Path, data_dir: Path, **options: object) -> dict[str
     return {**source, "model_name_or_path": str(folder), "data_dir": str(data_dir), "disable_tqdm": True, **options}
 
 
-def test_a_checkpoint_keeps_its_classes_and_is_scored_by_their_names(
+def test_classes_of_a_checkpoint_are_matched_by_name(
     tmp_path, run_main, bird_checkpoint, monkeypatch
 ):
     """Two of its three classes, which the folder numbers the other way."""
@@ -226,7 +226,7 @@ def test_a_checkpoint_keeps_its_classes_and_is_scored_by_their_names(
 @pytest.mark.parametrize(
     "count, mistakes", [(2, [4]), (4, [4, 1]), (6, [4, 1, 2]), (9, [4, 1, 2])], ids=["2", "4", "6", "all"]
 )
-def test_up_to_half_of_the_pictures_are_the_most_confident_mistakes(recipe, count, mistakes):
+def test_up_to_half_of_the_photographs_are_the_most_confident_mistakes(recipe, count, mistakes):
     logits = np.array([[1, 0], [0, 2], [0, 1], [1, 0], [0, 3], [1, 0], [1, 0], [1, 0]])
     output = PredictionOutput((logits, logits), np.zeros(8, dtype=int), {})
     chosen = recipe.choose_images(output, 8, count, seed=0)
@@ -290,7 +290,7 @@ def save_timm(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("save_encoder", [save_vit, save_timm])
-def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_path, run_main, save_encoder):
+def test_fine_tuning_an_encoder_and_then_its_dcal_checkpoint(tmp_path, run_main, save_encoder):
     folder = make_folder(tmp_path / "birds")
     torch.manual_seed(0)
     mean = save_encoder(tmp_path / "encoder")
@@ -306,7 +306,7 @@ def test_a_pretrained_encoder_at_another_size_and_the_dcal_checkpoint_again(tmp_
     assert again["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-6)
 
 
-def test_interrupted_and_resumed_ends_at_the_same_weights(tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "save_steps": 1, "num_train_epochs": 2}
     run_script(RECIPE, config_file(tmp_path, **options), "--do_train")
     whole = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -319,7 +319,7 @@ def test_interrupted_and_resumed_ends_at_the_same_weights(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
 
 
-def test_a_second_launch_leaves_the_checkpoints_of_the_first(tmp_path, run_main):
+def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main):
     options = {"data_dir": str(class_folder(tmp_path / "birds", "robin", "wren")), "disable_tqdm": True}
     options |= {"save_steps": 1, "save_total_limit": 1, "max_steps": 3}
     out = tmp_path / "out"
@@ -339,7 +339,7 @@ def test_a_second_launch_leaves_the_checkpoints_of_the_first(tmp_path, run_main)
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-best"}
 
 
-def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path, run_main):
+def test_options_override_the_file_and_branches_can_be_disabled(tmp_path, run_main):
     folder = make_folder(tmp_path / "birds")
     arguments = ["--do_train", "--branches", "sa", "pwca", "--max_train_samples", "7", "--num_train_epochs", "2"]
     run_main(tmp_path, *arguments, train_dir=str(folder / "train"), train_val_split=0.3)
@@ -366,13 +366,13 @@ def test_options_win_over_the_file_and_branches_can_be_dropped(tmp_path, run_mai
     ],
 )
 @pytest.mark.usefixtures("few_drawn")
-def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
+def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, *arguments, **options)
 
 
 @pytest.mark.parametrize("name", ["here/nothing", "./nothing", "~/nothing", "a/b/c"])
-def test_a_mistyped_path_is_no_id_of_the_hub(tmp_path, monkeypatch, import_recipe, name):
+def test_a_mistyped_path_is_not_a_hub_id(tmp_path, monkeypatch, import_recipe, name):
     check_source = import_recipe("common").check_source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "something").mkdir(parents=True)
@@ -386,7 +386,7 @@ LESS = [(["--freeze_backbone"], "True"), (["--layer_decay", "0.75"], "0.75"), ([
 
 
 @pytest.mark.parametrize(("arguments", "value"), LESS)
-def test_fine_tuning_with_less_is_a_flag_and_leaves_a_plain_model(tmp_path, run_main, arguments, value):
+def test_parameter_efficient_fine_tuning_saves_a_plain_model(tmp_path, run_main, arguments, value):
     folder = make_folder(tmp_path / "birds")
     run_main(tmp_path, "--do_train", "--do_eval", *arguments, data_dir=str(folder))
     name = arguments[0].removeprefix("--")

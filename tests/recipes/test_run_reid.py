@@ -105,7 +105,7 @@ def test_arcface_is_an_option_of_the_model(tmp_path, recipe):
     assert model.classifiers["sa"].weight.shape == (4 * 2, TINY["hidden_size"])
 
 
-def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
+def test_train_and_evaluate(tmp_path):
     market = make_market(tmp_path / "market_c3")
     evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     config = config_file(
@@ -143,7 +143,7 @@ def test_trains_evaluates_and_leaves_what_people_expect(tmp_path):
     assert AutoModel.from_pretrained(out).config.label2id == {"1": 0, "2": 1, "3": 2, "4": 3}
 
 
-def test_a_checkpoint_on_another_set(tmp_path, run_main, untrained, monkeypatch):
+def test_evaluating_a_checkpoint_on_another_data_set(tmp_path, run_main, untrained, monkeypatch):
     lists = {}
     monkeypatch.setattr("dcal_hf.visualization.ranked_list", lambda *args, **kwargs: lists.update(kwargs) or Figure())
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
@@ -165,7 +165,7 @@ def test_a_checkpoint_on_another_set(tmp_path, run_main, untrained, monkeypatch)
     assert any("rank" in title for title in lists["query_title"]), "the seed finds every match at once"
 
 
-def test_two_processes_interrupted_and_resumed_end_at_the_same_weights_and_evaluate_as_one(tmp_path, run_main):
+def test_two_processes_resume_and_evaluate_like_one(tmp_path, run_main):
     options = {"data_dir": str(make_market(tmp_path / "market")), "save_steps": 1, "num_train_epochs": 2}
     # After the neck: its running means must not be each process's own.
     options |= {"neck_feature": "after", "flip_tta": True, "rerank": True}
@@ -188,7 +188,7 @@ def test_two_processes_interrupted_and_resumed_end_at_the_same_weights_and_evalu
     }
 
 
-def test_a_folder_of_ones_own_is_split_and_the_trainers_schedule_reads_the_usual_options(tmp_path, run_main):
+def test_a_custom_folder_with_the_trainers_schedule(tmp_path, run_main):
     for identity in range(8):
         for number in range(5):
             save(tmp_path / "turtles" / f"turtle {identity}" / f"{number}.png", identity, number)
@@ -204,7 +204,7 @@ def test_a_folder_of_ones_own_is_split_and_the_trainers_schedule_reads_the_usual
 
 
 @pytest.mark.parametrize("fraction", [None, 0.3])
-def test_evaluation_alone_is_of_all_individuals_unless_told_otherwise(
+def test_evaluation_only_uses_all_individuals_by_default(
     tmp_path, run_main, recipe, untrained, fraction, caplog
 ):
     for identity in range(14):
@@ -254,7 +254,7 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
         assert read_json(tmp_path / "far" / "all_results.json")["eval_baus"] == 0
 
 
-def test_another_folder_distracts(tmp_path, run_main):
+def test_distractors_from_a_folder(tmp_path, run_main):
     others = make_market(tmp_path / "others", first=30) / "query"
     options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "logging_steps": 1}
     run_main(tmp_path, "--do_train", "--distractor_dir", str(others), **options)
@@ -262,7 +262,7 @@ def test_another_folder_distracts(tmp_path, run_main):
     assert all(line["loss_pwca"] > 0 for line in history if "loss" in line) and "loss" in history[0]
 
 
-def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
+def test_fine_tuning_an_encoder_and_then_other_identities(tmp_path, run_main):
     ViTModel(ViTConfig(image_size=32, initializer_range=0.3, **TINY_SIZES)).save_pretrained(tmp_path / "vit")
     ViTImageProcessor(image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "vit")}
@@ -302,7 +302,7 @@ def test_a_plain_encoder_and_then_other_identities(tmp_path, run_main):
     ],
 )
 @pytest.mark.usefixtures("few_drawn")
-def test_each_mistake_gets_its_sentence(tmp_path, run_main, arguments, options, sentence):
+def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, *arguments, **options)
 
@@ -326,7 +326,7 @@ def test_a_share_that_leaves_nobody_gets_its_sentence(tmp_path, run_main, argume
 
 
 @pytest.mark.parametrize("arguments", [["--freeze_backbone"], ["--layer_decay", "0.75"], ["--lora_rank", "2"]])
-def test_fine_tuning_with_less_is_a_flag_and_leaves_a_plain_model(tmp_path, run_main, arguments):
+def test_parameter_efficient_fine_tuning_saves_a_plain_model(tmp_path, run_main, arguments):
     run_main(tmp_path, "--do_train", *arguments, data_dir=str(make_market(tmp_path / "market")))
     _, report = DCALForReID.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]

@@ -55,7 +55,7 @@ def test_required_options_are_marked_and_in_the_first_line(import_recipe):
     assert text.count("(required)") == 4
 
 
-def test_a_script_answers_alike(run_recipe, capsys):
+def test_a_script_prints_the_same_help(run_recipe, capsys):
     with pytest.raises(SystemExit) as stop:
         run_recipe("verify", "--help")
     assert stop.value.code in (0, None)

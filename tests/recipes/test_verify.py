@@ -79,7 +79,7 @@ def loop_pairs(checkpoint: Path, root: Path) -> tuple[list[float], list[float]]:
     return same, sorted(different)
 
 
-def test_calibrating_and_asking(run_here, checkpoint, turtles, tmp_path, capsys):
+def test_calibrate_and_verify(run_here, checkpoint, turtles, tmp_path, capsys):
     run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles,
              "--false_accept_rate", 0.05)
     same, different = loop_pairs(checkpoint, turtles)
@@ -112,7 +112,7 @@ def test_calibrating_and_asking(run_here, checkpoint, turtles, tmp_path, capsys)
     assert second.endswith("false-accept rate 0.05 on turtles)")
 
 
-def test_searching_with_the_threshold(run_here, checkpoint, turtles, tmp_path, capsys):
+def test_search_with_the_threshold(run_here, checkpoint, turtles, tmp_path, capsys):
     """Turtle 6 is not in the gallery, and turtle 0 is, in another image."""
     known = tmp_path / "known"
     known.mkdir()
@@ -144,7 +144,7 @@ def test_searching_with_the_threshold(run_here, checkpoint, turtles, tmp_path, c
     assert (tmp_path / "matches.csv").read_text().startswith("query,rank,distance,row,image\n")
 
 
-def test_embeddings_of_other_lengths_need_a_euclidean_gallery(run_here, checkpoint, turtles, tmp_path):
+def test_unnormalised_embeddings_need_a_euclidean_gallery(run_here, checkpoint, turtles, tmp_path):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"normalize_embeddings": False}))
     model = ("--model_name_or_path", checkpoint)
@@ -162,13 +162,13 @@ def test_embeddings_of_other_lengths_need_a_euclidean_gallery(run_here, checkpoi
             run_here(*ask, "calibrated")
 
 
-def test_an_uncalibrated_checkpoint_says_how(run_here, checkpoint, turtles):
+def test_an_uncalibrated_checkpoint_explains_how_to_calibrate(run_here, checkpoint, turtles):
     pair = (turtles / "test/turtle 0/0.png", turtles / "test/turtle 0/1.png")
     with pytest.raises(FileNotFoundError, match=f"has no verification.json: calibrate .* {checkpoint} --calibrate"):
         run_here("verify", "--model_name_or_path", checkpoint, *pair)
 
 
-def test_another_model_is_refused(run_here, checkpoint, turtles):
+def test_another_model_is_rejected(run_here, checkpoint, turtles):
     run_here("verify", "--model_name_or_path", checkpoint, "--calibrate", "--data_dir", turtles)
     add_noise(DCALForReID.from_pretrained(checkpoint), 0.01).save_pretrained(checkpoint)
     pair = (turtles / "test/turtle 0/0.png", turtles / "test/turtle 0/1.png")
@@ -184,7 +184,7 @@ def test_a_broken_image_is_named(run_here, checkpoint, turtles, tmp_path):
         run_here("verify", "--model_name_or_path", checkpoint, turtles / "test/turtle 0/0.png", broken)
 
 
-def test_individuals_of_one_image_are_refused(run_here, checkpoint, tmp_path):
+def test_individuals_with_one_image_are_rejected(run_here, checkpoint, tmp_path):
     for name in ("Ann", "Bob"):
         (tmp_path / "birds" / "test" / name).mkdir(parents=True)
         noise_picture().save(tmp_path / "birds" / "test" / name / "0.png")
@@ -193,7 +193,7 @@ def test_individuals_of_one_image_are_refused(run_here, checkpoint, tmp_path):
     assert not (checkpoint / "verification.json").exists()
 
 
-def test_distractors_are_no_individual(run_here, tmp_path):
+def test_distractors_are_not_an_individual(run_here, tmp_path):
     """Market-1501's layout: two images of identity 0 are not a pair of the same individual."""
     verify = importlib.import_module("verify")
     for place in ("query/1/a", "query/2/a", "gallery/0/a", "gallery/0/b", "gallery/1/b", "gallery/2/b", "gallery/3/a"):
@@ -215,6 +215,6 @@ def test_distractors_are_no_individual(run_here, tmp_path):
         (["--calibrate", "--data_dir", "turtles"], "model is no folder to keep the threshold in"),
     ],
 )
-def test_wrong_usage_is_a_sentence(run_here, arguments, message):
+def test_invalid_usage_raises_a_clear_error(run_here, arguments, message):
     with pytest.raises(ValueError, match=message):
         run_here("verify", *arguments, "--model_name_or_path", "a_hub_name/model")

@@ -60,7 +60,7 @@ def test_a_broken_image_is_named_or_skipped(model, processor, photographs, caplo
     np.testing.assert_allclose(embeddings[kept], alone, atol=1e-5)
 
 
-def test_nothing_to_embed(model, processor):
+def test_an_empty_data_set_is_rejected(model, processor):
     with pytest.raises(ValueError, match="no images to embed"):
         embed_images(model, processor, Dataset.from_dict({"image": []}))
 

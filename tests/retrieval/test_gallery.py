@@ -85,7 +85,7 @@ def test_search_parameters_count():
     assert gallery.search_parameters == {"nprobe": 32}
 
 
-def test_fewer_matches_than_asked_for():
+def test_fewer_matches_than_requested():
     gallery = make("IVF32,Flat", search_parameters={"nprobe": 1})
     scores, rows = gallery.search_rows(clustered(3, seed=1), N)
     assert scores.shape == rows.shape == (3, N)
@@ -94,7 +94,7 @@ def test_fewer_matches_than_asked_for():
     assert make(count=3).search(clustered(2, seed=1), 10)[0].shape == (2, 3)
 
 
-def test_training_on_some():
+def test_training_on_a_sample():
     gallery = make("IVF8,Flat", training_size=320, search_parameters={"nprobe": 8})
     queries = clustered(5, seed=1)
     assert (gallery.search_rows(queries, 3)[1] == exact(queries, clustered(), "cosine", 3)[1]).all()
@@ -133,7 +133,7 @@ def test_unknown_rows_are_not_removed():
     assert gallery.search_rows(clustered(2), 1)[1].tolist() == [[0], [1]]
 
 
-def test_an_index_that_cannot_forget():
+def test_an_index_that_cannot_remove():
     gallery = make("HNSW8", count=50)
     with pytest.raises(ValueError, match="'HNSW8' cannot remove items: build a new one"):
         gallery.remove([3])
@@ -153,7 +153,7 @@ def test_an_index_that_cannot_forget():
         (np.zeros((3, D), np.float32), {"name": [1] * 3, "number": [1] * 3}, "align"),
     ],
 )
-def test_what_does_not_fit_is_not_added(embeddings, items, message):
+def test_mismatching_items_are_not_added(embeddings, items, message):
     gallery = make(count=10)
     with pytest.raises(ValueError, match=message):
         gallery.add(embeddings, items)
@@ -171,12 +171,12 @@ def test_what_does_not_fit_is_not_added(embeddings, items, message):
         ({"search_parameters": {"nprobe": 4}}, "'Flat' has no search parameter 'nprobe'"),
     ],
 )
-def test_what_cannot_be_built(options, message):
+def test_invalid_galleries(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
 
 
-def test_what_cannot_be_asked():
+def test_invalid_queries():
     gallery = make(count=5)
     with pytest.raises(ValueError, match="k=0"):
         gallery.search(clustered(1), k=0)
@@ -205,6 +205,6 @@ def test_images_are_recorded_not_copied(tmp_path):
     assert len(gallery) == 6
 
 
-def test_rerank_is_here_too():
+def test_rerank_is_exported():
     distances = rerank(clustered(5), clustered(50, seed=1), k1=5, k2=2)
     assert distances.rows(np.arange(5)).shape == (5, 50)

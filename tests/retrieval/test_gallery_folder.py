@@ -36,7 +36,7 @@ def test_the_folder(tmp_path):
     assert faiss.read_index(str(folder / "index.faiss")).ntotal == N
 
 
-def test_saving_replaces_a_gallery_even_its_own(tmp_path):
+def test_saving_replaces_a_gallery_even_the_loaded_one(tmp_path):
     make(count=5).save(tmp_path / "gallery")
     gallery = GalleryIndex.load(tmp_path / "gallery")
     gallery.add(clustered(3, seed=1), table(3))
@@ -46,7 +46,7 @@ def test_saving_replaces_a_gallery_even_its_own(tmp_path):
     assert gallery.search(clustered(3, seed=1), 1)[1][2] == [{"name": "photo 2", "number": 2}]
 
 
-def test_saving_replaces_nothing_else(tmp_path):
+def test_saving_replaces_only_galleries(tmp_path):
     (tmp_path / "empty").mkdir()
     make(count=5).save(tmp_path / "empty")
     (tmp_path / "photographs").mkdir()
@@ -56,7 +56,7 @@ def test_saving_replaces_nothing_else(tmp_path):
     assert (tmp_path / "photographs" / "a.jpg").read_text() == "precious"
 
 
-def test_a_failed_save_leaves_the_old_gallery(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_gallery(tmp_path, monkeypatch):
     make(count=5).save(tmp_path / "gallery")
     monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
@@ -66,7 +66,7 @@ def test_a_failed_save_leaves_the_old_gallery(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reader", ["faiss.read_index", "numpy.load", "dcal_hf.retrieval.gallery.load_from_disk"])
-def test_a_gallery_that_is_replaced_while_it_is_loaded_is_never_half_of_two(tmp_path, monkeypatch, reader):
+def test_loading_never_mixes_two_versions(tmp_path, monkeypatch, reader):
     make(count=5).save(tmp_path / "gallery")
     module, _, name = reader.rpartition(".")
     original, later = getattr(importlib.import_module(module), name), iter([make(metric="euclidean", count=8)])
@@ -82,7 +82,7 @@ def test_a_gallery_that_is_replaced_while_it_is_loaded_is_never_half_of_two(tmp_
     assert (gallery.index.ntotal, len(gallery.items), len(gallery.ids), gallery.metric) == (8, 8, 8, "euclidean")
 
 
-def test_a_gallery_that_is_replaced_all_the_time_gets_a_sentence(tmp_path, monkeypatch):
+def test_a_gallery_that_keeps_being_replaced_raises_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr("dcal_hf.retrieval.atomic_folder.PAUSE", 0)
     gallery, original = make(count=5), faiss.read_index
     gallery.save(tmp_path / "gallery")
@@ -122,7 +122,7 @@ def kill_at_rename(monkeypatch, number: int) -> None:
 
 # Before what lies there is moved aside; and before the new one gets its place.
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_next_writer_clears_up_after_a_killed_one(tmp_path, monkeypatch, number):
+def test_the_next_writer_removes_the_leftovers_of_a_killed_one(tmp_path, monkeypatch, number):
     make(count=5).save(tmp_path / "gallery")
     with monkeypatch.context() as killed:
         kill_at_rename(killed, number)
@@ -137,7 +137,7 @@ def test_the_next_writer_clears_up_after_a_killed_one(tmp_path, monkeypatch, num
     assert visible(tmp_path) == ["gallery"] and len(GalleryIndex.load(tmp_path / "gallery")) == 5
 
 
-def test_of_two_writers_one_wins_and_the_other_is_told_of_it(tmp_path, monkeypatch):
+def test_a_second_writer_gets_an_error(tmp_path, monkeypatch):
     original = np.save
 
     def meanwhile(*args):
@@ -151,7 +151,7 @@ def test_of_two_writers_one_wins_and_the_other_is_told_of_it(tmp_path, monkeypat
     assert len(GalleryIndex.load(tmp_path / "gallery")) == 5
 
 
-def test_another_model_or_dimension_is_refused(tmp_path):
+def test_another_model_or_dimension_is_rejected(tmp_path):
     make(count=5, model_name="out").save(tmp_path / "gallery")
     with pytest.raises(ValueError, match=rf"embedded by model {MODEL} \(out\), not by dcal-f00: search it with"):
         GalleryIndex.load(tmp_path / "gallery", model_id="dcal-f00")
@@ -175,7 +175,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"), [(truncate, "bytes instead of"), (flip, "has changed since"), (Path.unlink, "is missing")]
 )
-def test_damage_is_refused(tmp_path, name, damage, message):
+def test_damaged_files_are_rejected(tmp_path, name, damage, message):
     make(count=5).save(tmp_path / "gallery")
     damage(tmp_path / "gallery" / name)
     with pytest.raises(ValueError, match=rf"gallery is damaged: {name}.* {message}"):
@@ -196,7 +196,7 @@ def test_damage_is_refused(tmp_path, name, damage, message):
         ("factory", ..., "gallery.json has no factory"),
     ],
 )
-def test_a_description_that_was_changed_is_refused(tmp_path, field, value, sentence):
+def test_a_changed_description_is_rejected(tmp_path, field, value, sentence):
     make("IVF1,Flat", count=40).save(tmp_path / "gallery")
     path = tmp_path / "gallery" / "gallery.json"
     description = json.loads(path.read_text()) | {field: None if value is ... else value}
@@ -210,7 +210,7 @@ def test_a_description_that_was_changed_is_refused(tmp_path, field, value, sente
         GalleryIndex.load(tmp_path / "gallery")
 
 
-def test_a_damaged_or_newer_description_is_refused(tmp_path):
+def test_a_damaged_or_newer_description_is_rejected(tmp_path):
     make(count=5).save(tmp_path / "gallery")
     path = tmp_path / "gallery" / "gallery.json"
     content = path.read_text()

@@ -93,7 +93,7 @@ def test_metrics_after_reranking_are_those_of_the_dense_matrix():
     assert before["map"] + 0.01 < result["map"] < 1
 
 
-def test_chunks_do_not_change_a_digit(monkeypatch):
+def test_chunks_do_not_change_the_result(monkeypatch):
     query, gallery, _ = clustered(3)
     whole = rerank(query, gallery)
     monkeypatch.setattr(reranking, "ROWS_PER_CHUNK", 16)
@@ -115,7 +115,7 @@ def test_any_index_and_any_features():
     np.testing.assert_allclose(rows_of(rerank(query, gallery, index="HNSW32")), expected, rtol=0, atol=1e-5)
 
 
-def test_makes_no_matrix_of_all_pairs():
+def test_no_matrix_of_all_pairs_is_created():
     query, gallery, _ = clustered(5, queries=1000, items=3000, identities=400, noise=0.2)
     rerank(query[:50], gallery[:50])
     tracemalloc.start()

@@ -59,14 +59,14 @@ def test_equals_loop_over_pairs(monkeypatch, seed, names, rate):
     assert (result.num_images, result.num_identities) == ((identities != -1).sum(), len(individuals))
 
 
-def test_pairs_at_the_threshold_are_refused():
+def test_pairs_at_the_threshold_are_rejected():
     # Four of the nine pairs of different individuals may pass, but all nine are equally far apart.
     embeddings = np.array([[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]])
     result = calibrate(embeddings, [1, 1, 1, 2, 2, 2], false_accept_rate=0.5, **SOURCE)
     assert (result.threshold, result.true_accept_rate) == (1.0, 1.0)
 
 
-def test_single_precision_keeps_what_is_near():
+def test_small_distances_in_single_precision():
     generator = np.random.default_rng(0)
     embeddings = (100 + 1e-2 * generator.normal(size=(40, 4))).astype(np.float32)
     identities = np.arange(40) // 2
@@ -81,7 +81,7 @@ def test_distances_of_pairs():
     assert pair_distances(first, second) == pytest.approx(expected, rel=1e-12)
 
 
-def test_is_kept_with_its_provenance(tmp_path):
+def test_the_saved_threshold_describes_its_calibration(tmp_path):
     embeddings, identities, columns = drawn(0)
     result = calibrate(embeddings, identities, **columns, **SOURCE)
     path = result.save(tmp_path)
@@ -105,7 +105,7 @@ def test_is_kept_with_its_provenance(tmp_path):
         (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "has format version 2"),
     ],
 )
-def test_damaged_files_are_refused(tmp_path, change, message):
+def test_damaged_threshold_files_are_rejected(tmp_path, change, message):
     embeddings, identities, _ = drawn(0)
     path = calibrate(embeddings, identities, **SOURCE).save(tmp_path)
     path.write_text(change(path.read_text()))
@@ -126,7 +126,7 @@ def test_damaged_files_are_refused(tmp_path, change, message):
         ({"cameras": [1, 2]}, re.escape("for each of 4 embeddings, got an array of (2,)")),
     ],
 )
-def test_unusable_input(arguments, message):
+def test_invalid_input(arguments, message):
     usable = {"identities": [1, 1, 2, 2], "false_accept_rate": 0.25}
     assert calibrate(np.eye(4), **usable, **SOURCE).num_different_pairs == 4
     with pytest.raises(ValueError, match=message):

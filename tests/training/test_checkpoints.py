@@ -53,7 +53,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_the_newest_is_the_one_of_the_most_steps(run):
+def test_the_newest_checkpoint_has_the_most_steps(run):
     (run / "checkpoint-10-backup").mkdir()
     (run / "checkpoint-12").write_text("not a folder")
     for step in (2, 4, 6, 8):
@@ -63,7 +63,7 @@ def test_the_newest_is_the_one_of_the_most_steps(run):
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip], ids=["missing", "cut", "flipped"])
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_not_whole_is_passed_over_with_a_warning_that_names_both(run, caplog, name, damage):
+def test_incomplete_checkpoints_are_skipped_with_a_warning(run, caplog, name, damage):
     damage(run / "checkpoint-8" / name)
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(run) == str(run / "checkpoint-6")
@@ -76,13 +76,13 @@ def test_what_is_not_whole_is_passed_over_with_a_warning_that_names_both(run, ca
         saving_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-8"))
 
 
-def test_a_whole_one_is_taken_without_a_word(run, caplog):
+def test_a_complete_checkpoint_causes_no_warning(run, caplog):
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(run) == str(run / "checkpoint-8")
     assert caplog.records == []
 
 
-def test_a_kill_before_the_trainers_state_is_recorded_leaves_a_whole_one(run):
+def test_a_kill_before_the_state_is_recorded_leaves_a_complete_checkpoint(run):
     manifest = json.loads((run / "checkpoint-8" / "manifest.json").read_text())
     del manifest["files"]["trainer_state.json"]
     (run / "checkpoint-8" / "manifest.json").write_text(json.dumps(manifest))
@@ -91,7 +91,7 @@ def test_a_kill_before_the_trainers_state_is_recorded_leaves_a_whole_one(run):
     assert last_checkpoint(run) == str(run / "checkpoint-6")
 
 
-def test_a_run_goes_on_from_its_own_checkpoints_alone(run):
+def test_a_run_resumes_only_from_its_own_checkpoints(run):
     """A run of 8 steps left its checkpoints here; another one begins anew, and is killed twice."""
     train_until_killed(saving_trainer(run), 1)
     with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*checkpoint-8: it belongs to another run"):
@@ -103,14 +103,14 @@ def test_a_run_goes_on_from_its_own_checkpoints_alone(run):
     assert last_checkpoint(run) == str(run / "checkpoint-4")
 
 
-def test_a_run_that_goes_on_elsewhere_stays_the_same_run(run, tmp_path):
+def test_a_run_resumed_in_another_folder_keeps_its_id(run, tmp_path):
     trainer = saving_trainer(tmp_path / "elsewhere")
     trainer.train(resume_from_checkpoint=run / "checkpoint-4")
     assert (tmp_path / "elsewhere" / "_run.json").read_bytes() == (run / "_run.json").read_bytes()
     assert last_checkpoint(tmp_path / "elsewhere") == str(tmp_path / "elsewhere" / "checkpoint-8")
 
 
-def test_weights_alone_are_nothing_to_resume_from(tmp_path):
+def test_a_checkpoint_of_weights_only_cannot_be_resumed(tmp_path):
     saving_trainer(tmp_path, save_only_model=True, max_steps=2).train()
     sentence = re.escape("was saved without the optimiser's state (save_only_model)")
     with pytest.raises(FileNotFoundError, match=sentence):
@@ -125,14 +125,14 @@ def test_another_number_of_processes_has_no_random_state(run):
         check_resumable(run / "checkpoint-8", 1, 2)
 
 
-def test_a_checkpoint_that_is_not_there_gets_a_sentence(tmp_path):
+def test_a_missing_checkpoint_raises_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint .*checkpoint-3 to resume from; check the"):
         saving_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*: start without --resume_from"):
         last_checkpoint(tmp_path / "nowhere")
 
 
-def test_no_checkpoint_is_deleted_before_a_newer_one_is_whole(tmp_path, monkeypatch):
+def test_checkpoints_are_deleted_only_after_a_newer_one_is_complete(tmp_path, monkeypatch):
     found, original = [], shutil.rmtree
 
     def delete(folder, *args, **kwargs):
@@ -148,7 +148,7 @@ def test_no_checkpoint_is_deleted_before_a_newer_one_is_whole(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("limit", "with_best", "kept"), [(2, False, [6, 8]), (1, False, [8]), (2, True, [4, 8]), (1, True, [4])]
 )
-def test_folders_that_are_no_checkpoints_outlive_the_rotation(tmp_path, limit, with_best, kept):
+def test_rotation_keeps_folders_that_are_not_checkpoints(tmp_path, limit, with_best, kept):
     """transformers rotates whatever begins with `checkpoint-`, and below a folder `checkpoint-3` all of them."""
     run = tmp_path / "checkpoint-3" / "out"
     own = ("checkpoint-best", "checkpoint-4-backup", "checkpoint-")
@@ -168,7 +168,7 @@ def best_trainer(output_dir, **options):
     return trainer
 
 
-def test_a_run_that_is_moved_knows_its_best_checkpoint(tmp_path):
+def test_a_moved_run_finds_its_best_checkpoint(tmp_path):
     train_until_killed(best_trainer(tmp_path / "first"), 7)
     shutil.move(tmp_path / "first", tmp_path / "second")
     trainer = best_trainer(tmp_path / "second", save_total_limit=2)
@@ -178,7 +178,7 @@ def test_a_run_that_is_moved_knows_its_best_checkpoint(tmp_path):
     assert torch.equal(trainer.model.sa_classifier.weight, saved["sa_classifier.weight"])
 
 
-def test_what_is_saved_holds_no_token_and_no_path_of_the_machine(tmp_path):
+def test_saved_files_contain_no_token_and_no_local_path(tmp_path):
     trainer = best_trainer(tmp_path, hub_token="hf_secret", max_steps=4)
     trainer.train()
     trainer.save_model()
@@ -191,7 +191,7 @@ def test_what_is_saved_holds_no_token_and_no_path_of_the_machine(tmp_path):
     assert trainer.args.hub_token == "hf_secret" and trainer.args.output_dir == str(tmp_path)
 
 
-def test_of_two_runs_in_one_folder_the_second_is_told_of_the_first(tmp_path):
+def test_a_second_run_in_the_same_folder_is_rejected(tmp_path):
     refused = []
 
     class SecondRun(TrainerCallback):

@@ -32,14 +32,14 @@ def loss_loop(logits: np.ndarray, labels: list[int], weight, shift, smoothing: f
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weight", [None, [0.5, 2.0, 7.0]])
 @pytest.mark.parametrize("shift", [None, [-0.1, -2.0, -4.0]])
-def test_the_loss_is_the_loop(weight, shift, smoothing):
+def test_the_loss_equals_the_loop(weight, shift, smoothing):
     logits, labels = torch.randn(8, 3), torch.tensor([0, 1, 2, -100, 2, 0, 1, 0])
     loss = BalancedCrossEntropy(*(None if x is None else torch.tensor(x) for x in (weight, shift)), smoothing)
     expected = loss_loop(logits.double().numpy(), labels.tolist(), weight or [1.0] * 3, shift or [0.0] * 3, smoothing)
     assert loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_balanced_weights_give_every_class_the_same_share():
+def test_balanced_weights_give_every_class_the_same_total():
     labels = np.array([*LABELS, -100])
     weights = balanced_weights(count_classes(labels, 3)).numpy()
     shares = [sum(weights[label] for label in LABELS if label == number) for number in range(3)]
@@ -82,7 +82,7 @@ def balanced_trainer(tmp_path, config, trained_on=None, **options) -> DCALTraine
         ({"logit_adjustment": 2.0}, [1.0] * 3, [2 * math.log(count / 16) for count in (9, 4, 3)]),
     ],
 )
-def test_every_branch_is_balanced_in_training_and_none_in_evaluation(tmp_path, vit_config, options, weight, shift):
+def test_branches_are_balanced_only_in_training(tmp_path, vit_config, options, weight, shift):
     trainer = balanced_trainer(tmp_path, vit_config, **options)
     batch = dict(next(iter(trainer.get_train_dataloader())))
     _, outputs = trainer.compute_loss(trainer.model.train(), batch, return_outputs=True)
@@ -117,11 +117,11 @@ def test_the_command_line_takes_weights_by_name_as_json(tmp_path):
         ({"class_weights": "balanced", "trained_on": [{}]}, "class_weights='balanced' needs the class of every"),
     ],
 )
-def test_each_mistake_gets_its_sentence(tmp_path, vit_config, options, sentence):
+def test_invalid_options_raise_clear_errors(tmp_path, vit_config, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         balanced_trainer(tmp_path, vit_config, **options)
 
 
-def test_identity_balanced_batches_need_no_balance(tmp_path):
+def test_re_identification_rejects_class_weights(tmp_path):
     with pytest.raises(ValueError, match="leave out class_weights and logit_adjustment"):
         DCALReIDTrainingArguments(str(tmp_path), use_cpu=True, logit_adjustment=1.0)

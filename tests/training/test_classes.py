@@ -41,7 +41,7 @@ def test_known_classes_keep_their_rows_in_every_classifier(vit_config, model_cla
 
 
 @pytest.mark.parametrize("model_class", HEADS)
-def test_new_classes_start_as_those_of_a_new_model(vit_config, model_class):
+def test_new_classes_are_initialised_as_in_a_new_model(vit_config, model_class):
     names = ["wren", *map(str, range(400))]
     fresh = model_class.from_backbone(vit_config, num_labels=400)
     model = named_model(model_class, vit_config, branches=("glca", "pwca"))
@@ -51,7 +51,7 @@ def test_new_classes_start_as_those_of_a_new_model(vit_config, model_class):
         assert started == pytest.approx(fresh.state_dict()[f"{head}.weight"].std().item(), rel=0.05)
 
 
-def test_half_precision_and_a_lone_branch_stay_what_they_are(vit_config):
+def test_half_precision_and_a_single_branch_are_kept(vit_config):
     model = named_model(DCALForImageClassification, vit_config, branches=("sa",)).to(torch.bfloat16)
     set_classes(model, ["wren", "robin", "finch", "bunting"])
     assert model.glca_classifier is None and model.sa_classifier.weight.dtype is torch.bfloat16

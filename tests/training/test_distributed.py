@@ -83,7 +83,7 @@ def test_two_processes_keep_equal_weights(tmp_path, branches, options):
 
 
 @pytest.mark.parametrize("options", [{}, SHARDED], ids=["ddp", "fsdp"])
-def test_two_processes_train_as_one_of_their_global_batch(tmp_path, options):
+def test_two_processes_train_like_one_with_the_global_batch(tmp_path, options):
     """With the same pairs: images 2k and 2k + 1, however the global batch is cut in even parts."""
     answer = run_two(tmp_path / "two", **SGD, **options)
     one = make_trainer(str(tmp_path / "one"), per_device_train_batch_size=8, **SGD)
@@ -117,7 +117,7 @@ def test_partners_satisfy_the_strategy_in_two_processes_and_after_a_resume(tmp_p
 
 
 @pytest.mark.slow
-def test_every_encoder_trains_sharded_as_one_process_of_the_global_batch(tmp_path, any_backbone_config):
+def test_sharded_training_equals_one_process_with_the_global_batch(tmp_path, any_backbone_config):
     config = any_backbone_config
     if is_cait(config):
         pytest.skip("CaiT is not sharded: see test_sharding.py.")
@@ -135,7 +135,7 @@ def test_every_encoder_trains_sharded_as_one_process_of_the_global_batch(tmp_pat
     [{}, {"bf16": True}, {"activation_checkpointing": True}, {"gradient_accumulation_steps": 2}],
     ids=str,
 )
-def test_sharded_runs_go_on_from_their_checkpoints(tmp_path, options):
+def test_sharded_runs_resume(tmp_path, options):
     # torch loads no state of an optimiser that has none: AdamW, then.
     saving = {"num_train_epochs": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
     options = {**SHARDED, **saving, **options}
@@ -154,7 +154,7 @@ def test_sharded_runs_go_on_from_their_checkpoints(tmp_path, options):
     assert [line["loss"] for line in whole["log"]] == pytest.approx(losses, rel=2e-3)
 
 
-def test_accumulated_batches_train_as_one_batch(tmp_path):
+def test_gradient_accumulation_equals_one_batch(tmp_path):
     """With the same pairs: images 2k and 2k + 1, however the batch is cut in even parts."""
     weights = []
     for batch, steps in ((8, 1), (2, 4)):

@@ -56,7 +56,7 @@ def adapted_weights(model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if any(parameter is weight for weight in weights)}
 
 
-def test_a_frozen_backbone_stays_and_all_else_moves(tmp_path, make_trainer, any_backbone_config):
+def test_only_the_frozen_backbone_does_not_change(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, freeze_backbone=True)
     names = [name for name, _ in trainer.model.named_parameters()]
     moved = moved_by_training(trainer)
@@ -76,7 +76,7 @@ def test_a_frozen_backbone_runs_without_stochastic_depth_and_still_selects(tmp_p
     assert not torch.allclose(trained.glca_logits, evaluated.glca_logits)
 
 
-def test_depths_are_those_of_the_blocks(any_backbone_config):
+def test_parameter_depths(any_backbone_config):
     model = DCALForReID.from_backbone(any_backbone_config, num_labels=3, **branches_for(any_backbone_config))
     depths = {name: depth for (name, _), depth in zip(model.named_parameters(), parameter_depths(model).values())}
     assert list(parameter_depths(model)) == list(model.parameters())
@@ -94,7 +94,7 @@ def test_depths_are_those_of_the_blocks(any_backbone_config):
     assert parameter_depths(model)[final_norm] == 4
 
 
-def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, make_trainer, any_backbone_config):
+def test_layer_decay_and_parameters_without_weight_decay(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, layer_decay=0.5, learning_rate=1.0, weight_decay=0.3)
     groups = trainer.create_optimizer().param_groups
     assert groups[0]["lr"] == 1.0 and groups[0]["weight_decay"] == 0.3
@@ -105,7 +105,7 @@ def test_learning_rates_fall_with_depth_and_decay_has_its_exceptions(tmp_path, m
         assert options[parameter] == (0.5 ** (4 - depths[parameter]), 0.3 if name in decayed else 0.0)
 
 
-def test_without_layer_decay_the_groups_are_transformers_own(vit_config):
+def test_without_layer_decay_the_groups_are_those_of_transformers(vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     names = [name for name, _ in model.named_parameters() if name.endswith("bias")]
     plain, special = parameter_groups(model, dict.fromkeys(names, "bias"), 1.0)
@@ -141,7 +141,7 @@ def test_layer_decay_composes_with_transreids_biases_and_schedule(tmp_path, vit_
         assert rates[parameter] == pytest.approx(1.664e-3 * factor * 0.5 ** (4 - depths[parameter]))
 
 
-def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path, make_trainer, any_backbone_config):
+def test_adapters_change_only_attention_and_modules_outside_the_backbone(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config, lora_rank=2, activation_checkpointing=True)
     expected = adapted_weights(trainer.model)
     # Three blocks with query, key, value and output layers. timm's ViT has the first three in one layer; CaiT does not
@@ -155,7 +155,7 @@ def test_adapters_move_the_attention_alone_and_all_outside_the_backbone(tmp_path
     assert moved - expected == names - in_backbone(names)
 
 
-def test_adapters_of_all_linear_layers_have_this_many_parameters(vit_config):
+def test_number_of_parameters_of_adapters_on_all_linear_layers(vit_config):
     """By hand: three blocks of width 32 with an FFN of 64; four layers of attention, two of the FFN, rank 2."""
     counts = {}
     for targets in ("attention", "all"):
@@ -167,7 +167,7 @@ def test_adapters_of_all_linear_layers_have_this_many_parameters(vit_config):
     assert counts == {"attention": 3 * attention, "all": 3 * (attention + ffn)}
 
 
-def test_adapters_of_all_linear_layers_move_them_and_resume(tmp_path, make_trainer, vit_config):
+def test_adapters_on_all_linear_layers_train_and_resume(tmp_path, make_trainer, vit_config):
     kwargs = {"lora_rank": 2, "lora_targets": "all", "save_strategy": "steps", "save_steps": 2}
     trainer = make_trainer(tmp_path / "whole", vit_config, **kwargs)
     blocks = {id(m.weight) for b in trainer.model.dcal.encoder.blocks for m in b.modules() if isinstance(m, nn.Linear)}
@@ -182,7 +182,7 @@ def test_adapters_of_all_linear_layers_move_them_and_resume(tmp_path, make_train
         make_trainer(tmp_path / "killed", vit_config, lora_rank=2).train(resume_from_checkpoint=checkpoint)
 
 
-def test_an_update_has_the_adapters_rank(tmp_path, make_trainer, vit_config):
+def test_the_weight_update_has_the_rank_of_the_adapters(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
     before = copy_of_weights(trainer.model)
     trainer.train()
@@ -193,7 +193,7 @@ def test_an_update_has_the_adapters_rank(tmp_path, make_trainer, vit_config):
 
 
 @pytest.mark.parametrize("family", ["vit", "timm_deit"])
-def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(
+def test_saved_weights_equal_the_evaluated_ones_and_need_no_peft(
     tmp_path, make_trainer, backbone_configs, monkeypatch, family
 ):
     trainer = make_trainer(tmp_path, backbone_configs[family], lora_rank=2, save_strategy="steps", save_steps=3)
@@ -211,7 +211,7 @@ def test_what_is_saved_is_what_was_evaluated_and_needs_no_peft(
     assert (tmp_path / "checkpoint-3" / LORA_FILE).exists() and not (tmp_path / LORA_FILE).exists()
 
 
-def test_the_merge_is_pefts_own(any_backbone_config):
+def test_merging_equals_peft(any_backbone_config):
     branches = branches_for(any_backbone_config)
     model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches)
     names = list(model.state_dict())
@@ -260,7 +260,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, vit_con
     assert_same_weights(uninterrupted.model.state_dict(), resumed.model.state_dict())
 
 
-def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, make_trainer, vit_config):
+def test_the_best_checkpoint_with_adapters_is_restored(tmp_path, make_trainer, vit_config):
     class RememberMerged(RememberSaved):
         def on_save(self, args, state, control, model, **kwargs):
             self.weights[state.global_step] = {name: value.clone() for name, value in merged_state_dict(model).items()}
@@ -278,7 +278,7 @@ def test_the_best_checkpoint_of_adapters_comes_back(tmp_path, make_trainer, vit_
     assert_same_weights(trainer.model.state_dict(), remember.weights[2])
 
 
-def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, make_trainer, vit_config):
+def test_resuming_with_lora_needs_adapters_in_the_checkpoint(tmp_path, make_trainer, vit_config):
     make_trainer(tmp_path, vit_config, save_strategy="steps", save_steps=3).train()
     with pytest.raises(FileNotFoundError, match="was trained without LoRA"):
         make_trainer(tmp_path, vit_config, lora_rank=2).train(resume_from_checkpoint=last_checkpoint(tmp_path))
@@ -295,12 +295,12 @@ def test_a_checkpoint_without_adapters_is_refused_in_a_sentence(tmp_path, make_t
         ({"freeze_backbone": True, "layer_decay": 0.5}, "freeze_backbone cannot be combined with lora_rank"),
     ],
 )
-def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):
+def test_invalid_options_raise_clear_errors(tmp_path, kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALTrainingArguments(str(tmp_path), use_cpu=True, **kwargs)
 
 
-def test_without_peft_only_the_flag_fails(tmp_path, monkeypatch):
+def test_only_lora_needs_peft(tmp_path, monkeypatch):
     monkeypatch.setattr("dcal_hf.training.lora.is_peft_available", lambda: False)
     DCALTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ImportError, match=r'LoRA needs peft: pip install "dcal_hf\[peft\]"'):

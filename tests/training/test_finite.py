@@ -44,7 +44,7 @@ def step_of(trainer, image: int, epoch: int = 0) -> tuple[int, list[int]]:
     return found, batches[found - 1].tolist()
 
 
-def test_the_first_step_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(tmp_path, caplog):
+def test_the_first_non_finite_step_ends_the_run(tmp_path, caplog):
     trainer = poisoned_trainer(tmp_path)
     step, images = step_of(trainer, 5)
     assert step > 1
@@ -56,7 +56,7 @@ def test_the_first_step_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}], ids=str)
-def test_where_looking_at_every_step_costs_the_next_save_finds_it(tmp_path, caplog, options):
+def test_on_other_devices_the_next_checkpoint_detects_it(tmp_path, caplog, options):
     """As on a GPU. The second epoch has begun when the step of the first is found."""
     trainer = poisoned_trainer(tmp_path, logging_steps=1000, save_steps=5, **options)
     trainer.checks_every_step = False
@@ -68,7 +68,7 @@ def test_where_looking_at_every_step_costs_the_next_save_finds_it(tmp_path, capl
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_a_line_of_the_log_finds_it_too(tmp_path):
+def test_the_next_log_detects_it(tmp_path):
     trainer = poisoned_trainer(tmp_path, logging_steps=1, save_strategy="no")
     trainer.checks_every_step = False
     step, _ = step_of(trainer, 5)
@@ -78,7 +78,7 @@ def test_a_line_of_the_log_finds_it_too(tmp_path):
     assert all(torch.tensor(line["loss"]).isfinite() for line in trainer.state.log_history if "loss" in line)
 
 
-def test_gradients_alone_are_enough(tmp_path):
+def test_non_finite_gradients_are_detected(tmp_path):
     trainer = poisoned_trainer(tmp_path, poisoned=-1)
     calls = iter(range(100))
     weight = trainer.model.sa_classifier.weight

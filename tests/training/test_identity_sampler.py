@@ -33,13 +33,13 @@ def test_every_batch_has_p_identities_of_k_images(size, per_identity):
 
 @pytest.mark.parametrize("counts", [UNEVEN, [20] * 88, [1] * 50, [5] * 30, [400] + [2] * 20, [1] * 4, [9, 5, 2, 30]])
 @pytest.mark.parametrize("batches_per_step", [1, 3])
-def test_the_length_is_exact_and_about_one_pass_over_the_images(counts, batches_per_step):
+def test_the_length_is_exact_and_about_one_pass(counts, batches_per_step):
     sampler = IdentityBalancedSampler(labels_of(counts), 16, 4, batches_per_step=batches_per_step)
     assert len(list(sampler)) == len(sampler)
     assert len(sampler) == max(sum(counts) // 16 * 16, 16)
 
 
-def test_images_of_an_identity_do_not_repeat_within_a_group_unless_it_has_too_few():
+def test_images_repeat_within_a_group_only_if_there_are_too_few():
     labels = labels_of(UNEVEN)
     order = np.array(list(IdentityBalancedSampler(labels, 16, 4))).reshape(-1, 4)
     for group in order:
@@ -47,19 +47,19 @@ def test_images_of_an_identity_do_not_repeat_within_a_group_unless_it_has_too_fe
         assert len(set(group.tolist())) == min(available, 4)
 
 
-def test_an_even_set_is_passed_once():
+def test_equal_identities_are_sampled_exactly_once():
     sampler = IdentityBalancedSampler(labels_of([8] * 64), 32, 4)
     assert sorted(sampler) == list(range(512))
 
 
-def test_identities_come_in_proportion_to_their_images():
+def test_identities_are_sampled_in_proportion_to_their_images():
     labels = labels_of([40] * 20 + [8] * 20)
     seen = Counter(labels[list(IdentityBalancedSampler(labels, 16, 4))].tolist())
     assert all(36 <= seen[identity] <= 40 for identity in range(20))
     assert all(4 <= seen[identity] <= 8 for identity in range(20, 40))
 
 
-def test_over_the_epochs_every_image_comes():
+def test_every_image_is_sampled_over_several_epochs():
     sampler = IdentityBalancedSampler(labels_of(UNEVEN), 16, 4)
     seen = set()
     for epoch in range(12):
@@ -68,7 +68,7 @@ def test_over_the_epochs_every_image_comes():
     assert seen == set(range(UNEVEN.sum()))
 
 
-def test_an_identity_of_many_images_is_not_twice_in_a_batch_and_the_epoch_keeps_its_length():
+def test_a_large_identity_is_at_most_once_in_a_batch():
     labels = labels_of([1000] + [3] * 40)
     order = np.array(list(IdentityBalancedSampler(labels, 32, 4))).reshape(-1, 8, 4)
     assert len(order) == 1120 // 32
@@ -91,7 +91,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert list(IdentityBalancedSampler(labels, 16, 4, seed=4)) != list(IdentityBalancedSampler(labels, 16, 4, seed=3))
 
 
-def test_batches_are_composed_anew_in_every_epoch_and_within_it():
+def test_batches_differ_within_and_between_epochs():
     labels = labels_of([16] * 40)
     sampler = IdentityBalancedSampler(labels, 16, 4)
     together = []
@@ -101,7 +101,7 @@ def test_batches_are_composed_anew_in_every_epoch_and_within_it():
     assert len(set(together)) > 0.95 * len(together)
 
 
-def test_an_identity_is_spread_over_the_epoch():
+def test_identities_are_spread_over_the_epoch():
     identities = schedule_identities(np.full(100, 8), 100, 1, np.random.default_rng(0))
     batches = [np.flatnonzero((identities == identity).any(axis=1)) for identity in range(100)]
     assert all(len(places) == 8 for places in batches)
@@ -120,7 +120,7 @@ def test_processes_share_no_identity_in_a_step(counts, num_processes):
         assert len(set(labels[np.concatenate(batches)].tolist())) == 16 * num_processes
 
 
-def test_two_processes_draw_what_one_draws():
+def test_two_processes_sample_like_one():
     sampler = IdentityBalancedSampler(labels_of([20] * 88), 64, 4, batches_per_step=2)
     (single,), (first, second) = shards(sampler, 1), shards(sampler, 2)
     assert len(single) == 27
@@ -154,7 +154,7 @@ def test_labels_may_be_any_integers():
 
 
 @pytest.mark.parametrize("counts, batches, per_batch", [([9, 5, 2, 30], 3, 4), ([100, 1, 1], 20, 2), ([7] * 9, 5, 3)])
-def test_numbers_of_groups_can_be_scheduled(counts, batches, per_batch):
+def test_the_numbers_of_groups_can_be_scheduled(counts, batches, per_batch):
     total = draw_groups(counts, batches, per_batch, 4, np.random.default_rng(0))
     assert total.sum() == batches * per_batch
     assert total.max() <= batches
@@ -163,11 +163,11 @@ def test_numbers_of_groups_can_be_scheduled(counts, batches, per_batch):
     assert all(len(set(batch)) == per_batch for batch in schedule.tolist())
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_batch_size_must_be_a_multiple_of_k():
     with pytest.raises(ValueError, match="batch of 18 images does not divide into identities of 4 images: make"):
         IdentityBalancedSampler([0, 1] * 20, 18, 4)
 
 
-def test_too_few_identities_are_refused():
+def test_too_few_identities_are_rejected():
     with pytest.raises(ValueError, match="needs 4 identities, and there are 3: make the batch size smaller"):
         IdentityBalancedSampler([0, 1, 2] * 20, 16, 4)

@@ -40,7 +40,7 @@ def best_number_of_pairs(labels: np.ndarray, strategy: str) -> int:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
-def test_every_image_is_in_one_pair_or_in_none(labels, strategy):
+def test_every_image_is_in_at_most_one_pair(labels, strategy):
     pairs, unpaired = pair_up(labels, strategy, np.random.default_rng(0))
     assert sorted([*pairs.ravel(), *unpaired]) == list(range(len(labels)))
 
@@ -60,7 +60,7 @@ def test_an_epoch_has_as_many_pairs_as_the_strategy_allows(labels, strategy):
 
 
 @pytest.mark.parametrize(("name", "same"), [("even", 30), ("odd", 26), ("one of each", 0), ("one", 4)])
-def test_half_of_the_pairs_are_of_one_class_where_there_are_so_many(name, same):
+def test_half_pairs_images_of_the_same_class(name, same):
     sampler = PairSampler(LABELS[name], 16, "half")
     pairs = pairs_of(sampler)
     assert len(pairs) == len(LABELS[name]) // 2
@@ -69,7 +69,7 @@ def test_half_of_the_pairs_are_of_one_class_where_there_are_so_many(name, same):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 15])
 @pytest.mark.parametrize("strategy", ["any", "inter_class", "intra_class"])
-def test_an_odd_batch_leaves_one_image_and_first_those_that_have_no_partner(batch_size, strategy):
+def test_an_odd_batch_leaves_one_image_unpaired(batch_size, strategy):
     """21 classes of 5 images: `intra_class` leaves one of each unpaired in any case."""
     labels = LABELS["odd"]
     sampler = PairSampler(labels, batch_size, strategy)
@@ -87,7 +87,7 @@ def test_an_odd_batch_leaves_one_image_and_first_those_that_have_no_partner(batc
         ("intra_class", lambda labels: (labels[:, None] == labels) & ~np.eye(6, dtype=bool)),
     ],
 )
-def test_partners_are_drawn_alike_among_the_allowed(strategy, allowed):
+def test_allowed_partners_are_equally_likely(strategy, allowed):
     """Classes of two images: all allowed partners are equally likely."""
     labels, rng, draws = np.array([0, 0, 1, 1, 2, 2]), np.random.default_rng(0), 4000
     counts = np.zeros((6, 6))
@@ -123,7 +123,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 @pytest.mark.parametrize("strategy", ["inter_class", "intra_class"])
 @pytest.mark.parametrize("batch_size", [5, 8])
-def test_two_processes_see_the_pairs_of_one_and_only_allowed_ones(strategy, batch_size):
+def test_two_processes_have_the_pairs_of_one(strategy, batch_size):
     """Including a last batch that is filled with images from the start of the epoch."""
     labels = LABELS["uneven"]
     sampler = PairSampler(labels, batch_size, strategy)
@@ -144,7 +144,7 @@ def test_labels_may_be_probabilities():
     assert batch_pairs(labels, "inter_class").tolist() == [[2, 3]]
 
 
-def test_lay_out_keeps_pairs_at_even_places():
+def test_pairs_start_at_even_positions():
     pairs, unpaired = np.arange(10).reshape(5, 2), np.array([10, 11, 12])
     order = order_pairs(pairs, unpaired, 4, np.random.default_rng(0))
     places = {image: place for place, image in enumerate(order.tolist())}
@@ -152,7 +152,7 @@ def test_lay_out_keeps_pairs_at_even_places():
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(1.0, 4), (0.5, 2), (0.6, 2), (0.01, 1)])
-def test_the_collator_names_a_share_of_the_pairs(fraction, count):
+def test_the_collator_uses_a_fraction_of_the_pairs(fraction, count):
     collator = PairCollator(lambda samples: {"labels": torch.tensor(samples)}, "any", fraction)
     samples = [{"labels": 0}] * 9
     collator.collate = lambda samples: {"labels": torch.tensor([sample["labels"] for sample in samples])}

@@ -96,12 +96,12 @@ def assert_metrics(found: dict, expected: dict, prefix: str) -> None:
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(1, 1.664e-3), (5, 7.966e-3), (60, 4.008e-3), (119, 1.74e-5)])
-def test_learning_rates_are_those_of_transreid(epoch, rate):
+def test_learning_rates_equal_transreids(epoch, rate):
     # The published figures have three or four digits.
     assert 0.008 * transreid_factor(epoch, 120) == pytest.approx(rate, rel=2e-3)
 
 
-def test_the_rate_stays_for_an_epoch_and_is_twice_as_high_for_biases(tmp_path, make_trainer):
+def test_the_learning_rate_is_constant_per_epoch_and_doubled_for_biases(tmp_path, make_trainer):
     trainer = make_trainer(tmp_path, num_train_epochs=120)
     trainer.create_optimizer_and_scheduler(num_training_steps=120 * 7)
     main, biases, log_vars = trainer.optimizer.param_groups
@@ -118,7 +118,7 @@ def test_the_rate_stays_for_an_epoch_and_is_twice_as_high_for_biases(tmp_path, m
         trainer.lr_scheduler.step()
 
 
-def test_what_is_not_given_is_the_schedules(tmp_path):
+def test_defaults_depend_on_the_schedule(tmp_path):
     transreid = DCALReIDTrainingArguments(str(tmp_path), use_cpu=True)
     assert (transreid.optim, transreid.learning_rate, transreid.max_grad_norm) == ("sgd", 0.008, 0)
     assert (transreid.num_train_epochs, transreid.train_batch_size, transreid.instances_per_identity) == (120, 64, 4)
@@ -147,12 +147,12 @@ def test_the_trainers_own_optimiser_and_schedule(tmp_path, make_trainer):
         ({"label_smoothing_factor": 0.1}, "without label smoothing"),
     ],
 )
-def test_each_mistake_gets_its_sentence(tmp_path, kwargs, sentence):
+def test_invalid_options_raise_clear_errors(tmp_path, kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALReIDTrainingArguments(str(tmp_path), use_cpu=True, **kwargs)
 
 
-def test_every_batch_holds_identities_with_several_images_each(tmp_path, make_trainer):
+def test_batches_contain_several_images_per_identity(tmp_path, make_trainer):
     trainer = make_trainer(tmp_path, save_strategy="no")
     batches = Batches(trainer)
     trainer.train()
@@ -164,7 +164,7 @@ def test_every_batch_holds_identities_with_several_images_each(tmp_path, make_tr
     assert batches.labels[:9] != batches.labels[9:18] != batches.labels[18:]
 
 
-def test_the_progress_of_queries_and_of_the_gallery_is_counted_apart(tmp_path, make_trainer, monkeypatch):
+def test_query_and_gallery_have_separate_progress_bars(tmp_path, make_trainer, monkeypatch):
     bars = []
 
     class Bar(tqdm):
@@ -206,7 +206,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, kwargs)
     assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
-def test_evaluation_equals_metrics_of_embeddings_made_by_hand(tmp_path, make_trainer, dataset, caplog):
+def test_evaluation_equals_metrics_of_embeddings_computed_one_by_one(tmp_path, make_trainer, dataset, caplog):
     trainer = make_trainer(tmp_path)
     with caplog.at_level(logging.WARNING):
         metrics = trainer.evaluate()
@@ -254,12 +254,12 @@ def test_plain_expansion_is_the_mean_and_keeps_lengths():
 
 
 @pytest.mark.parametrize("arguments", [(0,), (6,), (2, -1.0)])
-def test_impossible_expansion_gets_a_sentence(arguments):
+def test_invalid_expansion_raises_a_clear_error(arguments):
     with pytest.raises(ValueError, match="takes from 1 to 5 gallery items, and an alpha of at least 0"):
         expand_queries(np.eye(5), np.eye(5), *arguments)
 
 
-def test_embeddings_that_are_not_normalised_are_searched_as_they_are(tmp_path, make_trainer, dataset):
+def test_unnormalised_embeddings_are_not_normalised_for_search(tmp_path, make_trainer, dataset):
     model_kwargs = {"normalize_embeddings": False, "inference_branches": ["sa"], "neck_feature": "after"}
     trainer = make_trainer(tmp_path, model_kwargs=model_kwargs)
     torch.nn.init.uniform_(trainer.model.dcal.necks["sa"].weight)
@@ -270,7 +270,7 @@ def test_embeddings_that_are_not_normalised_are_searched_as_they_are(tmp_path, m
     assert not any(name.startswith("test_sa_") for name in metrics)
 
 
-def test_without_cameras_the_own_image_does_not_count(tmp_path, make_trainer, dataset):
+def test_without_cameras_only_the_query_itself_is_ignored(tmp_path, make_trainer, dataset):
     """The gallery holds every query, and another image of some."""
     query = dataset["query"].remove_columns("camera_id")
     gallery = Dataset.from_list(query.to_list(), features=query.features)
@@ -294,7 +294,7 @@ def test_columns_are_read_without_opening_images(dataset):
     assert column(dataset["train"].with_transform(refuse), "label") == dataset["train"]["label"][:]
 
 
-def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, make_trainer):
+def test_the_checkpoint_with_the_best_map_is_restored(tmp_path, make_trainer):
     remember = RememberSaved()
     trainer = make_trainer(
         tmp_path, [remember], max_steps=6, save_steps=2, eval_strategy="steps", eval_steps=2,
@@ -306,7 +306,7 @@ def test_the_checkpoint_of_the_best_map_comes_back(tmp_path, make_trainer):
     assert_same_weights(trainer.model.state_dict(), remember.weights[4])
 
 
-def test_workers_that_stay_serve_query_and_gallery(tmp_path, make_trainer):
+def test_persistent_workers_load_query_and_gallery(tmp_path, make_trainer):
     arguments = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     trainer, alone = make_trainer(tmp_path, **arguments), make_trainer(tmp_path)
     for _ in range(2):

@@ -9,7 +9,7 @@ from dcal_hf.training.sharding import shard_by_blocks
 from helpers import is_cait
 
 
-def test_the_blocks_are_what_is_sharded(backbone_config):
+def test_sharding_by_blocks(backbone_config):
     if is_cait(backbone_config):
         pytest.skip("CaiT is not sharded.")
     model = DCALForImageClassification.from_backbone(backbone_config, num_labels=3)
@@ -18,7 +18,7 @@ def test_the_blocks_are_what_is_sharded(backbone_config):
     assert sharded == [*model.dcal.encoder.blocks, *model.dcal.glca.blocks]
 
 
-def test_cait_is_refused(backbone_configs):
+def test_cait_cannot_be_sharded(backbone_configs):
     model = DCALForImageClassification.from_backbone(backbone_configs["timm_cait"], num_labels=3)
     with pytest.raises(ValueError, match="does not shard CaiT"):
         shard_by_blocks(model, FullyShardedDataParallelPlugin(fsdp_version=2))
@@ -33,7 +33,7 @@ def test_cait_is_refused(backbone_configs):
         ({"fsdp_version": 2, "transformer_cls_names_to_wrap": ["ViTEmbeddings"]}, "to ViTLayer, or leave it out"),
     ],
 )
-def test_anything_else_gets_a_sentence(vit_config, options, sentence):
+def test_unsupported_options_raise_clear_errors(vit_config, options, sentence):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     with pytest.raises(ValueError, match=sentence):
         shard_by_blocks(model, FullyShardedDataParallelPlugin(**options))

@@ -67,7 +67,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, vit_con
     assert_same_weights(copy_of_weights(whole.model), copy_of_weights(resumed.model))
 
 
-def test_best_checkpoint_comes_back_bit_for_bit(tmp_path, make_trainer, any_backbone_config):
+def test_the_best_checkpoint_is_restored_bit_for_bit(tmp_path, make_trainer, any_backbone_config):
     remember = RememberSaved()
     trainer = make_trainer(
         tmp_path,
@@ -110,7 +110,7 @@ def test_every_epoch_logs_its_losses_whatever_logging_steps_says(tmp_path, make_
     assert epochs.shape[1] > 1 and np.allclose(epochs.mean(axis=1), losses[1], atol=1e-3)
 
 
-def test_the_log_tells_where_the_log_variances_go(tmp_path, make_trainer, vit_config):
+def test_log_variances_are_logged(tmp_path, make_trainer, vit_config):
     learned, fixed = (
         make_trainer(
             tmp_path, vit_config, {"loss_weighting": weighting}, max_steps=2, learning_rate=0.1, save_strategy="no"
@@ -156,7 +156,7 @@ def test_logged_means_cover_gradient_accumulation(tmp_path, make_trainer, vit_co
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
 
-def test_no_decay_on_what_is_no_weight_matrix(tmp_path, make_trainer, any_backbone_config):
+def test_only_weight_matrices_have_weight_decay(tmp_path, make_trainer, any_backbone_config):
     trainer = make_trainer(tmp_path, any_backbone_config)
     parameters = dict(trainer.model.named_parameters())
     decayed = set(trainer.get_decay_parameter_names(trainer.model))
@@ -177,7 +177,7 @@ def test_learning_rate_follows_the_total_batch(tmp_path):
     assert DCALTrainingArguments(str(tmp_path), learning_rate=0.3, use_cpu=True).learning_rate == 0.3
 
 
-def test_schedule_warms_up_and_falls_as_a_cosine(tmp_path, make_trainer, vit_config):
+def test_cosine_schedule_with_warmup(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, max_steps=20, warmup_steps=0.2, learning_rate=1.0, save_strategy="no")
     trainer.create_optimizer_and_scheduler(num_training_steps=20)
     rates = []
@@ -233,7 +233,7 @@ def test_images_without_a_partner_are_counted(tmp_path, make_trainer, vit_config
     assert trainer.state.log_history[0]["unpaired_images"] == 4
 
 
-def test_a_mid_epoch_resume_goes_on_with_the_same_pairs(tmp_path, make_trainer, vit_config):
+def test_resuming_within_an_epoch_keeps_the_pairs(tmp_path, make_trainer, vit_config):
     arguments = {"pair_sampling": "inter_class", "save_steps": 4, "num_train_epochs": 2}
     whole = make_trainer(tmp_path / "whole", vit_config, **arguments)
     steps = Steps(whole)
@@ -248,7 +248,7 @@ def test_a_mid_epoch_resume_goes_on_with_the_same_pairs(tmp_path, make_trainer, 
     assert (rest.labels_of_pairs()[:, 0] != rest.labels_of_pairs()[:, 1]).all()
 
 
-def test_a_fraction_of_the_pairs_takes_part(tmp_path, make_trainer, vit_config):
+def test_pwca_runs_for_a_fraction_of_the_pairs(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(
         tmp_path, vit_config, per_device_train_batch_size=8, pwca_fraction=0.5, max_steps=1, save_strategy="no"
     )
@@ -268,7 +268,7 @@ def test_a_batch_of_one_image_trains_without_pwca(tmp_path, make_trainer, vit_co
     assert trainer.state.log_history[0]["unpaired_images"] == 24
 
 
-def test_the_order_of_images_is_that_of_a_run_without_pwca(tmp_path, make_trainer, vit_config):
+def test_the_order_of_images_is_the_same_without_pwca(tmp_path, make_trainer, vit_config):
     orders = []
     for branches in (("sa",), ("sa", "glca", "pwca")):
         trainer = make_trainer(tmp_path, vit_config, model_kwargs={"branches": branches}, save_strategy="no")
@@ -284,7 +284,7 @@ def test_evaluation_has_no_pairs(tmp_path, make_trainer, vit_config):
     assert "pairs" not in next(iter(trainer.get_eval_dataloader()))
 
 
-def test_noise_runs_pwca_beside_noise(tmp_path, make_trainer, vit_config):
+def test_noise_replaces_the_distractors(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, pair_sampling="noise", max_steps=1, save_strategy="no")
     seen = []
     trainer.model.register_forward_pre_hook(
@@ -321,14 +321,14 @@ def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distra
     assert not any("unpaired_images" in log for log in trainer.state.log_history)
 
 
-def test_distractors_that_nothing_meets_get_a_sentence(tmp_path, make_distracted_trainer, vit_config):
+def test_unused_distractors_raise_clear_errors(tmp_path, make_distracted_trainer, vit_config):
     with pytest.raises(ValueError, match="needs PWCA, but the model has none: leave it out"):
         make_distracted_trainer(tmp_path, vit_config, {"branches": ("sa",)})
     with pytest.raises(ValueError, match="Give either distractor_dataset or pair_sampling='noise'"):
         make_distracted_trainer(tmp_path, vit_config, pair_sampling="noise")
 
 
-def test_classes_that_cannot_be_read_get_a_sentence(tmp_path, vit_config):
+def test_missing_class_column_raises_a_clear_error(tmp_path, vit_config):
     arguments = DCALTrainingArguments(str(tmp_path), pair_sampling="half", use_cpu=True)
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     samples = [{"pixel_values": torch.zeros(3, 32, 32), "labels": 0}] * 4
@@ -336,7 +336,7 @@ def test_classes_that_cannot_be_read_get_a_sentence(tmp_path, vit_config):
         DCALTrainer(model, arguments, train_dataset=samples).train()
 
 
-def test_label_smoothing_is_that_of_torch(tmp_path, make_trainer, vit_config):
+def test_label_smoothing_equals_torch(tmp_path, make_trainer, vit_config):
     """In training, and there alone, also of labels that are probabilities."""
     trainer = make_trainer(tmp_path, vit_config, label_smoothing_factor=0.3, model_kwargs={"branches": ("sa",)})
     pixel_values, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0])
@@ -357,12 +357,12 @@ def test_label_smoothing_is_that_of_torch(tmp_path, make_trainer, vit_config):
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would separate the pairs"),
     ],
 )
-def test_unknown_ways_of_pairing_get_a_sentence(tmp_path, option, sentence):
+def test_invalid_pair_options_raise_clear_errors(tmp_path, option, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALTrainingArguments(str(tmp_path), use_cpu=True, **option)
 
 
-def test_several_gpus_in_one_process_are_refused(tmp_path, vit_config):
+def test_several_gpus_in_one_process_are_rejected(tmp_path, vit_config):
     arguments = DCALTrainingArguments(str(tmp_path), use_cpu=True)
     arguments._n_gpu = 2
     with pytest.raises(ValueError, match="accelerate launch"):
@@ -377,7 +377,7 @@ def test_evaluation_reports_every_branch(tmp_path, make_trainer, vit_config, cap
     assert caplog.records == []
 
 
-def test_evaluation_drops_no_images(tmp_path, make_trainer, vit_config):
+def test_evaluation_includes_all_images(tmp_path, make_trainer, vit_config):
     """9 images in batches of 4; of the 24 of training, in batches of 5, four are dropped."""
     options = {"dataloader_drop_last": True, "per_device_eval_batch_size": 4, "per_device_train_batch_size": 5}
     trainer = make_trainer(tmp_path, vit_config, **options)

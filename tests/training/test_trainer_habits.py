@@ -23,7 +23,7 @@ def plain_trainer(tmp_path, model=None, train_dataset=None, trainer_class=DCALTr
     return trainer_class(model, arguments, train_dataset=dataset, eval_dataset=dataset, **kwargs)
 
 
-def test_a_loss_of_ones_own_is_that_of_every_branch(tmp_path, vit_config):
+def test_a_custom_loss_is_applied_to_every_branch(tmp_path, vit_config):
     """Class weights: as torch's own cross-entropy takes them, on SA, GLCA and PWCA alike."""
     weight = torch.tensor([0.1, 1.0, 10.0])
 
@@ -45,7 +45,7 @@ def test_a_loss_of_ones_own_is_that_of_every_branch(tmp_path, vit_config):
     assert trainer.evaluate()["eval_loss"] > 0
 
 
-def test_mixed_labels_are_smoothed(tmp_path, vit_config):
+def test_label_smoothing_of_probabilities(tmp_path, vit_config):
     mixed = [{"pixel_values": torch.randn(3, 32, 32), "labels": torch.rand(3).softmax(0)} for _ in range(16)]
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     trainer = plain_trainer(tmp_path, model, mixed, arguments={"label_smoothing_factor": 0.3})
@@ -57,7 +57,7 @@ def test_mixed_labels_are_smoothed(tmp_path, vit_config):
     assert trainer.train().training_loss > 0
 
 
-def test_mixed_labels_count_without_the_distractors(tmp_path, vit_config):
+def test_probability_labels_ignore_distractors(tmp_path, vit_config):
     """Mixed by a collator of one's own, which sees the training images alone; a branch's loss is their mean."""
     samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(8)]
     others = [{"pixel_values": torch.full((3, 32, 32), 5.0)}]
@@ -84,14 +84,14 @@ def test_mixed_labels_count_without_the_distractors(tmp_path, vit_config):
     assert trainer.train().training_loss > 0
 
 
-def test_plain_training_arguments_get_a_sentence(tmp_path, vit_config):
+def test_plain_training_arguments_raise_a_clear_error(tmp_path, vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     with pytest.raises(TypeError, match="DCALTrainer takes DCALTrainingArguments, not TrainingArguments"):
         DCALTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True))
 
 
 @pytest.mark.parametrize("option", [{"freeze_backbone": True}, {"lora_rank": 2}])
-def test_a_model_that_is_made_anew_is_fine_tuned_with_as_little(tmp_path, vit_config, option):
+def test_model_init_keeps_frozen_backbone_and_adapters(tmp_path, vit_config, option):
     made = []
 
     def model_init():
@@ -111,7 +111,7 @@ def test_a_model_that_is_made_anew_is_fine_tuned_with_as_little(tmp_path, vit_co
         assert changed and all("attention" in name and name.endswith("weight") for name in changed)
 
 
-def test_predictions_are_the_logits_unless_branches_are_asked_for(tmp_path, vit_config):
+def test_predictions_are_the_logits_unless_branches_are_requested(tmp_path, vit_config):
     trainer = plain_trainer(tmp_path, DCALForImageClassification.from_backbone(vit_config, num_labels=3))
     predictions = trainer.predict(trainer.eval_dataset).predictions
     assert predictions.shape == (16, 3)
@@ -127,7 +127,7 @@ def test_predictions_are_the_logits_unless_branches_are_asked_for(tmp_path, vit_
     assert [array.shape for array in every] == [(16, 3)] * 3 + [(16, 64)]
 
 
-def test_transformers_own_trainer_is_told_what_it_misses(tmp_path, vit_config, caplog):
+def test_the_plain_trainer_warns_that_pwca_does_not_run(tmp_path, vit_config, caplog):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     trainer = plain_trainer(tmp_path, model, trainer_class=Trainer)
     logging.Logger.warning_once.cache_clear()
