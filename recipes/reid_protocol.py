@@ -2,9 +2,10 @@
 
 import datasets
 
-from dcal_hf import DCALReIDTrainer
+from dcal_hf import DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import PROTOCOLS
-from dcal_hf.training import column
+from dcal_hf.metrics import RetrievalProtocol
+from dcal_hf.training import column, protocol_columns
 
 
 def is_same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
@@ -18,6 +19,28 @@ def shows_new(dataset: datasets.DatasetDict) -> bool:
     return {"query", "gallery"} <= set(dataset) and not set(column(dataset["query"], "identity")) <= set(
         column(dataset["gallery"], "identity")
     )
+
+
+def score_open_set(dataset: datasets.DatasetDict, protocol: str, training_args: DCALReIDTrainingArguments) -> None:
+    """Turns on open-set scores for a protocol that has new individuals, and checks before training that they can be
+    computed.
+
+    Raises:
+        ValueError: If no query shows a new individual, or no threshold can be chosen on the gallery.
+    """
+    has_new = shows_new(dataset)
+    training_args.open_set |= protocol in ("open_set", "time") and has_new
+    if not training_args.open_set or not {"query", "gallery"} <= set(dataset):
+        return
+    if not has_new:
+        raise ValueError("--open_set needs queries of individuals that the gallery lacks, and there are none.")
+    gallery = RetrievalProtocol(**protocol_columns(dataset["gallery"], dataset["gallery"]))
+    has_pair = any(len(gallery.matches(item)) > 0 for item in range(len(gallery.gallery_ids)))
+    if training_args.open_set_threshold is None and not has_pair:
+        raise ValueError(
+            "The gallery has no two images of one individual (by two cameras, where cameras are given) to choose the "
+            "threshold for new individuals on: give --open_set_threshold."
+        )
 
 
 def describe_evaluation(

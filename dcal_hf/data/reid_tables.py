@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".parquet")
 IMAGE_COLUMNS = ("image", "path")
 CAMERA_COLUMNS = ("camera", "camera_id")
+# Some tables name the gallery so.
+PART_ALIASES = {"database": "gallery"}
 # Year, month and day in this order, with any separator, and perhaps a time.
 _DAY = re.compile(r"([0-9]{4})[-:/.]?([0-9]{2})[-:/.]?([0-9]{2})(?:[T ].*)?")
 _PART_OF_A_DATE = re.compile(r"[0-9]{4}(?:[-:/.]?[0-9]{2})?")
@@ -133,7 +135,7 @@ def read_table(table: Table, camera_column: str | None = None) -> Rows:
     if "date" in columns:
         days = table.column("date", parse_day, "it must begin with year, month and day, such as 2024-05-31")
     if "split" in columns:
-        parts = table.names("split")
+        parts = [PART_ALIASES.get(part, part) for part in table.names("split")]
         check_parts(parts, where)
     if camera_column is not None:
         cameras = days if camera_column == "date" else table.names(camera_column)

@@ -161,3 +161,11 @@ def test_a_box_outside_of_its_image_is_named(tmp_path):
     write_photographs(tmp_path, 1)
     with pytest.raises(ValueError, match=r"0.png: nothing of the box .* = \[30, 0, 5, 5\] is in its \(30, 24\)"):
         open_image(tmp_path / "0.png", bbox=[30, 0, 5, 5])
+
+
+def test_two_animals_in_a_photograph_are_no_duplicates(tmp_path, caplog):
+    (path,) = write_photographs(tmp_path, 1)
+    boxes = [[0, 0, 9, 24], [9, 0, 9, 24], [0, 0, 30, 9], [20, 0, 9, 24]]
+    columns = {"path": path, "identity": ["a", "b", "b", "c"], "split": ["train", "query", "database", "database"]}
+    dataset = load_reid(SimpleNamespace(df=pandas.DataFrame({**columns, "bbox": boxes}), root=tmp_path))
+    assert len(dataset["gallery"]) == 2 and not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -229,26 +229,29 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
         save(tmp_path / "turtles" / f"{number}.png", number % 4, number)
         rows += [f'{number}.png,{name},"[{6 * place}, 0, 6, 24]",' for place, name in enumerate(pair)]
     save(tmp_path / "turtles" / "unknown.png", 9, 0)
-    rows.append("unknown.png,unknown,,")
+    (tmp_path / "turtles" / "broken.png").write_text("no image")
+    rows += ["unknown.png,unknown,,", "broken.png,turtle 0,,"]
     table = tmp_path / "turtles" / "turtles.csv"
     table.write_text("\n".join(rows))
     options = {"dataset_name": str(table), "protocol": protocol, "instances_per_identity": 2, "disable_tqdm": True}
-    run_main(tmp_path, "--do_train", "--do_eval", **options, ranked_queries=2)
+    run_main(tmp_path, "--do_train", "--do_eval", "--skip_broken", **options, ranked_queries=2)
     results, card = read_json(tmp_path / "out" / "all_results.json"), (tmp_path / "out" / "README.md").read_text()
     assert 0 <= results["eval_map_at_r"] <= results["eval_r_precision"] <= 1
     assert (tmp_path / "out" / "ranked_lists.png").exists()
     if protocol == "closed_set":
         assert results["train_samples"] == 40 and results["eval_num_queries"] == 8 and "eval_baks" not in results
+        # What is broken is left out of the gallery, too.
+        assert all(f"| {split} images, identities | 40, 8 |" in card for split in ("train", "gallery"))
         assert "- Protocol: closed set: the gallery is train" in card
-        assert "query: 8 images of 8 individuals; gallery: 40 images of 8 individuals" in caplog.text
+        assert "query: 8 images of 8 individuals; gallery: 41 images of 8 individuals" in caplog.text
     else:
         # 2 of 8 individuals with 6 images each, the unknown one, and one image of each of the others.
         assert (results["eval_num_new"], results["eval_num_known"]) == (13, 6)
         assert results["eval_baks_baus"] == pytest.approx((results["eval_baks"] * results["eval_baus"]) ** 0.5)
         assert "- Protocol: open set:" in card and f"AUROC {100 * results['eval_auroc_new']:.2f} %" in card
         run_main(
-            tmp_path, "--do_eval", **options, model_name_or_path=str(tmp_path / "out"), backbone_config=None,
-            image_size=None, open_set_threshold=1e9, output_dir=str(tmp_path / "far"),
+            tmp_path, "--do_eval", "--skip_broken", **options, model_name_or_path=str(tmp_path / "out"),
+            backbone_config=None, image_size=None, open_set_threshold=1e9, output_dir=str(tmp_path / "far"),
         )
         # Everything is nearer than that, so nothing is new.
         assert read_json(tmp_path / "far" / "all_results.json")["eval_baus"] == 0
@@ -323,6 +326,23 @@ def test_a_share_that_leaves_nobody_gets_its_sentence(tmp_path, run_main, argume
             save(tmp_path / "turtles" / f"{identity}" / f"{number}.png", identity, number)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         run_main(tmp_path, *arguments, dataset_name=None, data_dir=str(tmp_path / "turtles"))
+
+
+def test_new_individuals_need_a_threshold_and_queries(tmp_path, run_main):
+    """Before training. Of each individual in the gallery there is one image, so no threshold can be chosen."""
+    rows = ["image,identity,split"]
+    for number in range(6):
+        save(tmp_path / f"{number}.png", number, number)
+        rows.append(f"{number}.png,{number % 3},{'query' if number > 2 else 'train'}")
+    save(tmp_path / "new.png", 7, 7)
+    for name, more in {"closed": [], "open": ["new.png,7,query"]}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows + more))
+    options = {"instances_per_identity": 2, "dataset_name": str(tmp_path / "open.csv"), "protocol": "open_set"}
+    with pytest.raises(ValueError, match="no two images of one individual .* give --open_set_threshold"):
+        run_main(tmp_path, "--do_train", "--do_eval", **options)
+    options |= {"dataset_name": str(tmp_path / "closed.csv"), "protocol": "closed_set"}
+    with pytest.raises(ValueError, match="--open_set needs queries of individuals that the gallery lacks"):
+        run_main(tmp_path, "--do_train", "--do_eval", "--open_set", **options)
 
 
 @pytest.mark.parametrize("arguments", [["--freeze_backbone"], ["--layer_decay", "0.75"], ["--lora_rank", "2"]])
