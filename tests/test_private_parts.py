@@ -4,19 +4,34 @@ transformers
     Blocks hand keyword arguments on to the attention, and that to the function named by `attn_implementation`; where
     they do not (Swin's grid, EVA-02), the class of a block is changed: `swin_dcal`, `eva_dcal`.
     `eager_attention_forward` and `apply_rotary_pos_emb` of each family's module.
-    `_attn_implementation` of a configuration, `_init_weights` and `_no_split_modules` of a model, and that modules
-    carry a mark once they are initialised: `modeling_dcal`, `sharding`, `MemoryProjection`.
-    Methods of the Trainer: `trainer`, `reid_trainer`.
+    `_attn_implementation` of a configuration; `_init_weights`, `_no_split_modules`, `_supports_sdpa`,
+    `_supports_flash_attn`, `_supports_attention_backend` and `_keys_to_ignore_on_load_unexpected` of a model, and that
+    modules carry `_is_hf_initialized` once they are initialised: `modeling_dcal`, `reid_dcal`, `sharding`, `classes`.
+    Methods of the Trainer, in `trainer`, `reid_trainer` and `resumable_trainer`: `_get_train_sampler`,
+    `_get_dataloader`, `_get_grad_norm`, `_get_output_dir`, `_prepare_inputs`, `_prepare_for_training`,
+    `_init_training_state`, `_finalize_training`, `_save`, `_save_checkpoint`, `_save_rng_state`,
+    `_load_from_checkpoint`, `_load_best_model`. Its attributes `_train_batch_size`, `_memory_tracker` and
+    `_created_lr_scheduler`. `_setup_devices` and `_VALID_DICT_FIELDS` of its arguments: `training_args`.
 timm
     `_pos_embed` of its models, and what its constructors take: `timm_dcal`, `cait_dcal`, `eva_dcal`, `timm_args_dcal`.
 accelerate
     The attribute `_hf_hook` of modules with offloaded weights: `offload_dcal`, which `test_offload` tries.
     Fields of the FSDP plugin: `sharding`; the states that `distributed_worker` changes to shard on a CPU.
+evaluate
+    `_info` and `_compute`, which its documentation tells to write: `fine_grained_accuracy`, `retrieval_map`.
+Python
+    `_option_string_actions` of a parser, whose options `recipes/arguments.py` looks a misspelt one up in; `_replace`
+    of a named tuple, which is public.
 """
 
+import ast
 import inspect
+import re
+from argparse import ArgumentParser
+from functools import cached_property
 from pathlib import Path
 
+import evaluate
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -25,7 +40,7 @@ from timm.models.cait import Cait
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import Trainer, ViTModel
+from transformers import PreTrainedModel, Trainer, TrainingArguments, ViTModel
 from transformers.models.swin.modeling_swin import SwinLayer
 
 from dcal_hf import DCALModel
@@ -35,6 +50,32 @@ from dcal_hf.models.families_dcal import ADAPTERS
 from dcal_hf.models.timm_args_dcal import MODEL_ARGS
 
 from helpers import branches_for, images
+
+
+ROOT = Path(__file__).parents[1]
+FOREIGN_CLASSES = (Trainer, TrainingArguments, PreTrainedModel, evaluate.Metric, VisionTransformer, Eva)
+
+
+def private_names(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Names with one leading underscore that a module uses of objects, and those that it defines itself."""
+    nodes = list(ast.walk(tree))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    used = {node.attr for node in attributes}
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return tuple({name for name in names if re.match("_[^_]", name)} for names in (used | defined, defined))
+
+
+def test_the_list_above_is_complete():
+    """What a library has and what no module here defines is private to the library."""
+    paths = [path for folder in ("dcal_hf", "recipes") for path in (ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in paths]
+    used, defined = (set().union(*names) for names in zip(*map(private_names, trees)))
+    foreign = {name for name in used if name not in defined or any(hasattr(base, name) for base in FOREIGN_CLASSES)}
+    # Operations of torch, which its own tests name so, too.
+    foreign = {name for name in foreign if not hasattr(torch.ops.aten, name)}
+    assert "_get_grad_norm" in foreign and foreign - set(re.findall(r"`(_\w+)`", __doc__)) == set()
 
 
 def parameters_of(function) -> set[str]:
@@ -90,16 +131,42 @@ def test_transformers_models_keep_their_initialisation_and_implementation(vit_co
 @pytest.mark.parametrize(
     ("name", "taken"),
     [
+        ("_finalize_training", {"self", "trial", "num_train_samples", "start_time"}),
+        ("_get_grad_norm", {"self", "model", "grad_norm"}),
+        ("_get_output_dir", {"self", "trial"}),
         ("_get_train_sampler", {"self", "train_dataset"}),
         ("_load_best_model", {"self"}),
         ("_load_from_checkpoint", {"self", "resume_from_checkpoint", "model"}),
+        ("_prepare_for_training", {"self", "max_steps", "train_dataloader", "resume_from_checkpoint"}),
         ("_prepare_inputs", {"self", "inputs"}),
         ("_save", {"self", "output_dir", "state_dict"}),
+        ("_save_checkpoint", {"self", "model", "trial"}),
+        ("_save_rng_state", {"self", "output_dir"}),
     ],
 )
 def test_the_signatures_of_the_trainers_methods(name, taken):
     assert parameters_of(getattr(Trainer, name)) == taken
-    assert hasattr(Trainer, "_prepare_for_training")
+
+
+def test_the_trainer_has_its_parts():
+    assert "is_training" in parameters_of(Trainer._get_dataloader)
+    state = ["self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"]
+    assert list(inspect.signature(Trainer._init_training_state).parameters) == state
+    source = inspect.getsource(Trainer)
+    assert all(f"self.{name}" in source for name in ("_train_batch_size", "_memory_tracker", "_created_lr_scheduler"))
+    assert isinstance(inspect.getattr_static(TrainingArguments, "_setup_devices"), cached_property)
+    assert "lr_scheduler_kwargs" in TrainingArguments._VALID_DICT_FIELDS
+
+
+def test_a_model_declares_what_it_supports():
+    declared = ("_supports_sdpa", "_supports_flash_attn", "_supports_attention_backend")
+    assert all(hasattr(PreTrainedModel, name) for name in (*declared, "_keys_to_ignore_on_load_unexpected"))
+
+
+def test_a_parser_knows_its_options():
+    parser = ArgumentParser()
+    parser.add_argument("--speed")
+    assert "--speed" in parser._option_string_actions
 
 
 def test_timms_constructors_take_the_allowed_arguments():
