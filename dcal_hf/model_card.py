@@ -207,4 +207,4 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-__all__ = ["ModelCardFacts", "framework_versions", "write_model_card"]
+__all__ = ["COLUMNS", "ModelCardFacts", "framework_versions", "write_model_card"]

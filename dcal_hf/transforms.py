@@ -226,6 +226,7 @@ class SeededDataset(Dataset):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the random augmentation depends on."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:

@@ -12,11 +12,9 @@ from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from dcal_hf import DCALReIDTrainingArguments, DCALTrainingArguments
-from dcal_hf.data import Finding, inspect_images, leave_out
-from dcal_hf.data.image_files import misplaced_images
+from dcal_hf.data import Finding, inspect_images, leave_out, misplaced_images
 from dcal_hf.files import save_table
-from dcal_hf.training import column
-from dcal_hf.training.samplers import IdentityBalancedSampler
+from dcal_hf.training import IdentityBalancedSampler, column
 
 
 CHECK_FILE = "data_check.csv"

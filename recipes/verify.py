@@ -29,8 +29,14 @@ from transformers.utils import cached_file
 
 from dcal_hf.data import load_reid
 from dcal_hf.files import save_table
-from dcal_hf.retrieval import VerificationThreshold, calibrate, embed_images, model_fingerprint, pair_distances
-from dcal_hf.retrieval.verification import VERIFICATION_FILE
+from dcal_hf.retrieval import (
+    VERIFICATION_FILE,
+    VerificationThreshold,
+    calibrate,
+    embed_images,
+    model_fingerprint,
+    pair_distances,
+)
 from dcal_hf.training import protocol_columns
 
 

@@ -4,6 +4,7 @@ from .fgvc import load_fgvc
 from .fgvc_layouts import OFFICIAL_FGVC
 from .fgvc_synthetic import SYNTHETIC_CLASSES, draw_bird, synthetic_fgvc
 from .folder import unlabelled_images
+from .image_files import misplaced_images
 from .images import MAX_PIXELS, check_image, open_image, read_images
 from .inspection import Finding, inspect_images, leave_out
 from .reid import load_reid
@@ -26,6 +27,7 @@ __all__ = [
     "leave_out",
     "load_fgvc",
     "load_reid",
+    "misplaced_images",
     "open_image",
     "read_images",
     "stratified_split",

@@ -17,6 +17,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 def disc(radius: float, center: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    """A disc as a polygon of shape (24, 2)."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + center
 
@@ -154,6 +155,7 @@ def synthetic_fgvc(
 
 
 def png_record(image: Image.Image) -> dict:
+    """An image as a record of `datasets.Image`, encoded as PNG."""
     buffer = BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return {"path": None, "bytes": buffer.getvalue()}

@@ -67,6 +67,7 @@ class Split:
     left_out: Counter = field(default_factory=Counter)
 
     def leave_out(self, part: str, is_out: np.ndarray, reason: str) -> None:
+        """Removes rows from a part, and counts them by the reason."""
         if is_out.any():
             self.left_out[f"images of {part} {reason}"] += int(is_out.sum())
             self.parts[part] = self.parts[part][~is_out]

@@ -31,6 +31,7 @@ def available_outputs(model: DCALPreTrainedModel) -> list[str]:
 
 
 def choose_outputs(model: DCALPreTrainedModel, outputs: Sequence[str] | None, input_kind: InputKind) -> list[str]:
+    """The names of the outputs, or by default one; raises a `ValueError` if the model has no such outputs."""
     available = available_outputs(model)
     if outputs is None:
         outputs = ["embeddings" if input_kind == "tracker" else available[0]]
@@ -84,6 +85,7 @@ class OnnxGraph(nn.Module):
 
     @property
     def input_name(self) -> str:
+        """The name of the input of the graph."""
         return "pixel_values" if self.input_kind == "pixel_values" else "images"
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -136,12 +136,14 @@ def move(written: Sequence[Path], files: Sequence[Path], abouts: Sequence[dict[s
 
 
 def check_packages() -> None:
+    """Raises an `ImportError` that names the missing packages of the extra `export`."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(f"Exporting needs {', '.join(missing)}: pip install dcal_hf[export]")
 
 
 def check_files(files: Sequence[Path], overwrite: bool) -> None:
+    """Raises an error if a file name is wrong, or a file exists and must not be replaced."""
     if files[0].suffix != ".onnx":
         raise ValueError(f"{files[0]} must end in .onnx.")
     for file in itertools.chain.from_iterable((file, metadata_path(file)) for file in files):

@@ -206,4 +206,4 @@ def gather_tokens(hidden_states: Tensor, index: Tensor) -> Tensor:
     return hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.size(-1)))
 
 
-__all__ = ["cls_rollout", "dcal_attention_forward", "top_patches"]
+__all__ = ["ROLLOUT_CHUNK", "cls_rollout", "dcal_attention_forward", "top_patches"]

@@ -131,6 +131,7 @@ class DCALConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; errors name the source of the configuration."""
         # `AutoConfig` calls this instead, with the name.
         source = kwargs.get("name_or_path")
         with nullcontext() if source is None else naming(str(source)):
@@ -191,7 +192,8 @@ class DCALConfig(PreTrainedConfig):
         """Whether training uses pairs of images."""
         return "pwca" in self.branches and self.num_pwca_blocks > 0
 
-    def validate_dcal(self):
+    def validate_dcal(self) -> None:
+        """Runs the checks of `validation_dcal`; transformers calls it for every configuration."""
         for check in CHECKS:
             check(self)
 

@@ -101,6 +101,7 @@ class EncoderAdapter(ABC):
 
     @property
     def num_prefix_tokens(self) -> int:
+        """The number of tokens before the patches."""
         return self.count_prefix_tokens(self.backbone.config)
 
     @property

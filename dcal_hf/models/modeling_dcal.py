@@ -50,6 +50,7 @@ class DCALModelOutput(ModelOutput):
 
     @property
     def embeddings(self) -> Tensor:
+        """The embedding of each image: `pooler_output`."""
         return self.pooler_output
 
 
@@ -253,6 +254,7 @@ class DCALModel(DCALPreTrainedModel):
         return self.encoder.attend(self.config._attn_implementation)
 
     def check_inputs(self, pixel_values: Tensor, has_pair: bool, output_rollout: bool) -> None:
+        """Raises a `ValueError` if the model cannot take these inputs."""
         if tuple(pixel_values.shape[-2:]) != tuple(self.config.image_size):
             raise ValueError(
                 f"pixel_values have {tuple(pixel_values.shape[-2:])} pixels, but the model takes "

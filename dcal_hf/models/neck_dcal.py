@@ -35,6 +35,7 @@ class Neck(nn.BatchNorm1d):
 
     @torch.no_grad()
     def update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
+        """Moves the running statistics (D,) towards those of a batch, as `nn.BatchNorm1d` does."""
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked += 1

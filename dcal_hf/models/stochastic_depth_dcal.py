@@ -21,6 +21,7 @@ class StochasticDepth:
         return self.drop(output)
 
     def drop(self, x: Tensor) -> Tensor:
+        """Sets each image of a residual (B, ...) to zero with the given rate, and scales the others."""
         keep = x.new_empty(x.size(0), *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
         return x * keep / (1 - self.rate)
 

@@ -14,6 +14,7 @@ MAX_BLOCKS = 1_000
 
 
 def check_image_size(config: PreTrainedConfig) -> None:
+    """The image size must be a multiple of the patch size."""
     if any(size < patch or size % patch for size, patch in zip(config.image_size, config.stride)):
         stage = "" if config.stride == as_pair(config.backbone_config.patch_size) else " in its last stage"
         raise ValueError(
@@ -23,6 +24,7 @@ def check_image_size(config: PreTrainedConfig) -> None:
 
 
 def check_branches(config: PreTrainedConfig) -> None:
+    """The branches must exist, fit the backbone, and those of inference have a classifier."""
     if not config.branches or len(set(config.branches)) < len(config.branches) or set(config.branches) - set(BRANCHES):
         raise ValueError(f"branches={config.branches} must name one or more of {BRANCHES}, each once.")
     if "glca" in config.branches and not config.has_cls:
@@ -42,6 +44,7 @@ def check_branches(config: PreTrainedConfig) -> None:
 
 
 def check_blocks(config: PreTrainedConfig) -> None:
+    """The numbers of blocks must be within those of the backbone, and below `MAX_BLOCKS`."""
     if max(config.num_layers, config.num_glca_blocks) > MAX_BLOCKS:
         raise ValueError(
             f"The backbone's {config.num_layers} blocks and num_glca_blocks={config.num_glca_blocks} must be at most "
@@ -60,6 +63,7 @@ def check_blocks(config: PreTrainedConfig) -> None:
 
 
 def check_ratios(config: PreTrainedConfig) -> None:
+    """Ratios, rates and the numbers of ArcFace must be in range."""
     if not 0 < config.local_query_ratio <= 1:
         raise ValueError(f"local_query_ratio={config.local_query_ratio} must be above 0 and at most 1.")
     if not 0 <= config.drop_path_rate < 1:
@@ -72,6 +76,7 @@ def check_ratios(config: PreTrainedConfig) -> None:
 
 
 def check_switches(config: PreTrainedConfig) -> None:
+    """Each switch must have one of its choices."""
     switches = {
         "local_query_selection": ("rollout", "last_layer", "similarity", "random"),
         "glca_scope": ("global", "local"),

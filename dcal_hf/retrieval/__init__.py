@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 from .embedding import embed_images, model_fingerprint
 from .query_expansion import expand_queries
-from .verification import VerificationThreshold, calibrate, pair_distances
+from .verification import VERIFICATION_FILE, VerificationThreshold, calibrate, pair_distances
 
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ __getattr__ = lazy_names(__name__, {"GalleryIndex": "gallery", "rerank": "rerank
 
 __all__ = [
     "GalleryIndex",
+    "VERIFICATION_FILE",
     "VerificationThreshold",
     "calibrate",
     "embed_images",

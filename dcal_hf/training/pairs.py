@@ -228,6 +228,7 @@ class PairSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the order depends on."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -75,6 +75,7 @@ class DCALReIDTrainer(DCALTrainer):
         return sampler
 
     def training_labels(self) -> np.ndarray:
+        """The identity of each training image (N,), read without the transform."""
         return np.asarray(column(self.labelled_dataset, "label"))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

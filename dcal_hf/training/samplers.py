@@ -74,6 +74,7 @@ class IdentityBalancedSampler(Sampler[int]):
         self.num_batches = max(len(labels) // batch_size, 1)
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the order depends on."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -175,6 +175,7 @@ class DCALTrainingArguments(TrainingArguments):
         return state | {name: None for name in state if name.endswith("token")}
 
     def check_what_is_trained(self) -> None:
+        """Raises a `ValueError` if `layer_decay`, `freeze_backbone`, `lora_rank` or `lora_targets` is wrong."""
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
         if self.freeze_backbone and (self.lora_rank > 0 or self.layer_decay < 1):

@@ -79,6 +79,7 @@ def selection_overlay(image: Image.Image, grid: tuple[int, int], selected: np.nd
 
 
 def dimmed(image: Image.Image) -> Image.Image:
+    """An image at `DIMMED_BRIGHTNESS` of its brightness."""
     return Image.fromarray((np.asarray(image) * DIMMED_BRIGHTNESS).astype(np.uint8))
 
 
@@ -152,6 +153,7 @@ def _line(numbers: np.ndarray, inside: np.ndarray, axis: int) -> tuple[float, fl
 
 
 def pasted(picture: Image.Image, part: Image.Image, view: tuple[int, int, int, int]) -> Image.Image:
+    """A copy of a picture with a part pasted at the upper left corner of a view."""
     picture = picture.copy()
     picture.paste(part, view[:2])
     return picture

@@ -4,7 +4,7 @@ Matrix products only, as `torch.utils.flop_counter` counts; the test beside this
 """
 
 from dcal_hf import DCALConfig
-from dcal_hf.models.configuration_dcal import as_pair
+from dcal_hf.models.positions_dcal import as_pair
 
 
 def linear(rows: int, inputs: int, outputs: int) -> int:
