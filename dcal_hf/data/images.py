@@ -11,7 +11,7 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"))
 # The limit above which Pillow warns.
 MAX_PIXELS = 89_478_485
+# EXIF orientations that turn width into height.
+_TURNED = (5, 6, 7, 8)
 
 # Errors that Pillow's decoders raise on damaged files; they have no common base class.
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -64,7 +66,12 @@ def open_image(
         return _cropped(_upright_rgb(opened, _name(image)), bbox)
 
 
-def check_image(image: dict | str | Path, max_pixels: int = MAX_PIXELS, decode: bool = True) -> tuple[int, int]:
+def check_image(
+    image: dict | str | Path,
+    max_pixels: int = MAX_PIXELS,
+    decode: bool = True,
+    bbox: Sequence[float] | None = None,
+) -> tuple[int, int]:
     """Checks that [`open_image`] can read an image, without computing most of its pixels.
 
     Args:
@@ -73,9 +80,10 @@ def check_image(image: dict | str | Path, max_pixels: int = MAX_PIXELS, decode: 
         decode (`bool`, *optional*, defaults to `True`):
             Whether to read the whole file, which finds truncated ones: a JPEG at an eighth of its height and width,
             other formats in full. Otherwise only the header is read.
+        bbox (`Sequence[float]` of length 4, *optional*): As in [`open_image`].
 
     Returns:
-        `tuple[int, int]`: width and height in pixels, as stored.
+        `tuple[int, int]`: width and height in pixels, of the image as stored, or of the box in it.
 
     Raises:
         ValueError: As [`open_image`].
@@ -85,7 +93,13 @@ def check_image(image: dict | str | Path, max_pixels: int = MAX_PIXELS, decode: 
         if decode:
             opened.draft(None, (1, 1))
             _upright_rgb(opened, _name(image))
-        return size
+        if bbox is None:
+            return size
+        # Of a PNG this decodes the pixels.
+        if opened.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED:
+            size = size[::-1]
+        left, top, right, bottom = _edges(size, bbox)
+        return right - left, bottom - top
 
 
 @contextmanager
@@ -189,14 +203,17 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _cropped(image: Image.Image, bbox: Sequence[float] | None) -> Image.Image:
-    if bbox is None:
-        return image
+    return image if bbox is None else image.crop(_edges(image.size, bbox))
+
+
+def _edges(size: tuple[int, int], bbox: Sequence[float]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a box in an upright image."""
     x, y, width, height = bbox
-    edges = zip(map(round, (x, y, x + width, y + height)), (*image.size, *image.size))
-    left, top, right, bottom = (min(max(edge, 0), size) for edge, size in edges)
+    edges = zip(map(round, (x, y, x + width, y + height)), (*size, *size))
+    left, top, right, bottom = (min(max(edge, 0), length) for edge, length in edges)
     if left >= right or top >= bottom:
-        raise ValueError(f"nothing of the box [x, y, width, height] = {list(bbox)} is in its {image.size} pixels")
-    return image.crop((left, top, right, bottom))
+        raise ValueError(f"nothing of the box [x, y, width, height] = {list(bbox)} is in its {size} pixels")
+    return left, top, right, bottom
 
 
 def _warn_once(kind: str, name: str) -> None:

@@ -31,8 +31,9 @@ class Finding:
         split (`str`), row (`int`): The position of the image.
         image (`str`): Its path, or its row if it has no path.
         problem (`str`):
-            `"unreadable"`; `"tiny"`, with a side below `MIN_SIDE` pixels; or equal byte for byte to another image:
-            `"in two classes"` of a split, `"in two splits"`, or `"repeated"` in its class.
+            `"unreadable"`, also if its bbox is outside of it; `"tiny"`, with a side below `MIN_SIDE` pixels; or equal
+            byte for byte to another image: `"in two classes"` of a split, `"in two splits"`, or `"repeated"` in its
+            class.
         detail (`str`): The reason, the size, or the other image.
     """
 
@@ -129,14 +130,15 @@ def _look(part: Dataset, split: str, class_column: str, examine: partial, pool: 
     boxes = [box and tuple(box) for box in part["bbox"][:]] if "bbox" in part.column_names else [None] * len(part)
     for start in range(0, len(images), _ROWS_AT_ONCE):
         records = images[start:start + _ROWS_AT_ONCE]["image"]
-        for row, (record, (size, error, digest)) in enumerate(zip(records, pool.map(examine, records)), start=start):
+        outcomes = pool.map(examine, records, boxes[start:start + _ROWS_AT_ONCE])
+        for row, (record, (size, error, digest)) in enumerate(zip(records, outcomes), start=start):
             name = record["path"] or f"row {row + 1} of {split}"
             path = record["path"] if record["bytes"] is None else None
             yield _Seen(split, row, name, classes[row], path, size, error, digest, boxes[row])
 
 
 def _examine(
-    decode: bool, max_pixels: int, record: Mapping[str, object]
+    decode: bool, max_pixels: int, record: Mapping[str, object], box: tuple[float, ...] | None
 ) -> tuple[tuple[int, int] | None, str, bytes | None]:
     """Returns size, error message and, if its content was read, the digest of an image."""
     path, content = record["path"], record["bytes"]
@@ -147,7 +149,7 @@ def _examine(
             # The check below raises the error with a message.
             pass
     try:
-        size = check_image({"path": path, "bytes": content}, max_pixels, decode)
+        size = check_image({"path": path, "bytes": content}, max_pixels, decode, box)
     except ValueError as error:
         return None, reason_of(error.__cause__), None
     return size, "", None if content is None else hashlib.sha256(content).digest()

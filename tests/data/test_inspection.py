@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import ExifTags
 from PIL import Image as PILImage
 
 from dcal_hf.data import inspect_images, leave_out, load_fgvc
@@ -80,6 +81,20 @@ def test_leave_out_keeps_all_other_images(folder):
             for record in part.cast_column("image", Image(decode=False))["image"]}
     assert kept == {"train/finch/1.png", "train/finch/3.png", "train/wren/4.png", "train/wren/5.png",
                     "test/finch/8.png", "test/wren/9.png"}
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_boxes_are_checked_in_the_upright_photograph(tmp_path, decode):
+    """Stored lying, 30 wide and 24 high, shown standing."""
+    exif = PILImage.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    noise_picture(0).save(tmp_path / "phone.jpg", exif=exif)
+    boxes = [[0, 0, 24, 30], [0, 22, 24, 8], [22, 0, 24, 30], [25, 0, 10, 10]]
+    part = Dataset.from_dict({"image": [str(tmp_path / "phone.jpg")] * 4, "bbox": boxes, "identity": [0] * 4})
+    findings = inspect_images(DatasetDict(train=part.cast_column("image", Image())), "identity", decode=decode)
+    found = [(finding.row, finding.problem, finding.detail) for finding in findings]
+    assert found[0] == (2, "tiny", "2 x 30 pixels")
+    assert found[1][:2] == (3, "unreadable") and "nothing of the box" in found[1][2] and len(found) == 2
 
 
 def test_a_split_without_usable_images_is_rejected(tmp_path):
