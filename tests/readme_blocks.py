@@ -23,8 +23,8 @@ NOT_RUN = {
     r"out/grocery_components": "It needs the checkpoints of an ablation.",
     r"demo": "It serves pages until it is stopped.",
 }
-# What takes longer than a few seconds: commands that train or export, and programs that read what those write.
-SLOW = r"recipes/run_(fgvc|reid)\.py|\.onnx"
+# What takes longer than a few seconds: training and export, and programs that read what those write.
+SLOW = r"recipes/run_(fgvc|reid)\.py|trainer\.train\(\)|\.onnx"
 # Languages of blocks that are neither commands nor programs.
 QUOTATIONS = ("bibtex",)
 

@@ -87,14 +87,15 @@ def few_images() -> None:
 def names_of_programs() -> dict[str, object]:
     """What the programs use and the text around them explains."""
 
-    def split() -> Dataset:
-        return Dataset.from_dict({"pixel_values": np.zeros((2, 3, 448, 448), np.float32).tolist(), "labels": [0, 1]})
+    def read(batch: dict[str, list]) -> dict[str, list]:
+        return {"pixel_values": [torch.randn(3, 448, 448) for _ in batch["label"]], "labels": batch["label"]}
 
+    split = Dataset.from_dict({"label": [0, 1]}).with_transform(read)
     galleries = [
         GalleryIndex.from_embeddings(
             np.eye(2, dtype=np.float32), Dataset.from_dict({"image": ["a.jpg", "b.jpg"]}), model_id="model"
         )
         for _ in range(2)
     ]
-    names = {"image": Image.new("RGB", (60, 48)), "train": split(), "validation": split()}
+    names = {"image": Image.new("RGB", (60, 48)), "train": split, "validation": split}
     return {**names, "faiss": faiss, "galleries": galleries}

@@ -86,7 +86,7 @@ def test_both_images_have_the_same_scale(vit_config, tmp_path):
     attention.distractor = attention.distractor * 0.0 + attention.own.mean(dim=0).min()
     figure = distractor_figure(*pair, attention, (4, 4), processor, ("a.jpg", "b.jpg"))
     image, distractor, chart = figure.axes
-    assert image.get_title().startswith("a.jpg: ") and distractor.get_title().startswith("b.jpg: ")
+    assert image.get_title().startswith("a.jpg\n") and distractor.get_title().startswith("b.jpg\n")
     brightness = [np.asarray(cell.images[0].get_array()).astype(int).sum(axis=2) for cell in (image, distractor)]
     # The distractor is nowhere brighter than 0.4 of its own pixels: it has the darkest colour.
     assert (brightness[1] <= 0.4 * np.asarray(pair[1]).astype(int).sum(axis=2) + 12).all()

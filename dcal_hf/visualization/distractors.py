@@ -125,7 +125,7 @@ def distractor_figure(
     for cell, image, patches, title, part in zip(cells, (photograph, distractor), maps, titles, (1 - share, share)):
         picture = photograph_overlay(open_image(image), processor, patches, grid, limits=limits)
         draw_picture(cell, picture, None)
-        heading = wrapped(f"{title}: {part:.0%} of the attention", ATTENTION_WIDTH, HEADING_SIZE)
+        heading = wrapped(f"{title}\n{part:.0%} of the attention", ATTENTION_WIDTH, HEADING_SIZE)
         cell.set_title(heading, fontsize=HEADING_SIZE, parse_math=False)
     chart.plot(np.array(attention.blocks) + 1, attention.shares, "o-", color="black")
     chart.axhline(0.5, color="0.6", linestyle=":")
