@@ -55,10 +55,10 @@ def save_individuals(root: Path, names: list[str] | tuple[str, ...], count: int)
 
 
 def save_market(root: Path) -> None:
-    """Market-1501's layout: 4 identities to train on, 2 to search for."""
-    for identity in range(1, 7):
+    """Market-1501's layout: 16 identities to train on, as many as a batch has, and 2 to search for."""
+    for identity in range(1, 19):
         for number in range(4):
-            split = "bounding_box_train" if identity <= 4 else "bounding_box_test" if number else "query"
+            split = "bounding_box_train" if identity <= 16 else "bounding_box_test" if number else "query"
             (root / split).mkdir(parents=True, exist_ok=True)
             path = root / split / f"{identity:04}_c{number % 2 + 1}s1_{number:06}_00.jpg"
             noise_picture([identity, number], 32, 64).save(path)
@@ -81,7 +81,7 @@ def save_trained(root: Path) -> None:
 def few_images() -> None:
     """`--dataset_name drawn` of a few images."""
     dcal_hf.data.fgvc.synthetic_fgvc = lambda: synthetic_fgvc(20, 10, 10)
-    dcal_hf.data.reid.synthetic_reid = lambda: synthetic_reid(6, 5, 3, 3, 4)
+    dcal_hf.data.reid.synthetic_reid = lambda: synthetic_reid(16, 5, 3, 3, 4)
 
 
 def names_of_programs() -> dict[str, object]:
