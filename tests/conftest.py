@@ -2,9 +2,9 @@ import os
 from collections.abc import Callable
 
 
-# Before anything of Hugging Face is imported: tests never reach for the network.
+# Set before Hugging Face libraries are imported: tests do not use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Before torch is: models this small are no faster on two threads, and sums are the same in every process.
+# Set before torch is imported: tiny models are no faster on two threads, and sums are equal in all processes.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
@@ -53,13 +53,13 @@ ALL_BACKBONES = {**BACKBONES, **WITHOUT_CLS}
 
 @pytest.fixture(params=BACKBONES)
 def backbone_config(request) -> PreTrainedConfig:
-    """An encoder that has all branches."""
+    """An encoder that supports all branches."""
     return BACKBONES[request.param]
 
 
 @pytest.fixture(params=ALL_BACKBONES)
 def any_backbone_config(request) -> PreTrainedConfig:
-    """Also one without CLS, so without GLCA: see `helpers.branches_for`."""
+    """Any encoder, including one without CLS and so without GLCA; see `helpers.branches_for`."""
     return ALL_BACKBONES[request.param]
 
 

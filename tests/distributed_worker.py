@@ -1,4 +1,4 @@
-"""What each of two processes runs in `test_distributed.py`, over gloo, as `torchrun` and `accelerate launch` do."""
+"""The script that each of the two processes of `test_distributed.py` runs, over gloo."""
 
 import json
 import os
@@ -22,7 +22,7 @@ CONFIG = ViTConfig(intermediate_size=16, **SIZES)
 
 
 class Random(Dataset):
-    """Noise images (3, 16, 16) of three classes, each by its number."""
+    """Noise images (3, 16, 16) of three classes, seeded by their index."""
 
     def __init__(self, size: int):
         self.size = size
@@ -36,7 +36,7 @@ class Random(Dataset):
 
 
 def train_data(size: int) -> datasets.Dataset:
-    """The same images, in a table whose classes can be read without them."""
+    """The same images in a table, whose classes can be read without the images."""
 
     def transform(batch: dict[str, list]) -> dict[str, list]:
         samples = [Random(size)[index] for index in batch["index"]]
@@ -47,7 +47,7 @@ def train_data(size: int) -> datasets.Dataset:
 
 
 class RememberPairs:
-    """The classes of the partners, (P, 2), at each training step of this process."""
+    """Records the classes of the pairs (P, 2) at each training step of this process."""
 
     def __init__(self, model: nn.Module):
         self.classes: list[list[list[int]]] = []
@@ -84,7 +84,7 @@ def make_trainer(
 
 
 def shard_on_the_cpu() -> None:
-    """Lets accelerate shard over gloo, which it offers accelerators alone and otherwise ignores."""
+    """Makes accelerate shard on the CPU over gloo, which it otherwise supports only on accelerators."""
     original = AcceleratorState.__init__
 
     def init(self, *args, fsdp_plugin=None, **kwargs):
@@ -98,17 +98,16 @@ def shard_on_the_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
-def whole(parameter: Tensor) -> Tensor:
+def full_parameter(parameter: Tensor) -> Tensor:
     parameter = parameter.detach()
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def main(output_dir: str, branches: str, options: str) -> None:
-    """Trains, predicts and saves; the first process writes what it saw to `answer.json`.
+    """Trains, predicts and saves; the first process writes the results to `answer.json`.
 
     Args:
-        options: JSON, for [`make_trainer`]; with `resume_from_checkpoint`, training goes on from there, and `config`
-            is a dictionary.
+        options: JSON, for [`make_trainer`]; `resume_from_checkpoint` resumes training, and `config` is a dictionary.
     """
     options = json.loads(options)
     if "config" in options:
@@ -121,7 +120,7 @@ def main(output_dir: str, branches: str, options: str) -> None:
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     pairs_of_all = [None, None]
     dist.all_gather_object(pairs_of_all, pairs.classes)
-    parameters = [whole(parameter) for parameter in trainer.model.parameters()]
+    parameters = [full_parameter(parameter) for parameter in trainer.model.parameters()]
     flat = torch.cat([parameter.flatten() for parameter in parameters])
     both = [torch.empty_like(flat) for _ in range(2)]
     dist.all_gather(both, flat)
@@ -144,5 +143,5 @@ def main(output_dir: str, branches: str, options: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # Left to the end of the interpreter, gloo's threads abort it at times.
+    # Otherwise gloo's threads sometimes abort the interpreter at exit.
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Galleries of clustered embeddings, and what an exact search finds in them."""
+"""Galleries of clustered embeddings, and the exact search results."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ MODEL = "dcal-0123456789abcdef"
 
 
 def clustered(count: int = N, seed: int = 0) -> np.ndarray:
-    """Twenty clusters, of lengths other than 1."""
+    """Embeddings in twenty clusters, not normalised."""
     numbers = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(20, D))
     return (centres[numbers.integers(0, 20, count)] + 0.5 * numbers.normal(size=(count, D))).astype(np.float32)
@@ -41,7 +41,7 @@ def make(factory: str = "Flat", metric: str = "cosine", count: int = N, **option
 
 
 def visible(folder: Path) -> list[str]:
-    """What lies in a folder besides the lock."""
+    """The content of a folder without the lock file."""
     return [name for name in os.listdir(folder) if name != ".gallery.lock"]
 
 

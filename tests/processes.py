@@ -1,6 +1,6 @@
-"""Scripts in processes of their own, as `python`, `torchrun` and `accelerate launch` start them.
+"""Runs scripts in new processes, as `python`, `torchrun` and `accelerate launch` do.
 
-They are forked from one that has imported what all of them import: anew that takes each of them 5 s.
+They are forked from a process with the common imports, which would take each of them 5 s.
 """
 
 import multiprocessing
@@ -20,17 +20,17 @@ CONTEXT.set_forkserver_preload([f"dcal_hf.{name}" for name in ("data", "metrics"
 
 @dataclass(frozen=True)
 class Printed:
-    """What the first of the processes printed."""
+    """The output of the first process."""
 
     stdout: str
     stderr: str
 
 
 def run_script(script: Path, *arguments: object, processes: int = 1) -> Printed:
-    """Runs a script with a command line; several processes are one group of torch.distributed.
+    """Runs a script with a command line; several processes form a torch.distributed group.
 
     Raises:
-        AssertionError: If one of them fails, with what it said. The others are ended then.
+        AssertionError: If a process fails, with its output. The others are killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [str(script), *map(str, arguments)]
@@ -54,7 +54,7 @@ def run_script(script: Path, *arguments: object, processes: int = 1) -> Printed:
 
 
 def group_environments(processes: int) -> list[dict[str, str]]:
-    """What `torchrun` tells each process."""
+    """The environment variables that `torchrun` sets for each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

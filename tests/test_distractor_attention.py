@@ -1,4 +1,4 @@
-"""How much of its attention PWCA spends on a distractor, against loops, identities and the training path."""
+"""The share of attention that PWCA gives to a distractor, against loops, identities and the training path."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_both_images_have_the_same_scale(vit_config, tmp_path):
     image, distractor, chart = figure.axes
     assert image.get_title().startswith("a.jpg\n") and distractor.get_title().startswith("b.jpg\n")
     brightness = [np.asarray(cell.images[0].get_array()).astype(int).sum(axis=2) for cell in (image, distractor)]
-    # The distractor is nowhere brighter than 0.4 of its own pixels: it has the darkest colour.
+    # The overlay of the distractor has the darkest colour everywhere.
     assert (brightness[1] <= 0.4 * np.asarray(pair[1]).astype(int).sum(axis=2) + 12).all()
     assert brightness[0].max() > brightness[1].max() and brightness[0].shape == (48, 64)
     np.testing.assert_allclose(chart.lines[0].get_ydata(), attention.shares)

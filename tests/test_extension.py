@@ -1,4 +1,4 @@
-"""Encoders and pair strategies from outside of the package, as the README registers them."""
+"""Encoders and pair strategies that users register, as in the README."""
 
 import re
 from pathlib import Path
@@ -20,24 +20,24 @@ from helpers import TINY_SIZES, add_noise
 
 
 README = Path(__file__).parents[1] / "README.md"
-# Of the ten pairs of classes, five are allowed: 0 with all, 1 with itself.
+# Five of the ten pairs of classes are allowed: 0 with all, and 1 with itself.
 ALLOWED = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], dtype=bool)
 
 
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
-    """What a test registers is forgotten."""
+    """Restores the registries after a test."""
     monkeypatch.setattr(families_dcal, "ADAPTERS", dict(families_dcal.ADAPTERS))
     monkeypatch.setattr(pairs, "RULES", dict(pairs.RULES))
     strategies = list(pairs.PAIR_SAMPLING)
     yield
-    # The arguments' choices are this very list.
+    # The choices of the arguments are the same list object.
     pairs.PAIR_SAMPLING[:] = strategies
 
 
 @pytest.fixture
 def registered(tmp_path, monkeypatch) -> dict:
-    """What the README's lines define, run beside a small checkpoint of the encoder that they name."""
+    """The names that the README's example defines, run with a small checkpoint of its encoder."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     plain = add_noise(ViTMSNModel(ViTMSNConfig(image_size=16, **TINY_SIZES)), 0.1)
@@ -62,7 +62,7 @@ def test_the_example_in_the_readme(registered, tmp_path):
         lambda rows: {"pixel_values": [pixel_values[number] for number in rows["label"]], "labels": rows["label"]}
     )
     arguments = registered["arguments"]
-    arguments.dataloader_pin_memory = False  # of no use without a GPU, says torch
+    arguments.dataloader_pin_memory = False  # torch warns about it without a GPU
     batch = next(iter(DCALTrainer(model, arguments, train_dataset=dataset).get_train_dataloader()))
     paired = batch["labels"].cpu()[batch["pairs"].cpu()].sort(dim=1).values
     assert sorted(paired.tolist()) == [[0, 1], [2, 3]]
@@ -105,7 +105,7 @@ def test_pairs_satisfy_the_registered_strategy(batch_size):
     partners, alone = pair_up(labels, "with_0", np.random.default_rng(1))
     assert sorted([*partners.ravel(), *alone]) == list(range(101))
     assert all(ALLOWED[labels[first], labels[second]] for first, second in partners)
-    # Nothing that is left could have been paired.
+    # The unpaired images cannot be paired with each other.
     assert not any(ALLOWED[labels[a], labels[b]] for a in alone for b in alone if a != b)
     sampler, counted, kinds = PairSampler(labels, batch_size, "with_0"), 0, set()
     for batch in BatchSampler(sampler, batch_size, drop_last=False):
@@ -122,7 +122,7 @@ def test_pairs_satisfy_the_registered_strategy(batch_size):
 
 
 def test_the_strategy_gets_the_original_identities():
-    """Only every third number is an individual: the balanced sampler counts them anew."""
+    """Only every third number is an individual, and the balanced sampler renumbers them."""
     labels = np.repeat([0, 3, 6, 9], 6)
     dcal_hf.register_pair_strategy("neighbours", lambda first, second: abs(first - second) == 3)
     sampler = IdentityBalancedSampler(labels, 8, 2, pair_sampling="neighbours")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writing."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the first version, which lie in `checkpoints` with what they answered, still answer the same.
+"""Checkpoints of the first version, saved in `checkpoints` with their outputs, give the same outputs.
 
 They are tiny ViTs with spread weights, made by version 0.1.0 at commit ef37dd3, whose `pair_index=[1, 0]` was the pair
 of today. `answers.safetensors` holds its outputs for `IMAGES`, with labels 0 and 1, in evaluation mode.

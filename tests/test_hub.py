@@ -1,4 +1,4 @@
-"""Saved models as strangers load them: Auto classes, pipelines, and processes without dcal_hf."""
+"""Loading saved models: Auto classes, pipelines, and processes without dcal_hf."""
 
 import copy
 import json
@@ -97,7 +97,7 @@ def test_feature_extraction_pipeline_gives_the_embeddings(tmp_path, vit_config):
 STRANGER = """
 import contextlib, io, json, pathlib, sys
 sys.modules["dcal_hf"] = None   # any import of the package fails
-sys.modules["timm"] = None   # so does timm's, until there is an encoder of timm
+sys.modules["timm"] = None   # and of timm, until a timm encoder is loaded
 import torch
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.utils import is_timm_available
@@ -129,19 +129,19 @@ for folder in sys.argv[1:]:
     }
 print(json.dumps(answers))
 """
-# Those of timm last.
+# Encoders of timm are last.
 STRANGERS = ("vit", "dinov3_vit", "swin", "reid", "timm_deit", "timm_cait")
 
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory, backbone_configs) -> tuple[Path, dict[str, PreTrainedModel]]:
-    """A folder of saved models with their cards and a picture, and these models."""
+    """A folder of saved models with their model cards and an image, and the models."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("strangers")
     models = {name: saved_model(root / name, backbone_configs[name]) for name in STRANGERS if name != "reid"}
     metrics = {"accuracy": 0.5, "top5_accuracy": 0.5, "class_mean_accuracy": 0.5}
     for name in models:
-        # Run in this folder, the name is like that of a repository on the Hub.
+        # In this folder, the name works like that of a repository on the Hub.
         write_model_card(root / name, ModelCardFacts(name, "birds", metrics, {}, {}, branches={"SA": ""}))
     picture().save(root / "image.jpg")
     models["reid"] = add_noise(DCALForReID.from_backbone(backbone_configs["vit"], num_labels=3), 0.1)
@@ -151,7 +151,7 @@ def strangers(tmp_path_factory, backbone_configs) -> tuple[Path, dict[str, PreTr
 
 @pytest.fixture(scope="module")
 def answers(strangers) -> dict[str, dict]:
-    """What a process without the package says of them, and without timm unless the encoder is timm's."""
+    """The outputs of a process without dcal_hf (and without timm, unless the encoder is timm's)."""
     folder, _ = strangers
     arguments = [sys.executable, "-c", STRANGER, *(str(folder / name) for name in STRANGERS)]
     environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules")}
@@ -188,7 +188,7 @@ def test_pretrained_weights_and_labels_are_loaded(tmp_path, vit_config):
 
 
 def resized_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
-    """A plain encoder's tokens for another input size, its positions resampled by its own library."""
+    """Tokens of a plain encoder for another input size, with positions resampled by its own library."""
     if is_cait(plain.config):
         return resized_cait_tokens(plain, pixel_values)
     if plain.config.model_type == "timm_wrapper":
@@ -201,7 +201,7 @@ def resized_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def resized_cait_tokens(plain, pixel_values: torch.Tensor) -> torch.Tensor:
-    """CaiT has no way to another input size of its own; timm's resampling has."""
+    """CaiT does not support other input sizes; timm's resampling function does."""
     size = list(pixel_values.shape[-2:])
     config = copy.deepcopy(plain.config)
     config.model_args["img_size"] = size
@@ -244,7 +244,7 @@ def test_glca_starts_from_the_last_block(backbone_config):
 
 
 def test_missing_weights_are_initialised(tmp_path, backbone_config):
-    """A checkpoint of SA alone, loaded as full DCAL: GLCA's block and the log-variances are new."""
+    """Loads a checkpoint of SA only with all branches; the GLCA block and the log-variances are new."""
     saved_model(tmp_path, backbone_config, branches=("sa",))
     config = json.loads((tmp_path / "config.json").read_text())
     config.update(branches=["sa", "glca", "pwca"], inference_branches=["sa", "glca"])
@@ -268,7 +268,7 @@ def test_a_dcal_checkpoint_is_not_a_backbone(tmp_path, vit_config):
 
 @pytest.fixture
 def new_compiler() -> None:
-    """One that has compiled nothing: of one `forward` it takes a few models in a process, and no more."""
+    """Resets the compiler, which compiles the same `forward` only a few times per process."""
     torch.compiler.reset()
 
 

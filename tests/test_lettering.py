@@ -1,4 +1,4 @@
-"""Text in figures: any script is drawn or spelled out, and lines fit."""
+"""Text in figures: any script is rendered or spelled out, and lines fit."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,14 @@ BLANK = Image.new("RGB", (8, 8))
 
 
 def drawn(figure, tmp_path):
-    """Draws it: matplotlib warns, and tests fail, where a font lacks a character."""
+    """Draws the figure. matplotlib warns if the font lacks a character, and tests treat warnings as errors."""
     save_figure(figure, tmp_path / "figure.png")
     return figure
 
 
 def test_names_in_any_script_are_rendered_or_spelled_out(tmp_path):
-    # Cyrillic and Arabic are in the default font; U+1D81 is in STIX, which comes with matplotlib, and not in that;
-    # U+0378 is no character.
+    # The default font has Cyrillic and Arabic. U+1D81 is only in STIX, which matplotlib includes, and U+0378 is
+    # unassigned.
     names = ["\u0432\u043e\u0440\u043e\u0431\u0435\u0439", "\u0643\u0644\u0628", "\u1d81", "wren\u3000\u0378 $x_$"]
     sheet = drawn(contact_sheet([BLANK] * 4, names), tmp_path)
     labels = [cell.xaxis.label for cell in sheet.axes if cell.images]

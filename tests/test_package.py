@@ -1,4 +1,4 @@
-"""What `import dcal_hf` brings along, and what it leaves until it is asked for."""
+"""What `import dcal_hf` imports, and what it imports on first access."""
 
 import importlib
 import json

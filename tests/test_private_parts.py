@@ -1,4 +1,4 @@
-"""Private parts of other libraries that dcal_hf leans on: when one of these tests fails, it names what has changed.
+"""Private parts of other libraries that dcal_hf depends on. A failing test names what has changed.
 
 transformers
     Blocks hand keyword arguments on to the attention, and that to the function named by `attn_implementation`; where
@@ -106,7 +106,7 @@ def test_eager_attention_takes_dcals_arguments(name):
 
 
 def test_an_initialised_layer_is_not_initialised_again(vit_config):
-    """GLCA's projections keep the mark: else they would be drawn, and after them the classifiers, anew."""
+    """GLCA's projections keep this flag. Otherwise they and the classifiers would get other random weights."""
     encoder = DCALModel.from_backbone(vit_config, branches=("sa",)).encoder
     before = torch.get_rng_state()
     block = encoder.copy_last_block()
@@ -174,7 +174,7 @@ def test_timms_constructors_take_the_allowed_arguments():
     assert sorted(MODEL_ARGS - known) == []
     assert {"block_fn", "attn_layer"} < parameters_of(VisionTransformer.__init__)
     assert {"block_layers", "attn_block", "block_layers_token", "attn_block_token_only"} < parameters_of(Cait.__init__)
-    # What would let a file or an address in belongs to the functions around them.
+    # Arguments that read files or URLs belong to other functions.
     assert not MODEL_ARGS & {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
@@ -195,7 +195,7 @@ def test_accelerates_plugin_has_the_sharding_options():
 
 
 def test_the_code_in_a_checkpoint_has_all_its_files():
-    """transformers copies what a pattern finds in the text: flat relative imports of whole lines."""
+    """transformers finds the files with a pattern for relative imports."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
     folder = Path(models_file).parent

@@ -126,7 +126,7 @@ def test_flips_can_be_disabled(processor):
 
 
 def test_affine_transforms_fill_with_the_border(processor):
-    """A black dot in the middle of a white page goes up to 20 % of its sides away; no corner is filled with black."""
+    """A black dot in the centre of a white image moves by up to 20 %, and no corner becomes black."""
     page = np.full((32, 16, 3), 255, dtype=np.uint8)
     page[15:17, 7:9] = 0
     options = {"padding": 0, "random_erasing": 0, "horizontal_flip": 0, "affine": 20}

@@ -1,4 +1,4 @@
-"""Checkpoints in sentence-transformers: the same vectors, and no code from the checkpoint."""
+"""Checkpoints in sentence-transformers: equal embeddings, without code from the checkpoint."""
 
 import json
 
@@ -15,7 +15,7 @@ from helpers import add_noise, noise_picture
 
 @pytest.fixture(scope="module", params=["reid", "classification"])
 def checkpoint(request, tmp_path_factory, backbone_configs):
-    """The folder of a saved model, and the model."""
+    """A model, and the folder it is saved in."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
     is_reid = request.param == "reid"

@@ -9,12 +9,12 @@ from transformers import ViTImageProcessor
 from dcal_hf.visualization import attention_comparison, confusion_figure, contact_sheet, picture_table
 
 
-# The colour of the frame, and the sign in it.
+# Colour and sign of the frame.
 MARKS = {True: (to_rgba("#009e73"), "\u2713"), False: (to_rgba("#d55e00"), "\u2717")}
 
 
 def mark(cell):
-    """Colour of the frame and sign of a picture, None where neither is drawn."""
+    """Colour and sign of the frame of a picture, or None."""
     color = tuple(cell.spines["left"].get_edgecolor())
     signs = [text.get_text() for text in cell.texts]
     return (color, *signs) if cell.axison and color[3] else None

@@ -27,7 +27,7 @@ def picture(width=80, height=60, seed=0):
     "kind", [ViTImageProcessor, DeiTImageProcessor, BitImageProcessor, CLIPImageProcessor, DINOv3ViTImageProcessor]
 )
 def test_the_saved_processor_equals_the_evaluation_transform(tmp_path, kind):
-    """Resize both sides to 550/448 of the input, crop the centre, normalise: against plain PIL and NumPy."""
+    """Resize to 550/448 of the input, centre crop and normalise, against PIL and NumPy."""
     processor = fine_grained_processor(kind(), (48, 32))
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
@@ -95,7 +95,7 @@ def test_a_broken_image_names_its_path(tmp_path):
 
 
 class Noise(torch.utils.data.Dataset):
-    """Draws from all three generators that augmentations use."""
+    """Samples from all three random generators that augmentations use."""
 
     def __len__(self):
         return 12
@@ -138,7 +138,7 @@ def test_the_random_state_of_the_training_process_is_kept():
 
 @pytest.mark.parametrize("sizes", [[(80, 60)] * 3, [(80, 60), (31, 97), (80, 60)]], ids=["alike", "mixed"])
 def test_evaluation_opens_one_image_at_a_time_to_the_same_pixels(monkeypatch, sizes):
-    """As the processor makes of the whole batch, which groups what is of one size."""
+    """The result equals that of the processor on the full batch, which groups images by size."""
     processor = fine_grained_processor(ViTImageProcessor(), (48, 32))
     pictures = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
     expected = list(processor(pictures, return_tensors="pt")["pixel_values"])

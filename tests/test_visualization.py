@@ -26,12 +26,12 @@ from dcal_hf.visualization import (
 BOX = (0, 255, 255)
 
 
-# The colour of the frame, and the sign in it.
+# Colour and sign of the frame.
 MARKS = {True: (to_rgba("#009e73"), "\u2713"), False: (to_rgba("#d55e00"), "\u2717")}
 
 
 def mark(cell):
-    """Colour of the frame and sign of a picture, None where neither is drawn."""
+    """Colour and sign of the frame of a picture, or None."""
     color = tuple(cell.spines["left"].get_edgecolor())
     signs = [text.get_text() for text in cell.texts]
     return (color, *signs) if cell.axison and color[3] else None
@@ -71,7 +71,7 @@ def test_heat_falls_off_bilinearly():
     heat = brightness(rollout_overlay(gray(90, 10, 0), [0.0, 0.5, 1.0], (1, 3)))
     assert (heat == heat[0]).all()
     assert (np.diff(heat[0]) >= 0).all()
-    # Half way between the centres of two patches lies a value seen at neither.
+    # The value halfway between two patch centres is interpolated.
     centres = heat[0, [15, 30, 45, 60, 75]]
     assert (np.diff(centres) > 0).all()
 
@@ -107,7 +107,7 @@ def test_boxes_of_a_rectangular_grid(selected):
 
 
 def test_boxes_of_patches_with_fractional_sizes():
-    # 10 columns over 4 patches: the third begins at 5 and ends before 7.5; 7 rows over 2: the second begins at 3.5.
+    # 10 columns for 4 patches: the third spans 5 to 7.5. 7 rows for 2 patches: the second starts at 3.5.
     boxes = box_pixels(rollout_overlay(gray(10, 7), one_hot(0, 8), (2, 4), [6]))
     rows, columns = np.nonzero(boxes)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 6, 5, 7)
@@ -178,13 +178,13 @@ def test_figure_shows_image_rollout_and_selection():
 
 
 def timm_processor():
-    """timm's own steps: the shorter side to 256 pixels, the centre of 224."""
+    """timm's steps: resize the shorter side to 256 pixels, centre crop of 224."""
     processor = TimmWrapperImageProcessor({"input_size": (3, 224, 224), "crop_pct": 0.875}, architecture="vit")
     processor.val_transforms = create_transform((3, 224, 224), crop_pct=0.875)
     return processor
 
 
-# Of each processor: the input size and, of a photograph of 300 x 200 pixels, the part that the model gets.
+# For each processor: the input size, and the region of a 300 x 200 photograph that the model sees.
 PROCESSORS = {
     "crop": (
         fine_grained_processor(ViTImageProcessor(), (224, 224), 256 / 224), (224, 224), (18.75, 12.5, 281.25, 187.5)
@@ -210,7 +210,7 @@ def marked(size, box):
 
 
 def rollout_of_brightness(photograph, processor, grid):
-    """What a model would give that draws on bright patches: the processor's pixels, averaged over each patch."""
+    """A rollout equal to the brightness of each patch of the processed image."""
     pixels = torch.as_tensor(processor([photograph], return_tensors="pt")["pixel_values"])[0].mean(dim=0)
     return torch.nn.functional.adaptive_avg_pool2d(pixels[None], grid).flatten()
 
@@ -313,7 +313,7 @@ def test_ranked_list_of_one_query():
     [
         ([0.0101, 0.0104, 0.5], ["0.0101", "0.0104", "0.5000"]),
         ([0.25, 0.25, 1], ["0.250", "0.250", "1.000"]),
-        # No more digits than float32 has.
+        # At most the digits of float32.
         ([0.25, 0.25 + 1e-9], ["0.2500000", "0.2500000"]),
         ([], []),
     ],

@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Puts a set in the Hub's place and collects the calls."""
+    """Serves a data set instead of the Hub, and records the calls."""
     calls = []
 
     def serve(dataset):

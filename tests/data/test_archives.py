@@ -20,7 +20,7 @@ FORMATS = {".tar": "tar", ".tar.gz": "gztar", ".tgz": "gztar", ".zip": "zip"}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The folder that archives are unpacked into."""
+    """The cache folder for unpacked archives."""
     folder = tmp_path / "cache" / "extracted"
     monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", folder)
     return folder
@@ -34,7 +34,7 @@ def write_images(root, *names):
 
 
 def pack(root, archive, top=""):
-    """Packs what lies in `root`, below a folder `top` if it is given."""
+    """Packs the content of `root`, inside a folder `top` if given."""
     suffix = next(suffix for suffix in FORMATS if archive.name.endswith(suffix))
     folder = root
     if top:
@@ -46,7 +46,7 @@ def pack(root, archive, top=""):
 
 
 def unpacked(cache):
-    """What lies in the cache, locks aside."""
+    """The content of the cache, without lock files."""
     return sorted(path for path in cache.iterdir() if path.suffix != ".lock") if cache.is_dir() else []
 
 
@@ -307,7 +307,7 @@ class TestDamage:
         archives[1].write_bytes(content.replace(b"BZh9", b"BZh0"))
         with zipfile.ZipFile(tmp_path / "stored.zip", "w") as file:
             file.writestr("owl/1.png", "x")
-        # The list of members starts before the beginning of the file.
+        # The offset of the member list is before the start of the file.
         content = bytearray((tmp_path / "stored.zip").read_bytes())
         content[-6:-2] = b"\xff\xff\xff\x7f"
         archives.append(tmp_path / "before.zip")
@@ -340,7 +340,7 @@ class TestDamage:
 
 
 class TestBombs:
-    """Zeros, of which a megabyte takes a kilobyte."""
+    """Archives of zeros, of which a megabyte takes a kilobyte."""
 
     def bomb(self, tmp_path, suffix, size):
         (tmp_path / "root" / "wren").mkdir(parents=True)

@@ -196,7 +196,7 @@ class TestSplits:
 
 
 def hub_set(labels, feature, image_column="image", label_column="label", **others):
-    """A set as the Hub would give it: `labels` maps a split to its labels."""
+    """A data set as loaded from the Hub; `labels` maps splits to labels."""
     features = {image_column: datasets.Image(), label_column: feature, "note": Value("string"), **others}
     parts = {}
     for split, values in labels.items():

@@ -26,7 +26,7 @@ def files(part):
 
 
 def labelled(part, root):
-    """Path below the root and name of the class, of each row."""
+    """Relative path and class name of each row."""
     names = part.features["label"].int2str(part["label"][:])
     return list(zip([path.removeprefix(f"{root}/") for path in files(part)], names))
 
@@ -37,7 +37,7 @@ def warnings_of(caplog):
 
 BIRDS = {
     "classes.txt": ("1 001.Black_footed_Albatross", "2 002.Laysan_Albatross", "3 010.Red_winged_Blackbird"),
-    # Numbers are names: neither in order nor without gaps.
+    # IDs are neither sorted nor consecutive.
     "images.txt": (
         "7 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg",
         "2 001.Black_footed_Albatross/Black_Footed_Albatross_0009_34.jpg",
@@ -285,7 +285,7 @@ class TestArguments:
 
 
 def hub_part(**labels):
-    """Rows of a set on the Hub; each column maps to its classes and to the classes of the rows."""
+    """A split of a data set on the Hub; each column maps to its class names and the labels of the rows."""
     features = {"image": datasets.Image()}
     features |= {column: ClassLabel(names=names) for column, (names, _) in labels.items()}
     columns = {column: rows for column, (_, rows) in labels.items()}

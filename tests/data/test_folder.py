@@ -1,4 +1,4 @@
-"""Folders as people have them: wrapped, nested, with what a Mac has left in them."""
+"""Unusual image folders: wrapped, nested, with metadata of macOS."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""The pass over a data set before training: what it finds, and what is left."""
+"""The check of a data set before training: what it finds and removes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from helpers import noise_picture
 
 
 def save(root, **seeds):
-    """A picture of noise for each path of `split/class/name` and its seed; equal seeds are equal files."""
+    """Saves noise images at the paths `split/class/name`; equal seeds give equal files."""
     for path, seed in seeds.items():
         file = root / f"{path}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ FOUND = {
 
 
 def as_encoded(dataset: DatasetDict) -> DatasetDict:
-    """The same images as a data set of the Hub holds them."""
+    """The same images encoded in the table, as in data sets of the Hub."""
     def encoded(part: Dataset) -> Dataset:
         records = part.cast_column("image", Image(decode=False))["image"]
         images = [{"path": record["path"], "bytes": Path(record["path"]).read_bytes()} for record in records]

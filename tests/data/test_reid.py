@@ -22,7 +22,7 @@ def write_all(root, names):
 
 
 def rows(part):
-    """Folder and name of the file, identity and camera of each row."""
+    """Folder, file name, identity and camera of each row."""
     records = part.cast_column("image", datasets.Image(decode=False))["image"]
     paths = ["/".join(record["path"].split("/")[-2:]) for record in records]
     return list(zip(paths, part["identity"], part["camera_id"]))
@@ -64,7 +64,7 @@ MSMT17 = {
 
 @pytest.fixture
 def root(tmp_path):
-    """A path that looks like a file name of some data sets."""
+    """A folder whose name looks like a file name of some data sets."""
     return tmp_path / "0007_c3s2_run"
 
 

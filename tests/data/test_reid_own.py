@@ -14,7 +14,7 @@ from dcal_hf.data import load_reid
 
 @pytest.fixture
 def root(tmp_path):
-    """A path that looks like a file name of some data sets."""
+    """A folder whose name looks like a file name of some data sets."""
     return tmp_path / "0007_c3s2_run"
 
 
@@ -25,7 +25,7 @@ def write_all(root, names):
 
 
 def rows(part):
-    """Folder and name of the file, identity and, or None, camera of each row."""
+    """Folder, file name, identity and camera (or None) of each row."""
     records = part.cast_column("image", datasets.Image(decode=False))["image"]
     paths = ["/".join(record["path"].split("/")[-2:]) for record in records]
     cameras = part["camera_id"] if "camera_id" in part.column_names else [None] * len(part)
@@ -43,7 +43,7 @@ def write_folder(root, counts):
 
 
 class TestAllIdentities:
-    """Nobody is kept for training, or for testing, where one does only the other."""
+    """All identities are used for evaluation only, or for training only."""
 
     def test_all_identities_are_evaluated(self, root, caplog):
         write_folder(root, {f"turtle {number}": 5 for number in range(14)})

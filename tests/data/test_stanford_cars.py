@@ -16,7 +16,7 @@ def write_image(path):
 
 
 def labelled(part, root):
-    """Path below the root and name of the class, of each row."""
+    """Relative path and class name of each row."""
     records = part.cast_column("image", datasets.Image(decode=False))["image"]
     names = part.features["label"].int2str(part["label"][:])
     return list(zip([record["path"].removeprefix(f"{root}/") for record in records], names))

@@ -1,4 +1,4 @@
-"""Confidences: against plain loops, and against a grid of temperatures."""
+"""Calibration against loops, and against a grid of temperatures."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ def negative_log_likelihood(logits, labels, temperature):
     return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
 
 
-def drawn(seed, scale, n=400, classes=5):
-    """Labels drawn from the softmax of logits, and the logits times a factor: the right temperature is about that."""
+def sample_logits(seed, scale, n=400, classes=5):
+    """Labels sampled from the softmax of logits, and the logits scaled by about the right temperature."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(0, 2, (n, classes))
     labels = np.array([generator.choice(classes, p=row) for row in softmax(logits, axis=1)])
@@ -37,7 +37,7 @@ def drawn(seed, scale, n=400, classes=5):
 @pytest.mark.parametrize("num_bins", [1, 4, 10, 15])
 @pytest.mark.parametrize("seed", range(3))
 def test_error_equals_plain_loop(seed, num_bins):
-    logits, labels = drawn(seed, 3.0)
+    logits, labels = sample_logits(seed, 3.0)
     probabilities = softmax(logits, axis=1)
     expected = loop_error(probabilities, labels, num_bins)
     assert expected_calibration_error(probabilities, labels, num_bins) == pytest.approx(expected, abs=1e-12)
@@ -45,9 +45,9 @@ def test_error_equals_plain_loop(seed, num_bins):
 
 
 def test_edges_of_bins_belong_to_the_lower_one():
-    # Half of a sure class and half of a coin: 0.5 lies in (0, 0.5], 0.75 and 1.0 in (0.5, 1].
+    # Confidence 0.5 is in the bin (0, 0.5], 0.75 and 1.0 are in (0.5, 1].
     probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0]])
-    # The first is wrong, |0 - 0.5| / 3; the others are right, |2 - 1.75| / 3.
+    # The first prediction is wrong: |0 - 0.5| / 3. The others are right: |2 - 1.75| / 3.
     assert expected_calibration_error(probabilities, np.array([1, 1, 1]), 2) == pytest.approx(0.25)
     assert loop_error(probabilities, np.array([1, 1, 1]), 2) == pytest.approx(0.25)
 
@@ -55,7 +55,7 @@ def test_edges_of_bins_belong_to_the_lower_one():
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 1000.0])
 @pytest.mark.parametrize("seed", range(2))
 def test_temperature_is_the_best_of_a_grid(seed, scale):
-    logits, labels = drawn(seed, scale)
+    logits, labels = sample_logits(seed, scale)
     temperature = fit_temperature(logits, labels)
     assert temperature == pytest.approx(scale, rel=0.3)
     grid = temperature * np.linspace(0.5, 2.0, 3001)
@@ -65,7 +65,7 @@ def test_temperature_is_the_best_of_a_grid(seed, scale):
 
 
 def test_temperature_changes_confidences_but_not_predictions():
-    logits, labels = drawn(0, 4.0, n=4000)
+    logits, labels = sample_logits(0, 4.0, n=4000)
     temperature = fit_temperature(logits[:2000], labels[:2000])
     before, after = softmax(logits[2000:], axis=1), softmax(logits[2000:] / temperature, axis=1)
     assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
@@ -74,7 +74,7 @@ def test_temperature_changes_confidences_but_not_predictions():
 
 
 def test_single_precision_and_shifted_logits():
-    logits, labels = drawn(1, 2.0)
+    logits, labels = sample_logits(1, 2.0)
     temperature = fit_temperature(logits, labels)
     shifted = logits.astype(np.float32) + 8
     assert fit_temperature(shifted, labels) == pytest.approx(temperature, rel=1e-5)

@@ -45,7 +45,7 @@ def loop_class_mean(predicted, labels):
 
 def random_case(seed, classes=9, n=60):
     generator = np.random.default_rng(seed)
-    # Few distinct scores, so that most examples have ties.
+    # Few distinct scores, so that most examples contain ties.
     scores = generator.integers(0, 5, (n, classes)).astype(np.float32)
     return scores, generator.integers(0, classes - 1, n)
 

@@ -1,4 +1,4 @@
-"""Known or new: against plain loops over images."""
+"""Open-set metrics against loops over images."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from dcal_hf.metrics import auroc, gallery_threshold, open_set_accuracy, open_se
 
 
 def loop_accuracy(predicted, identities, known):
-    """Each individual's share of right answers, averaged over the individuals of either kind."""
+    """The accuracy per individual, averaged over known and over new individuals."""
     shares = {True: [], False: []}
     for identity in sorted(set(identities)):
         answers = [answer for answer, truth in zip(predicted, identities) if truth == identity]
@@ -21,7 +21,7 @@ def loop_accuracy(predicted, identities, known):
 
 
 def loop_auroc(scores, positive):
-    """Over all pairs of a positive and a negative."""
+    """AUROC as a loop over all pairs of a positive and a negative."""
     higher = [score for score, truth in zip(scores, positive) if truth]
     lower = [score for score, truth in zip(scores, positive) if not truth]
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in itertools.product(higher, lower)]
@@ -67,7 +67,7 @@ def test_auroc_is_exact_for_many_examples():
 @pytest.mark.parametrize("seed", range(3))
 def test_nearest_item_equals_plain_loop(seed):
     generator = np.random.default_rng(seed)
-    # Of small integers, so that queries lie at the threshold, and items at the same distance.
+    # Small integers, so that some distances are equal to the threshold or to each other.
     query, gallery = (generator.integers(0, 4, (n, 3)) for n in (40, 30))
     query_ids, gallery_ids = generator.integers(0, 9, 40), generator.integers(-1, 6, 30)
     threshold = 2 ** 0.5

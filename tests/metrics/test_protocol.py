@@ -1,4 +1,4 @@
-"""The Market-1501 protocol, against its sentence applied to one pair of images after the other."""
+"""The Market-1501 protocol against a loop over pairs of images."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from dcal_hf.metrics import RetrievalProtocol
 
 
 def loop_roles(query, ids, cameras=None, images=None):
-    """The matches of a query, the items ignored for it besides junk, and the items that count."""
+    """The matches of a query, the items ignored for it besides junk, and the ranked items."""
     roles = {"matches": [], "ignored": [], "counted": []}
     for item, identity in enumerate(ids[1]):
         own_camera = cameras is not None and identity == ids[0][query] and cameras[1][item] == cameras[0][query]

@@ -31,7 +31,7 @@ class MatrixDistances:
 
 
 def official_trapezoid(hits):
-    """The script of the Market-1501 authors, over the ranking of the items that count."""
+    """The script of the Market-1501 authors, applied to the ranked items."""
     total, old_recall, old_precision, found = 0.0, 0.0, 1.0, 0
     for position, hit in enumerate(hits):
         found += hit
@@ -94,7 +94,7 @@ def loop_metrics(matrix, ids, cameras=None, images=None):
 
 
 def random_columns(generator, queries, items):
-    """Identities, among them junk (-1), distractors (0) and some that only one side has, and cameras."""
+    """Cameras and identities, including junk (-1), distractors (0) and some that only one side has."""
     ids = generator.integers(1, 9, queries), generator.integers(-1, 8, items)
     return ids, (generator.integers(0, 3, queries), generator.integers(0, 3, items))
 
@@ -177,13 +177,13 @@ def test_junk_query_is_skipped():
 
 
 def test_ranking_by_hand():
-    # Matches at ranks 1 and 3, a distractor between them, and junk and an item of the query's camera before all.
+    # Matches at ranks 1 and 3 with a distractor between them, after junk and an item of the query's camera.
     matrix = MatrixDistances([[0.1, 0.2, 0.5, 0.7, 0.6, 0.9]])
     result = distance_metrics(matrix, [4], [-1, 4, 4, 4, 0, 5], [1], [1, 1, 2, 3, 1, 1], fprs=(0, 0.5))
     assert result == pytest.approx(
         {
             "map": (1 + 2 / 3) / 2, "map_trapezoid": ((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2, "minp": 2 / 3,
-            # R = 2: the first two items hold one match, at rank 1.
+            # R = 2: the first two items contain one match, at rank 1.
             "r_precision": 1 / 2, "map_at_r": (1 / 1) / 2,
             "rank1": 1, "rank5": 1, "rank10": 1, "num_queries": 1, "num_skipped": 0,
             "tpr_at_fpr_0e+0": 0.5, "threshold_at_fpr_0e+0": 0.6, "tpr_at_fpr_5e-1": 1, "threshold_at_fpr_5e-1": 0.9,

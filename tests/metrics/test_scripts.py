@@ -1,4 +1,4 @@
-"""The metrics as `evaluate` loads them by path, offline, where dcal_hf is not installed."""
+"""The metrics loaded by path with `evaluate`, offline and without dcal_hf."""
 
 import json
 import os

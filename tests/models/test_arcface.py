@@ -19,7 +19,7 @@ PAIRS = torch.tensor([[3, 0], [1, 4]])
 
 
 def arcface_loop(features: np.ndarray, centers: np.ndarray, labels: list[int], margin: float, scale: float) -> float:
-    """Deng et al. 2020, equation 3: centers (C, K, D), angles by arccos."""
+    """Deng et al. 2020, equation 3, with centers (C, K, D) and angles computed by arccos."""
     losses = []
     for feature, label in zip(features, labels):
         if label == -100:
@@ -43,7 +43,7 @@ def test_arcface_equals_the_loop(subcenters, margin):
     centers = classifier.weight.detach().double().numpy().reshape(5, subcenters, 4)
     labels = torch.arange(40) % 5
     labels[7] = -100
-    # Opposite to all of its sub-centres, beyond pi - m; and exactly on one.
+    # One feature is opposite to all of its sub-centres (angle above pi - m), and one equals a sub-centre.
     features[0] = -classifier.weight[:subcenters].detach().sum(dim=0)
     features[1] = classifier.weight[subcenters].detach()
     logits = add_angular_margin(classifier(features), labels, margin, 10.0)

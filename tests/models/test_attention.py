@@ -91,7 +91,7 @@ def test_pairs_share_one_softmax_over_both_images():
 
 
 def test_a_subset_of_queries_attends_to_all_tokens_of_both_images():
-    """As in the last block, where CLS alone is read: no image is the SA branch's."""
+    """As in the last block, where only CLS is read. All images belong to the PWCA branch."""
     query, key, value = random_heads(blocks=3, batch=4)
     output = attend_pairs(query[:, :, :1], key[:, :, :2], value, memory=(key, value), num_paired=4)
     torch.testing.assert_close(output, attend_pairs(query, key, value, num_paired=4)[:, :1])
@@ -116,7 +116,7 @@ def test_the_mask_applies_to_the_keys_of_both_images(masks):
 
 @pytest.mark.parametrize("windows", [1, 3])
 def test_windows_attend_to_the_same_window_of_the_other_image(windows):
-    """Two pairs; a window of image i at place w is row i W + w."""
+    """Two pairs of images; window w of image i is row i W + w."""
     x = torch.randn(4 * windows, 2, 5, 3)
     rows = join_pairs(x, windows)
     for pair in range(2):
@@ -160,7 +160,7 @@ def test_record_contains_only_self_attention_and_is_overwritten():
 
 
 def test_one_image_at_a_time_equals_the_full_batch():
-    """The CPU's way and that of a compiled graph."""
+    """The CPU processes one image at a time, a compiled graph the full batch."""
     query, key = random_heads(blocks=2, batch=3)
     flow = torch.rand(3, query.size(2))
     torch.testing.assert_close(attention_flow(flow, query, key, 0.3), batch_flow(flow, query, key * 0.3))

@@ -1,4 +1,4 @@
-"""timm's CaiT beyond what every encoder must satisfy: pairs through talking heads, the flow of its rollout."""
+"""Tests specific to timm's CaiT: pairs with talking heads, and the rollout."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_talking_heads_share_one_softmax_over_both_images():
         keys, values = (torch.cat([x[image], x[other]]) for x in (key, value))
         softmax = softmax_of_mixed(attention, query[image], keys)
         weights = torch.einsum("gh,hnm->gnm", attention.proj_w.weight.double(), softmax)
-        # The bias falls on twice as many keys.
+        # The bias is added for twice as many keys.
         weights = weights + attention.proj_w.bias.double()[:, None, None] / 2
         drawn = torch.einsum("hnm,mhd->nhd", weights, values).flatten(1).float()
         expected = tokens[image, 1:] + block.gamma_1 * attention.proj(drawn)
@@ -50,7 +50,7 @@ def test_talking_heads_share_one_softmax_over_both_images():
 
 
 def full_map(block, tokens: Tensor) -> Tensor:
-    """What each of [CLS, patches] draws from each in a block, (B, 1 + N, 1 + N) in float64."""
+    """The attention map of a block over [CLS, patches], (B, 1 + N, 1 + N) in float64."""
     attention, maps = block.attn, torch.eye(tokens.size(1), dtype=torch.float64).repeat(len(tokens), 1, 1)
     for image, normed in enumerate(block.norm1(tokens)):
         if hasattr(attention, "proj_l"):

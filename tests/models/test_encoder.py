@@ -19,7 +19,7 @@ def test_resizing_positions_keeps_prefix_and_linear_ramps():
     assert resized.shape == (1, 2 + 16 * 4, 2)
     assert torch.equal(resized[:, :2], table[:, :2])
     ramp = resized[0, 2:].view(16, 4, 2)
-    # Away from the border a linear ramp stays one at the new pixel centres (bicubic weights ripple by 0.05).
+    # Away from the border, bicubic interpolation keeps a linear ramp (up to 0.05).
     torch.testing.assert_close(ramp[4:12, 1, 0], (torch.arange(4, 12) + 0.5) / 2 - 0.5, atol=0.05, rtol=0)
     torch.testing.assert_close(ramp[8, 1:3, 1], torch.tensor([2.5, 4.5]), atol=0.05, rtol=0)
 
@@ -68,18 +68,18 @@ def test_stochastic_depth_rates_increase_linearly(any_backbone_config, rate):
         rates = [hook.rate for part in hooks for hook in part]
     expected = [0.25, 0.25, 0.5, 0.5] + ([] if model.glca is None else [0.5, 0.5])
     if is_cait(any_backbone_config):
-        # Its own: the same in each block (one module for both branches), none in class attention, so none in GLCA.
+        # timm's CaiT has the same rate in each block, and none in class attention, which GLCA copies.
         expected = [0.5]
     assert rates == ([] if rate == 0 else expected)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers", "dinov3_vit", "swin"])
 def test_dcals_rate_replaces_the_encoders_stochastic_depth(backbone_configs, name):
-    """It would come on top: at a rate of 0 of DCAL's nothing is dropped, whatever the encoder's own is."""
+    """At a rate of 0 nothing is dropped, whatever the encoder's own rate is."""
     config = copy.deepcopy(backbone_configs[name])
     config.drop_path_rate = 0.9
     if name == "dinov3_vit":
-        # Moves its positions at random in training.
+        # Its positions are augmented at random in training.
         config.pos_embed_rescale = None
     model, pixel_values = classifier(config), images()
     evaluated = model(pixel_values).sa_logits

@@ -1,4 +1,4 @@
-"""timm's EVA-02 beyond what every encoder must satisfy: fused projections, a norm behind timm's pooling."""
+"""Tests specific to timm's EVA-02: fused projections, and the norm after timm's pooling."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": [32, 24], "pat
 
 
 def pooled_eva(**model_args) -> DCALModel:
-    """As its checkpoints for classification: queries, keys and values in one layer, their biases beside it."""
+    """An EVA-02 as in its classification checkpoints, with a fused projection and separate biases."""
     config = TimmWrapperConfig(architecture="eva02_tiny_patch14_224", model_args={**SIZES, **model_args})
     return add_noise(DCALModel.from_backbone(config, local_query_ratio=0.3), 0.15)
 
@@ -30,7 +30,7 @@ def test_tokens_equal_timms():
 
 
 def test_keys_and_values_equal_those_of_the_fused_projection():
-    """With biases of queries and values, none of keys, and the patches' keys turned."""
+    """Queries and values have biases, keys have none, and the keys of patches are rotated."""
     model = pooled_eva()
     encoder, block, tokens = model.encoder, model.encoder.blocks[-1], torch.randn(2, 13, 32)
     attention, normed = block.attn, block.norm1(tokens)
@@ -38,7 +38,7 @@ def test_keys_and_values_equal_those_of_the_fused_projection():
     values = products[:, :, 2] + attention.v_bias.view(4, 8)
     (sine_cosine,) = encoder.rotary(torch.randn(2, 3, 32, 24))
     sine, cosine = sine_cosine[:, None].chunk(2, dim=2)
-    # Neighbours are the real and the imaginary part of a number that is turned.
+    # Adjacent numbers are the real and the imaginary part of a complex number that is rotated.
     numbers = torch.view_as_complex(products[:, 1:, 1].unflatten(3, (4, 2)).contiguous())
     turned = torch.view_as_real(numbers * torch.complex(cosine[..., ::2], sine[..., ::2])).flatten(3)
     keys = torch.cat([products[:, :1, 1], turned], dim=1)

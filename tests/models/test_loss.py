@@ -56,7 +56,7 @@ def test_equal_weights_are_half_the_sum_without_parameters():
 
 
 def test_loss_weighting_can_be_changed_when_loading(vit_config, tmp_path):
-    """Without learned weights it has no log-variances; asked for, they start anew."""
+    """A checkpoint with equal weights has no log-variances; learned weighting initialises them."""
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3, loss_weighting="equal")
     names = {name for name, _ in model.named_parameters()}
     learned = DCALForImageClassification.from_backbone(vit_config, num_labels=3)

@@ -1,4 +1,4 @@
-"""What a correct DCAL must satisfy, on every supported encoder."""
+"""Properties of the model, tested on every supported encoder."""
 
 import copy
 
@@ -28,7 +28,7 @@ def plain_encoder(model: DCALForImageClassification, implementation: str):
 
 
 def plain_maps(model: DCALForImageClassification, pixel_values: Tensor) -> list[Tensor]:
-    """Head means of a plain encoder's attention maps; timm, which returns none, is overheard."""
+    """Head means of a plain encoder's attention maps. For timm, which returns none, they are captured by hooks."""
     plain = plain_encoder(model, "eager")
     if model.config.backbone_config.model_type != "timm_wrapper":
         return [attention.mean(1) for attention in plain(pixel_values, output_attentions=True).attentions]
@@ -43,7 +43,7 @@ def plain_maps(model: DCALForImageClassification, pixel_values: Tensor) -> list[
 
 
 def cait_maps(plain, pixel_values: Tensor) -> list[Tensor]:
-    """Maps over [CLS, patches]: of talking heads the softmax over the patches, of class attention CLS's row."""
+    """Maps over [CLS, patches]: the softmax over patches for talking heads, the CLS row for class attention."""
     maps = []
 
     def add_map(rows: slice, columns: slice, weights: Tensor) -> None:
@@ -65,7 +65,7 @@ def cait_maps(plain, pixel_values: Tensor) -> list[Tensor]:
 
 
 def plain_tokens(plain, pixel_values: Tensor, **kwargs) -> Tensor:
-    """Normalised tokens of a plain encoder; CLIP leaves its final norm to the pooler."""
+    """Tokens of a plain encoder after the final norm, which CLIP applies in its pooler."""
     tokens = plain(pixel_values, **kwargs).last_hidden_state
     return plain.post_layernorm(tokens) if plain.config.model_type == "clip_vision_model" else tokens
 
@@ -76,7 +76,7 @@ def test_self_attention_is_bit_for_bit_the_plain_encoder(any_backbone_config, im
     pixel_values = images()
     expected = plain_tokens(plain_encoder(model, implementation), pixel_values)
     if (implementation, any_backbone_config.model_type) == ("eager", "timm_wrapper"):
-        # timm has one implementation, whatever transformers is told.
+        # timm ignores the attention implementation of transformers.
         torch.testing.assert_close(model.dcal(pixel_values).last_hidden_state, expected)
     else:
         assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
@@ -149,7 +149,7 @@ def test_cls_readout_computes_the_rollout_only_on_request(vit_config):
 
 
 def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor:
-    """GLCA's block as a plain block whose queries are all tokens: every row as the global scope must give it."""
+    """The GLCA block run as a plain block, with all tokens as queries."""
     dcal = model.dcal
     hidden_states = dcal.encoder.embed(pixel_values)
     rotary = dcal.encoder.rotary(pixel_values)
@@ -167,7 +167,7 @@ def full_glca(model: DCALForImageClassification, pixel_values: Tensor) -> Tensor
 
 
 def every_row(block: torch.nn.Module, tokens: Tensor, **arguments) -> Tensor:
-    """Of class attention, which has CLS's row alone, with each token in the place of CLS in turn."""
+    """Class attention of every token, computed by putting each token in the position of CLS."""
     if not isinstance(block, ClassBlock):
         return block(tokens, **arguments)
     turns = [tokens.roll(-place, dims=1) for place in range(tokens.size(1))]
@@ -175,7 +175,7 @@ def every_row(block: torch.nn.Module, tokens: Tensor, **arguments) -> Tensor:
 
 
 def test_glca_equals_the_rows_of_a_full_block(backbone_config):
-    """Few queries against all keys equal the same rows of ordinary self-attention (rotary positions included)."""
+    """A subset of queries gives the same rows as self-attention of all tokens (with rotary positions)."""
     model, pixel_values = classifier(backbone_config), images()
     rows, output = full_glca(model, pixel_values), model(pixel_values)
     prefix = rows.size(1) - 16
@@ -247,7 +247,7 @@ def test_label_smoothing_equals_torch(vit_config):
     output = model(pixel_values, labels, PAIRS, smoothing=0.3)
     smooth = torch.nn.functional.one_hot(labels.clamp(min=0), 5) * 0.7 + 0.3 / 5
     cross_entropies = -(output.pwca_logits.log_softmax(-1) * smooth[[2, 0, 1, 3]]).sum(1)
-    # The first of the pairs is image 2, which does not count.
+    # The first image in the pairs is image 2, which the loss ignores.
     torch.testing.assert_close(output.losses["pwca"], cross_entropies[1:].mean())
     probabilities = torch.nn.functional.one_hot(labels[:2], 5).float()
     expected = model(pixel_values[:2], labels[:2], smoothing=0.3).loss
@@ -259,7 +259,7 @@ BRANCH_SETS = [("sa",), ("glca",), ("pwca",), ("sa", "glca"), ("sa", "pwca"), ("
 
 @pytest.mark.parametrize("branches", BRANCH_SETS)
 def test_every_parameter_of_every_subset_gets_a_gradient(vit_config, branches):
-    """DistributedDataParallel without `find_unused_parameters` depends on it."""
+    """DistributedDataParallel without `find_unused_parameters` requires it."""
     model = classifier(vit_config, branches=branches).train()
     output = model(images(), labels=torch.arange(4), pairs=PAIRS if "pwca" in branches else None)
     assert set(output.losses) == set(branches)
@@ -278,7 +278,7 @@ def test_every_parameter_of_every_encoder_gets_a_gradient(any_backbone_config):
 @pytest.mark.parametrize("model_class", [DCALForImageClassification, DCALForReID])
 @pytest.mark.parametrize("branches", [("sa",), ("sa", "pwca"), ("sa", "glca")])
 def test_shared_modules_are_initialised_independently_of_the_branches(vit_config, model_class, branches):
-    """So an ablation compares runs that start alike."""
+    """So that the runs of an ablation start from the same weights."""
     starts = []
     for trained in (("sa", "glca", "pwca"), branches):
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on the disk."""
+"""Weights that accelerate offloads to disk."""
 
 import torch
 from transformers import TimmWrapperConfig
@@ -8,7 +8,7 @@ from dcal_hf import DCALForImageClassification
 from helpers import classifier, images
 
 
-# Queries, keys and values in one layer, their biases beside it.
+# A fused projection with separate biases.
 FUSED_EVA = TimmWrapperConfig(
     architecture="eva02_tiny_patch14_224",
     model_args={"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8},
@@ -16,7 +16,7 @@ FUSED_EVA = TimmWrapperConfig(
 
 
 def reload_from_disk(model, folder, offloaded=""):
-    """The same model with the parts whose names begin so on the disk."""
+    """Reloads the model with the modules whose names start with `offloaded` on disk."""
     model.save_pretrained(folder)
     parts = {"dcal.backbone", "dcal.glca", "sa_classifier", "glca_classifier", "loss_weights"}
     parts &= {name for name, _ in model.named_modules()}

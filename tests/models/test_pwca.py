@@ -1,4 +1,4 @@
-"""PWCA in the model, on every supported encoder: which images meet, and what comes of it."""
+"""PWCA in the model, tested on every supported encoder."""
 
 import copy
 
@@ -23,7 +23,7 @@ def test_pairing_an_image_with_itself_equals_self_attention(any_backbone_config)
 
 
 def test_pairing_with_itself_equals_self_attention_in_training(backbone_configs):
-    """DINOv3 shifts and scales its positions at random then: alike in both branches."""
+    """DINOv3 shifts and scales its positions at random in training, in the same way for both branches."""
     config = copy.deepcopy(backbone_configs["dinov3_vit"])
     config.pos_embed_shift, config.pos_embed_rescale = 0.5, 2.0
     model, pixel_values = classifier(config).train(), images()
@@ -34,7 +34,7 @@ def test_pairing_with_itself_equals_self_attention_in_training(backbone_configs)
 
 @pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
 def test_a_pair_is_independent_of_other_images(any_backbone_config, num_pwca_blocks):
-    """Through all blocks, to the last bit; and each of the pair knows of the other."""
+    """Bit for bit through all blocks. The images of a pair do depend on each other."""
     model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
     before = model(pixel_values, pairs=PAIRS).pwca_logits
     for replaced, place in ((0, 1), (1, 2), (2, 0), (3, 3)):
@@ -55,7 +55,7 @@ def test_the_order_within_a_pair_does_not_matter(any_backbone_config):
 
 @pytest.mark.parametrize("pair_noise", [False, True])
 def test_pairs_do_not_depend_on_the_rest_of_the_batch(any_backbone_config, pair_noise):
-    """Images 0 and 2 of an odd batch; of the others there is no PWCA."""
+    """Only images 0 and 2 of an odd batch are paired."""
     model, pixel_values = classifier(any_backbone_config), images()[:3]
     torch.manual_seed(1)
     part = model(pixel_values, pairs=torch.tensor([[2, 0]]), pair_noise=pair_noise)
@@ -80,13 +80,13 @@ def test_noise_does_not_need_pairs(any_backbone_config):
     named = model(pixel_values, pairs=torch.tensor([[0, 1], [2, 2]]), pair_noise=True)
     assert everyone.pwca_logits.shape == (3, 5) and everyone.loss.isfinite()
     assert (everyone.pwca_logits - everyone.sa_logits).abs().amax(dim=1).min() > 1e-3
-    # The last row is image 2 beside other noise.
+    # The last row is image 2 with other noise.
     assert named.pwca_logits.shape == (4, 5) and not torch.equal(named.pwca_logits[2], named.pwca_logits[3])
 
 
 @pytest.mark.parametrize("num_pwca_blocks", [1, 2, 3])
 def test_pwca_runs_in_the_last_blocks(any_backbone_config, num_pwca_blocks):
-    """T twins over L blocks: a model of the last T blocks alone, fed with the first blocks' output, agrees."""
+    """The result equals that of a model of the last T blocks only, given the output of the first blocks."""
     model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
     whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
     dcal = model.dcal
@@ -105,7 +105,7 @@ def test_pwca_runs_in_the_last_blocks(any_backbone_config, num_pwca_blocks):
 
 
 def test_losses_ignore_distractors(vit_config):
-    """Own images and distractors by turns: the losses are those of the own alone."""
+    """Images and distractors alternate; the losses equal those of the images only."""
     model, pixel_values = classifier(vit_config), images()
     pairs, own = torch.tensor([[0, 1], [2, 3]]), [0, 2]
     output = model(pixel_values, torch.tensor([4, -100, 1, -100]), pairs)

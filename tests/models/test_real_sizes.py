@@ -1,4 +1,4 @@
-"""Today's encoders at their real sizes, with random weights: larger and rectangular inputs, a whole training step."""
+"""Encoders at their real sizes, with random weights: a training step with larger and rectangular inputs."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from dcal_hf import DCALForImageClassification
 
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6}
-# Of facebook/dinov2-small, facebook/dinov2-with-registers-small, facebook/dinov3-vits16-pretrain-lvd1689m,
-# openai/clip-vit-base-patch16, timm/vit_small_patch14_reg4_dinov2.lvd142m,
-# timm/eva02_small_patch14_336.mim_in22k_ft_in1k.
+# The sizes of facebook/dinov2-small, facebook/dinov2-with-registers-small,
+# facebook/dinov3-vits16-pretrain-lvd1689m, openai/clip-vit-base-patch16,
+# timm/vit_small_patch14_reg4_dinov2.lvd142m and timm/eva02_small_patch14_336.mim_in22k_ft_in1k.
 ENCODERS = {
     "dinov2": Dinov2Config(image_size=518, patch_size=14, **SMALL),
     "dinov2_with_registers": Dinov2WithRegistersConfig(image_size=518, patch_size=14, **SMALL),
@@ -25,7 +25,7 @@ ENCODERS = {
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("rows, columns", [(32, 32), (16, 8)])
 def test_training_step_at_real_size(name, rows, columns):
-    """448 x 448 (or 512 x 512) pixels for classes, 256 x 128 (or so) for individuals."""
+    """About 448 x 448 pixels for classification, about 256 x 128 for re-identification."""
     patch = 14 if "dinov2" in name or "eva02" in name else 16
     image_size = (patch * rows, patch * columns)
     model = DCALForImageClassification.from_backbone(ENCODERS[name], image_size=image_size, num_labels=7)

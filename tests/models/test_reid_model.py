@@ -1,4 +1,4 @@
-"""DCALForReID: necks, losses, and the embedding that every way of loading gives."""
+"""DCALForReID: necks, losses and embeddings."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def reid_model(config, **kwargs) -> DCALForReID:
 
 
 def triplet_loop(features: np.ndarray, labels: list[int]) -> float:
-    """Hermans et al., equation 5 with a soft margin, anchor by anchor."""
+    """Hermans et al., equation 5 with a soft margin, as a loop over anchors."""
     losses = []
     for a, anchor in enumerate(features):
         distances = [np.sqrt(((anchor - other) ** 2).sum()) for other in features]
@@ -92,7 +92,7 @@ def test_loss_is_cross_entropy_after_the_neck_plus_triplet_before_it(vit_config)
 
 
 def test_running_statistics_include_only_the_sa_branch(vit_config):
-    """Not of PWCA, whose features pass through the same neck; as torch's BatchNorm would remember them."""
+    """PWCA's features pass through the same neck, but do not update its running statistics."""
     model, pixel_values = reid_model(vit_config).train(), torch.randn(6, 3, 32, 32)
     reference = torch.nn.BatchNorm1d(32)
     reference.load_state_dict(model.dcal.necks["sa"].state_dict())
@@ -121,7 +121,7 @@ def test_the_neck_equals_batch_norm_over_the_counted_images():
 
 
 def test_losses_ignore_distractors(vit_config):
-    """Behind each image of a batch one without a label: in training, the losses of SA and GLCA do not see them."""
+    """Each image is followed by one without a label, which the losses of SA and GLCA ignore."""
     model, pixel_values = reid_model(vit_config).train(), torch.randn(12, 3, 32, 32)
     labels = torch.stack([LABELS, torch.full_like(LABELS, -100)], dim=1).flatten()
     pairs = torch.arange(12).view(6, 2)

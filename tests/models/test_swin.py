@@ -1,4 +1,4 @@
-"""Swin beyond what every encoder must satisfy: pairs of windows against plain loops, grids smaller than a window."""
+"""Tests specific to Swin: pairs of windows against loops, and grids smaller than a window."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def paired_rows(block, normed: np.ndarray, partners: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_window_attends_to_the_same_window_of_the_other_image(number):
-    """A block of the second stage without a shift, and one with it."""
+    """A block of the second stage without shifted windows, and one with them."""
     model, partners = swin((32, 48)), [2, 3, 0, 1]
     block = model.encoder.blocks[number]
     assert (block.shift_size, block.input_resolution, block.num_windows) == (number - 1, (4, 6), 6)
@@ -92,7 +92,7 @@ def test_noise_as_distractor():
 
 
 def test_a_grid_smaller_than_the_window_is_padded():
-    """Persons of 256 x 128: 8 x 4 patches in the last stage, windows of 7 x 7."""
+    """For 256 x 128 pixels, the last stage has 8 x 4 patches and windows of 7 x 7."""
     model, pixel_values = swin((32, 16), window_size=3), torch.randn(3, 3, 32, 16)
     with pytest.raises(RuntimeError, match="must match the size"):
         plain_swin(model)(pixel_values)

@@ -1,4 +1,4 @@
-"""timm's encoders as its users meet them: checkpoints in timm's own format, the R50 hybrid, refusals."""
+"""timm's encoders: checkpoints in timm's format, the R50 hybrid, and unsupported architectures."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_unsupported_architectures_are_rejected(architecture, reason):
 
 
 def write_config(folder: Path, is_complete: bool, **fields: object) -> None:
-    """A checkpoint's config.json of DCAL around a ViT of timm, whose backbone's fields a stranger has changed."""
+    """Writes the config.json of a DCAL checkpoint with a timm ViT, with changed fields of the backbone."""
     backbone = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", **fields}
     if is_complete:
         sizes = DCALConfig(backbone_config=TimmWrapperConfig(architecture="vit_tiny_patch16_224")).to_dict()
@@ -103,7 +103,7 @@ def write_config(folder: Path, is_complete: bool, **fields: object) -> None:
     ids=lambda model_args: next(iter(model_args)),
 )
 def test_a_checkpoint_can_set_only_sizes_and_switches(tmp_path, model_args, is_complete):
-    """timm's constructor reads files and addresses by some of them, at `AutoConfig.from_pretrained` already."""
+    """Other arguments make timm read files and URLs, even in `AutoConfig.from_pretrained`."""
     write_config(tmp_path, is_complete, model_args={"depth": 2, **model_args})
     (name,) = model_args
     with pytest.raises(ValueError, match=f"model_args of timm's 'vit_tiny_patch16_224' contain '{name}'"):
@@ -133,7 +133,7 @@ def test_an_unknown_timm_family_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("prepare", [fine_grained_processor, reid_processor])
 def test_timms_normalisation_is_kept(tmp_path, prepare):
-    """Its own steps are those of ImageNet, at its own size, and are not saved."""
+    """timm's own steps (ImageNet's, at its own size) are not saved."""
     cfg = {"input_size": (3, 224, 224), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
     prepare(TimmWrapperImageProcessor(pretrained_cfg=cfg), (64, 32)).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)

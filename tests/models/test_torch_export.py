@@ -1,4 +1,4 @@
-"""`torch.export` with a dynamic batch, as compilers and other runtimes take a model."""
+"""`torch.export` with a dynamic batch size."""
 
 import pytest
 import torch

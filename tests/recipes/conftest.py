@@ -1,4 +1,4 @@
-"""Recipes within this process: a process of its own imports torch for seconds."""
+"""Runs recipes in this process, because a new process needs seconds to import torch."""
 
 import importlib
 import sys
@@ -16,7 +16,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 @pytest.fixture(scope="session")
 def import_recipe() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a module of `recipes` or of `recipes/benchmarks` by its name."""
+    """Imports a module of `recipes` or `recipes/benchmarks` by name."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         for folder in (RECIPES, RECIPES / "benchmarks"):
             monkeypatch.syspath_prepend(str(folder))
@@ -25,7 +25,7 @@ def import_recipe() -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture(scope="session")
 def run_recipe(import_recipe) -> Callable[..., None]:
-    """Runs a recipe by its name with a command line."""
+    """Runs a recipe by name with a command line."""
 
     def run(name: str, *arguments: object) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -37,6 +37,6 @@ def run_recipe(import_recipe) -> Callable[..., None]:
 
 @pytest.fixture
 def few_drawn(monkeypatch) -> None:
-    """`--dataset_name drawn` of a few images, for runs that learn nothing from them."""
+    """Replaces the built-in data set `drawn` by a few images."""
     monkeypatch.setattr("dcal_hf.data.fgvc.synthetic_fgvc", lambda: synthetic_fgvc(20, 10, 10))
     monkeypatch.setattr("dcal_hf.data.reid.synthetic_reid", lambda: synthetic_reid(6, 5, 3, 3, 4))

@@ -1,4 +1,4 @@
-"""Ablations: what is run, what is skipped, and what the report says of it."""
+"""Ablations: runs, skipped runs, and the report."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def report(import_recipe):
 
 @pytest.fixture
 def calls(ablate, monkeypatch) -> list[dict]:
-    """Recipes are not run: the options that they would get, of which each leaves results."""
+    """Records the options of each run instead of running the recipe, and writes results."""
     seen = []
 
     def call(recipe, options, threads, device=0):
@@ -123,7 +123,7 @@ def test_a_killed_run_resumes_from_a_complete_checkpoint(ablate, monkeypatch, tm
     monkeypatch.setattr(ablate.subprocess, "run", lambda command, **kwargs: commands.append(command) or Finished)
     folder = tmp_path / "sa-0"
     assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
-    (folder / "checkpoint-3").mkdir()  # killed while the first was written
+    (folder / "checkpoint-3").mkdir()  # killed while the first checkpoint was written
     assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
     monkeypatch.setattr(ablate, "last_checkpoint", lambda folder: f"{folder}/checkpoint-3")
     assert ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
@@ -219,7 +219,7 @@ def test_the_options_of_bundled_ablations_exist(ablate, import_recipe, path, tmp
 
 @pytest.mark.slow
 def test_end_to_end(ablate, monkeypatch, tmp_path):
-    """Two arms, an encoder, real recipes; given twice it runs once."""
+    """Two arms and an encoder with the real recipes. The second call skips all runs."""
     tiny = {"do_train": True, "do_eval": True, "dataset_name": "drawn", "max_train_samples": 32, "use_cpu": True}
     tiny |= {"max_eval_samples": 20, "image_size": 48, "num_train_epochs": 1, "attention_images": 0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny))

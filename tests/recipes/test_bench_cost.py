@@ -1,4 +1,4 @@
-"""What DCAL adds, against the paper's published cost."""
+"""The costs of DCAL against those in the paper."""
 
 from argparse import Namespace
 

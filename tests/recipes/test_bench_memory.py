@@ -1,4 +1,4 @@
-"""No step of DCAL makes an attention map, on any encoder but CaiT; and the report of the largest tensors."""
+"""No step of DCAL creates an attention map, except on CaiT; and the report of the largest tensors."""
 
 from argparse import Namespace
 
@@ -11,7 +11,7 @@ from dcal_hf.models.attention_dcal import ROLLOUT_CHUNK
 from helpers import is_cait
 
 
-# So many tokens that nothing else of these encoders is as long, and more than the rollout takes rows at a time.
+# More tokens than any other dimension of these encoders, and more than the rollout's chunk of rows.
 SIDE, PATCHES = 120, 225
 
 
@@ -21,7 +21,7 @@ def tensors(import_recipe):
 
 
 def made_by_a_step(tensors, config, dtype=None, **fields) -> set:
-    """What forward and backward of all three branches make on two images, with the rollout."""
+    """The tensors created by forward and backward of all branches on two images, with the rollout."""
     model = DCALForImageClassification.from_backbone(config, SIDE, num_labels=3, **fields).train()
     images, labels = torch.randn(2, 3, SIDE, SIDE), torch.tensor([0, 1])
 
@@ -43,7 +43,7 @@ def test_no_step_makes_an_attention_map(tensors, backbone_config):
         pytest.skip("CaiT mixes the heads on both sides of its softmax: its maps are made, in timm as here.")
     made = made_by_a_step(tensors, backbone_config)
     assert maps(tensors, made) == set()
-    # Seen were forward and backward of attention, and the rollout's chunks of rows, of an image's four heads.
+    # The recorded tensors include attention in forward and backward, and the rollout's chunks of rows.
     operations = {tensor.operation for tensor in made}
     assert {f"_scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward")} <= operations
     assert ROLLOUT_CHUNK in {tensor.shape[1] for tensor in made if tensor.operation == "bmm" and tensor.shape[0] == 4}
@@ -57,7 +57,7 @@ def test_no_switch_makes_an_attention_map(tensors, vit_config, fields):
 
 
 def test_eager_attention_maps_are_detected(tensors, vit_config):
-    """Eager attention makes those of SA, and PWCA's of both images side by side."""
+    """Eager attention creates the maps of SA, and PWCA's over both images."""
     tokens = PATCHES + 1
     found = maps(tensors, made_by_a_step(tensors, vit_config, attn_implementation="eager"))
     for operation in ("_softmax", "_softmax_backward_data"):
@@ -84,12 +84,12 @@ def test_allocations_are_recorded_and_views_are_not(tensors):
     weight = torch.ones(3, requires_grad=True)
     made = tensors.made_tensors(lambda: (weight.expand(5, 3) * 2).sum().backward())
     noted = {(tensor.operation, tensor.shape, tensor.size) for tensor in made}
-    # Backward: a gradient of one, spread (a view), doubled, summed over what was spread.
+    # Backward: a gradient of 1 is expanded (a view), doubled, and summed.
     assert noted == {("mul", (5, 3), 60), ("sum", (), 4), ("ones_like", (), 4), ("sum", (1, 3), 12)}
 
 
 def test_the_report(import_recipe, run_recipe, monkeypatch, tmp_path):
-    """Both cases within this process, on a tiny backbone."""
+    """Both cases in this process, on a tiny backbone."""
     bench, steps = import_recipe("bench_model"), import_recipe("steps")
     options = {"device": "cpu", "dtype": "float32", "compile": False, "attention": "sdpa", "batch": 2}
     monkeypatch.setitem(steps.SHAPES, "deit_tiny", steps.Shape("tiny", 64, 2, (SIDE + 8, SIDE + 8), 2, 0.5))

@@ -48,7 +48,7 @@ def bench_model(import_recipe):
 
 
 def count(run) -> int:
-    """FLOPs of one image out of a batch."""
+    """FLOPs per image."""
     with FlopCounterMode(display=False) as counter:
         run()
     flops, remainder = divmod(counter.get_total_flops(), BATCH)
@@ -64,7 +64,7 @@ def make(vit_config: ViTConfig, **fields) -> tuple[DCALForImageClassification, d
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 def test_training_flops_equal_the_floor(flops, vit_config, fields):
-    """But for the keys and values that PWCA's last block, shared with SA, projects of CLS alone: `4 D²`, unread."""
+    """Except for `4 D²`: the last block also projects keys and values of PWCA's CLS, which are not used."""
     model, batch = make(vit_config, **fields)
     unread = 0
     if model.config.uses_pwca:
@@ -101,7 +101,7 @@ def test_the_floor_of_sa_equals_the_plain_vit(flops, vit_config):
 
 
 def test_fused_attention_computes_scores_once_more_in_backward(flops, steps, tiny_shape):
-    """Why the table's counted FLOPs lie above the needed ones: by `2 N² D` per block of SA, in training alone."""
+    """The counted FLOPs of training exceed the floor by `2 N² D` per block of SA."""
     config = steps.dcal_config(tiny_shape, "plain")
     counted = {
         work: steps.counted_flops(steps.make_step(work, tiny_shape, "plain", 1, steps.Setting()))
@@ -120,7 +120,7 @@ OPTIONS = {
 
 @pytest.fixture
 def tiny_shape(steps, monkeypatch):
-    """In the place of DeiT-Tiny: 2 x 2 patches, twelve blocks."""
+    """Replaces DeiT-Tiny by an encoder of 2 x 2 patches and twelve blocks."""
     shape = steps.Shape("tiny", 64, 1, (32, 32), 2, 0.5)
     monkeypatch.setitem(steps.SHAPES, "deit_tiny", shape)
     return shape
@@ -128,7 +128,7 @@ def tiny_shape(steps, monkeypatch):
 
 @pytest.fixture
 def run_case(bench_model, tiny_shape):
-    """A case within this process, where peaks of memory mean nothing, on a tiny backbone."""
+    """Runs a case in this process on a tiny backbone; its peak memory is meaningless."""
     return lambda name: bench_model.run_case(Namespace(case=name, **OPTIONS))
 
 
@@ -142,7 +142,7 @@ def test_every_case_runs(run_case, bench_model, harness, steps):
     assert "| plain ViT, transformers |" in report and "**1.00**" in report
 
 
-# Compilation takes its time, and is one switch like the others.
+# Compilation is slow, so only the slow tests include it.
 def is_compiled(name: str) -> bool:
     return "compile" in name
 
@@ -184,11 +184,11 @@ def test_the_switches_reach_the_run(run_case, bench_model, steps, monkeypatch):
 
 
 def test_processes_and_medians(harness, monkeypatch, tmp_path):
-    """The measuring itself is replaced by a script that prints figures."""
+    """A script that prints numbers replaces the measurement."""
     script = tmp_path / "case.py"
     script.write_text("import json, sys\nprint('noise')\nprint(json.dumps({'seconds': len(sys.argv[3])}))\n")
     monkeypatch.setattr(sys, "argv", [str(script), "--quick"])
-    # The script's own options come before the case.
+    # The options of the script are before the case.
     assert harness.measure(["a", "long"], 2, "folder") == {
         "a": {"seconds": 1, "fastest": 1}, "long": {"seconds": 4, "fastest": 4}
     }
@@ -204,7 +204,7 @@ def test_a_report_from_the_command_line(harness, run_recipe, monkeypatch, tmp_pa
     report = (tmp_path / "m.md").read_text()
     assert report.startswith("# DCAL beside the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
     assert "DeiT-Tiny" not in report and "by turns in one process" in report
-    # The notes of the report that is replaced by default.
+    # The notes of the report that is replaced by default are kept.
     assert "- **x plain**: against transformers' plain ViT" in report
 
     run_recipe(*command, "--models", "cls-12")

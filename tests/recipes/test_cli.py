@@ -1,4 +1,4 @@
-"""The console command: it finds the recipe, hands it the options, and turns mistakes into sentences."""
+"""The console command runs a recipe with its options, and prints one sentence for a mistake."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def dcal(import_recipe, monkeypatch):
 
 
 def test_help_needs_neither_torch_nor_the_package():
-    """So that it answers at once; every recipe that can be started is named, and every configuration."""
+    """So that it is fast. It lists every recipe and every configuration."""
     program = (
         "import runpy, sys\n"
         "for options in (['--help'], ['fgvc', '--help'], ['reid', 'quickstart_reid', '-h'], ['search', '--help']):\n"

@@ -1,4 +1,4 @@
-"""The recipes as a user runs them: photographs in, a gallery; an image in, its matches."""
+"""The recipes that embed photographs into a gallery and search it."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def torchrun(script: Path, *arguments: str, processes: int) -> Printed:
-    """As [`run_script`], by the launcher itself, which imports torch once more than its processes do."""
+    """Like [`run_script`], but with the real launcher, which imports torch once more."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     run = subprocess.run([*launcher, str(script), *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -58,7 +58,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Eleven images in nested folders, a text file, a hidden folder with another image, and one of no image format."""
+    """Eleven images in nested folders, a text file, and a hidden folder with another image."""
     folder = tmp_path_factory.mktemp("photographs")
     names = [f"a/{i}.png" for i in range(4)] + [f"a/b/c/{i}.JPG" for i in range(4)] + ["x.png", "y.png", "z.bmp"]
     for seed, name in enumerate(names):
@@ -99,7 +99,7 @@ def test_two_processes_embed_as_one(model, photographs, gallery, tmp_path, launc
     options = {"model_name_or_path": model, "image_dir": photographs, "output_dir": tmp_path / "two", "batch_size": 4}
     done = launch(RECIPES / "embed.py", *as_arguments(options), processes=2)
     one, two = (GalleryIndex.load(folder) for folder in (gallery, tmp_path / "two"))
-    # Eleven images are three batches of four, two for each.
+    # Eleven images are three batches of four; each process has two.
     assert "| 2/2 [" in done.stderr
     assert one.items["image"][:] == two.items["image"][:]
     assert (one.index.index.reconstruct_n(0, 11) == two.index.index.reconstruct_n(0, 11)).all()

@@ -1,4 +1,4 @@
-"""ONNX files: as the README has it, the same numbers as torch at any batch size, and what is refused."""
+"""ONNX export: the example in the README, outputs at any batch size, and unsupported models."""
 
 import json
 import re
@@ -27,7 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A classifier in out/birds, and photographs, as the README names them."""
+    """A classifier in out/birds, and photographs, as in the README."""
     folder = tmp_path_factory.mktemp("export")
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
     torch.manual_seed(0)
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(folder, run_recipe) -> Path:
-    """The README's command, and int8 on top. One export takes seconds: tests share it."""
+    """The export of the README with int8, shared by the tests because it takes seconds."""
     (command,) = re.findall(r"^python recipes/export.py (.*)$", README, re.MULTILINE)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
@@ -57,7 +57,7 @@ def test_the_readme_classifies_a_photograph_without_torch(exported, folder, monk
     (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "onnxruntime" in code)
     assert len(list(filter(None, code.splitlines()))) <= 10
     monkeypatch.chdir(folder)
-    # The fixture asked for more outputs than the README's command does.
+    # The fixture requests more outputs than the README's command does.
     exec(code.replace("(probabilities,) =", "(probabilities, *_) ="), {})
     name, probability = capsys.readouterr().out.split()
     best = pipeline("image-classification", model="out/birds")("sparrow.jpg")[0]
@@ -71,7 +71,7 @@ def test_any_batch_gives_what_torch_gives(exported, folder, batch_size):
     crops = np.random.default_rng(batch_size).integers(0, 256, (batch_size, 16, 24, 3), dtype=np.uint8)
     found = onnxruntime.InferenceSession(exported).run(None, {"images": crops})
     model = DCALForImageClassification.from_pretrained(folder / "out" / "birds").eval()
-    # As the processor does: to [0, 1], then mean 0.5 and standard deviation 0.5.
+    # The processor scales to [0, 1], then normalises with mean 0.5 and standard deviation 0.5.
     pixel_values = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         output = model(pixel_values)

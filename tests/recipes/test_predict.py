@@ -1,4 +1,4 @@
-"""Classifying photographs: the table, the pictures, and what goes wrong."""
+"""Classification of photographs: the table, the figures, and errors."""
 
 import csv
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_attention_overlays_have_the_size_of_the_photograph(run_recipe, checkpoi
 
 
 def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
-    """Of a plain encoder, only where it looks is known."""
+    """A plain encoder has no predictions, only attention."""
     ViTModel(ViTConfig(intermediate_size=64, **SIZES), add_pooling_layer=False).save_pretrained(tmp_path / "plain")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "plain")
     drawn = []

@@ -42,22 +42,22 @@ OWN_ENCODERS = {
     ),
     "openai/clip-vit-base-patch16": CLIPVisionConfig(patch_size=16),
 }
-# One of each input size is enough for every day.
+# The default suite tests one preset per input size.
 FAST = ("cub200_deit_tiny", "market1501_deit_small", "veri776_deit_tiny", "msmt17_swin_tiny")
 STEPS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
-# Warm-up would start from a learning rate of 0.
+# Warm-up would start with a learning rate of 0.
 ONE_STEP = ("--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 2 --dataloader_num_workers 0 "
             "--save_strategy no --disable_tqdm true").split()
 
 
 def architecture(checkpoint: str) -> PreTrainedConfig:
-    """What the checkpoint's own config.json says, without a download."""
+    """The configuration of a checkpoint, without a download."""
     widths = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
     if checkpoint in OWN_ENCODERS:
         return OWN_ENCODERS[checkpoint]
     if checkpoint.startswith("timm/"):
         name = checkpoint.removeprefix("timm/").partition(".")[0]
-        # A new CaiT's layer scale is so small that one step in float32 would not move what is behind it.
+        # CaiT's initial layer scale is so small that one float32 step would not change the scaled parameters.
         sizes = {"img_size": 224, **({"init_values": 1.0} if name.startswith("cait") else {})}
         return TimmWrapperConfig(architecture=name, model_args=sizes)
     if "/swin-tiny-" in checkpoint:
@@ -72,7 +72,7 @@ def is_reid(name: str) -> bool:
 
 @pytest.fixture
 def parse(import_recipe, tmp_path):
-    """The recipe's own reading of a preset, with what a test adds: model, data and training arguments."""
+    """Parses a preset with the recipe, with additional options."""
 
     def read(name: str, *options: str) -> tuple:
         options = ["--data_dir", "images", "--output_dir", str(tmp_path), "--use_cpu", *options]
@@ -151,7 +151,7 @@ def test_a_preset_trains_one_step(parse, name):
     result = trainer.train()
     assert result.global_step == 1 and 0 < result.training_loss < 100
     still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
-    # Adapters leave all but the linear layers of the blocks alone.
+    # Adapters train only the linear layers of the blocks.
     expected = [name for name in still if ".backbone." in name] if training_args.lora_rank > 0 else []
     assert still == expected
 

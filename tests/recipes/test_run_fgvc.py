@@ -1,4 +1,4 @@
-"""The recipe as a user runs it: a command line, a folder, the files it leaves."""
+"""The recipe with a command line and a folder of images, and the files it writes."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ OPTIONS = {
 
 
 def make_folder(root: Path) -> Path:
-    """Three classes; among the images a grey, a palette and a transparent one, a text file, a class of one image."""
+    """Three classes, with grey, palette and transparent images, a text file, and a class of one image."""
     modes = {("train", "wren", 0): "L", ("train", "wren", 1): "P", ("train", "robin", 0): "RGBA"}
     counts = {("train", "wren"): 5, ("train", "robin"): 5, ("train", "finch"): 1}
     counts |= {("validation", "wren"): 3, ("validation", "robin"): 2, ("test", "wren"): 2, ("test", "finch"): 1}
@@ -171,7 +171,7 @@ def test_train_evaluate_and_predict(tmp_path):
 
 
 def class_folder(root: Path, *names: str) -> Path:
-    """Four pictures to train on and two to evaluate of each class."""
+    """Four training and two validation images per class."""
     for split, count in (("train", 4), ("validation", 2)):
         for name in names:
             (root / split / name).mkdir(parents=True)
@@ -182,7 +182,7 @@ def class_folder(root: Path, *names: str) -> Path:
 
 @pytest.fixture
 def bird_checkpoint(tmp_path, recipe) -> Path:
-    """A checkpoint of the classes wren, robin and finch, in an order that is not the alphabet's."""
+    """A checkpoint with the classes wren, robin and finch, not in alphabetical order."""
     options = ["--backbone_config", json.dumps(TINY_VIT), "--image_size", "16", "--local_query_ratio", "0.5"]
     (model_args,) = recipe.parse_arguments((recipe.ModelArguments,), options)
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def bird_checkpoint(tmp_path, recipe) -> Path:
     )
     with torch.no_grad():
         for head in (model.sa_classifier, model.glca_classifier):
-            head.bias.copy_(torch.tensor([0.0, 50.0, 0.0]))  # all are robins
+            head.bias.copy_(torch.tensor([0.0, 50.0, 0.0]))  # always predicts robin
     model.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -206,7 +206,7 @@ def from_checkpoint(folder: Path, data_dir: Path, **options: object) -> dict[str
 def test_classes_of_a_checkpoint_are_matched_by_name(
     tmp_path, run_main, bird_checkpoint, monkeypatch
 ):
-    """Two of its three classes, which the folder numbers the other way."""
+    """The folder has two of its three classes, in another order."""
     drawn = []
     monkeypatch.setattr("dcal_hf.visualization.attention_figure", lambda *args: drawn.extend(args) or Figure())
     data = class_folder(tmp_path / "two", "robin", "wren")
@@ -216,7 +216,7 @@ def test_classes_of_a_checkpoint_are_matched_by_name(
     assert {row["prediction"] for row in rows} == {"robin"}
     assert [row["label"] for row in rows] == [Path(row["image"]).parent.name for row in rows]
     assert read_json(tmp_path / "out" / "eval_results.json")["eval_accuracy"] == 0.5
-    # The picture shows the mistakes first, from the photographs themselves.
+    # The figure shows the mistakes first, on the original photographs.
     photographs, *_, titles, _, correct = drawn
     shown = [re.fullmatch(r"\d\.png +true: (\w+) +predicted: robin \(1\.00\)", title)[1] for title in titles]
     assert shown == ["wren", "wren", "robin"] and correct == [False, False, True]
@@ -234,7 +234,7 @@ def test_up_to_half_of_the_photographs_are_the_most_confident_mistakes(recipe, c
     assert not {1, 2, 4} & set(chosen[len(mistakes):])
     without = [recipe.choose_images(None, 8, count, seed=seed) for seed in range(2)]
     assert all(len(set(some)) == min(count, 8) for some in without) and without[0] != without[1]
-    # No image is right: more of them are wrong ones.
+    # If no prediction is right, more mistakes are shown.
     assert recipe.choose_images(PredictionOutput(-logits, np.zeros(8, dtype=int), {}), 8, 5, 0)[0] in (0, 3, 5, 6, 7)
     assert len(recipe.choose_images(PredictionOutput(logits, np.full(8, 2), {}), 8, 5, 0)) == 5
 
@@ -250,7 +250,7 @@ def test_evaluation_rejects_classes_that_the_checkpoint_lacks(tmp_path, run_main
 
 @pytest.mark.parametrize("replace", [False, True])
 def test_fine_tuning_with_a_new_class_keeps_the_known_ones(tmp_path, run_main, bird_checkpoint, replace):
-    """At a learning rate of 0: the rows are those of the checkpoint, by name."""
+    """At a learning rate of 0, the rows equal those of the checkpoint by name."""
     data = class_folder(tmp_path / "more", "bunting", "robin", "wren")
     options = from_checkpoint(bird_checkpoint, data, learning_rate=0.0, ignore_mismatched_sizes=replace)
     run_main(tmp_path, "--do_train", "--do_eval", **options)
@@ -309,14 +309,14 @@ def test_fine_tuning_an_encoder_and_then_its_dcal_checkpoint(tmp_path, run_main,
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "save_steps": 1, "num_train_epochs": 2}
     run_script(RECIPE, config_file(tmp_path, **options), "--do_train")
-    whole = (tmp_path / "out" / "model.safetensors").read_bytes()
-    for step in (5, 6):  # as if killed while the fifth checkpoint was being written
+    uninterrupted = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for step in (5, 6):  # as if killed while the fifth checkpoint was written
         for file in sorted((tmp_path / "out" / f"checkpoint-{step}").iterdir()):
             if step == 6 or file.name == "trainer_state.json":
                 file.unlink()
     (tmp_path / "out" / "model.safetensors").unlink()
     run_script(RECIPE, config_file(tmp_path, **options), "--do_train", "--resume_from_checkpoint", "last")
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == uninterrupted
 
 
 def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main):
@@ -334,7 +334,7 @@ def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main):
     assert files() == before
     run_main(tmp_path, "--do_eval", **options)
     run_main(tmp_path, "--do_train", "--resume_from_checkpoint", "last", **{**options, "max_steps": 4})
-    (out / "checkpoint-best").mkdir()  # the user's own
+    (out / "checkpoint-best").mkdir()  # not a checkpoint of the Trainer
     run_main(tmp_path, "--do_train", "--overwrite_output_dir", **{**options, "save_total_limit": 9, "max_steps": 2})
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-best"}
 

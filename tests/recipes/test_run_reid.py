@@ -1,4 +1,4 @@
-"""The recipe as a user runs it: a command line, a tree in Market-1501's layout, the files it leaves."""
+"""The recipe with a command line and a folder in Market-1501's layout, and the files it writes."""
 
 import json
 import re
@@ -38,7 +38,7 @@ RANKS = ("map", "map_trapezoid", "minp", "rank1", "rank5", "rank10")
 
 
 def save(path: Path, identity: int, number: int) -> None:
-    """Noise over the identity's shade: no two images are alike."""
+    """Noise on a shade of the identity, so that all images differ."""
     rng = np.random.default_rng([identity, number])
     pixels = np.random.default_rng(identity).integers(120, 136, 3) + rng.integers(-99, 100, (24, 12, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def save(path: Path, identity: int, number: int) -> None:
 
 
 def make_market(root: Path, first: int = 1) -> Path:
-    """Market-1501's layout: 4 identities to train on, 3 to search for of two cameras each, distractors and junk."""
+    """Market-1501's layout: 4 training and 3 test identities of two cameras each, distractors and junk."""
     for identity in range(first, first + 7):
         split = "bounding_box_train" if identity < first + 4 else "bounding_box_test"
         for number in range(6):
@@ -152,7 +152,7 @@ def test_evaluating_a_checkpoint_on_another_data_set(tmp_path, run_main, untrain
     results = read_json(tmp_path / "out" / "all_results.json")
     assert results["eval_num_queries"] == 4 and not (tmp_path / "out" / "model.safetensors").exists()
     assert 0 < results["eval_map"] < 1
-    # The same results in the picture, and no junk.
+    # The figure shows the same results, without junk.
     assert [title.partition("\n")[0] for title in lists["query_title"]] == ["44", "45", "46", "130"]
     assert lists["query_title"][3] == "130\nno match in the gallery"
     assert {name for row in lists["titles"] for name in row} <= {"44", "45", "46", "distractor"}
@@ -167,16 +167,16 @@ def test_evaluating_a_checkpoint_on_another_data_set(tmp_path, run_main, untrain
 
 def test_two_processes_resume_and_evaluate_like_one(tmp_path, run_main):
     options = {"data_dir": str(make_market(tmp_path / "market")), "save_steps": 1, "num_train_epochs": 2}
-    # After the neck: its running means must not be each process's own.
+    # Embeddings after the neck, whose running means must be the same in all processes.
     options |= {"neck_feature": "after", "flip_tta": True, "rerank": True}
     run_script(RECIPE, config_file(tmp_path, **options), "--do_train", processes=2)
-    whole = (tmp_path / "out" / "model.safetensors").read_bytes()
+    uninterrupted = (tmp_path / "out" / "model.safetensors").read_bytes()
     for step in (5, 6):  # as if killed after the first step of the second epoch
         (tmp_path / "out" / f"checkpoint-{step}" / "trainer_state.json").unlink()
     (tmp_path / "out" / "model.safetensors").unlink()
     arguments = ["--do_train", "--do_eval", "--resume_from_checkpoint", "last"]
     run_script(RECIPE, config_file(tmp_path, **options), *arguments, processes=2)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == uninterrupted
 
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(tmp_path / "out")}
     run_main(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "alone"), **options, **source)

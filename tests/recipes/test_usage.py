@@ -1,4 +1,4 @@
-"""`--help`, which is read from the source: it says what the parser, made of the classes themselves, takes."""
+"""`--help` is read from the source code; it must agree with the parser of the argument classes."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def calls(import_recipe) -> list[tuple[str, tuple[type, ...]]]:
-    """Every recipe with its argument classes; one with subcommands, for each."""
+    """Every recipe (and subcommand) with its argument classes."""
     found = []
     for script, _ in import_recipe("cli").COMMANDS.values():
         arguments = import_recipe(script).ARGUMENTS

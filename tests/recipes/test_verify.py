@@ -1,4 +1,4 @@
-"""The same or not, as a user asks: calibrated on folders of individuals, kept beside the checkpoint."""
+"""Verification: calibration on folders of individuals, and the threshold saved with the checkpoint."""
 
 import csv
 import importlib
@@ -24,7 +24,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 @pytest.fixture
 def run_here(monkeypatch):
-    """A recipe with a command line, in this process."""
+    """Runs a recipe with a command line in this process."""
     monkeypatch.syspath_prepend(str(RECIPES))
 
     def run_main(recipe: str, *arguments: object) -> None:
@@ -44,7 +44,7 @@ def checkpoint(tmp_path) -> Path:
 
 
 def picture(individual: int, number: int) -> Image.Image:
-    """An individual is a pattern, seen through noise."""
+    """The pattern of an individual, with noise."""
     pattern = np.asarray(noise_picture(individual), np.int64)
     noise = np.asarray(noise_picture([individual, number]), np.int64)
     return Image.fromarray(((3 * pattern + noise) // 4).astype(np.uint8))
@@ -52,7 +52,7 @@ def picture(individual: int, number: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def turtles(tmp_path_factory) -> Path:
-    """Six individuals of four images, and one of a single image, all of them to test on."""
+    """Six test individuals with four images, and one with a single image."""
     root = tmp_path_factory.mktemp("data") / "turtles"
     for individual in range(7):
         folder = root / "test" / f"turtle {individual}"
@@ -71,7 +71,7 @@ def embeddings_of(checkpoint: Path, paths: list[Path]) -> np.ndarray:
 
 
 def loop_pairs(checkpoint: Path, root: Path) -> tuple[list[float], list[float]]:
-    """Distances of the same, and ascending ones of different individuals."""
+    """Distances of pairs of the same individual, and sorted distances of different individuals."""
     paths = sorted(root.glob("test/*/*.png"))
     same, different = [], []
     for (a, first), (b, second) in itertools.combinations(zip(paths, embeddings_of(checkpoint, paths)), 2):
@@ -94,20 +94,20 @@ def test_calibrate_and_verify(run_here, checkpoint, turtles, tmp_path, capsys):
     assert "at most 5 % of 264 pairs of different individuals" in capsys.readouterr().out
 
     folder = turtles / "test"
-    asked = [folder / "turtle 0" / "0.png", folder / "turtle 0" / "1.png", folder / "turtle 1" / "0.png",
+    paths = [folder / "turtle 0" / "0.png", folder / "turtle 0" / "1.png", folder / "turtle 1" / "0.png",
              folder / "turtle 2" / "3.png"]
-    run_here("verify", "--model_name_or_path", checkpoint, *asked, "--output", tmp_path / "answers.csv")
+    run_here("verify", "--model_name_or_path", checkpoint, *paths, "--output", tmp_path / "answers.csv")
     first, second = capsys.readouterr().out.splitlines()[:2]
     with open(tmp_path / "answers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    embeddings = embeddings_of(checkpoint, asked)
+    embeddings = embeddings_of(checkpoint, paths)
     distances = np.linalg.norm(embeddings[::2] - embeddings[1::2], axis=1)
     assert distances[0] < kept["threshold"] < distances[1]
     assert [row["same"] for row in rows] == ["True", "False"]
-    assert [(row["first"], row["second"]) for row in rows] == [tuple(map(str, asked[:2])), tuple(map(str, asked[2:]))]
+    assert [(row["first"], row["second"]) for row in rows] == [tuple(map(str, paths[:2])), tuple(map(str, paths[2:]))]
     np.testing.assert_allclose([float(row["distance"]) for row in rows], distances, atol=1e-4)
     assert [row["threshold"] for row in rows] == [f"{kept['threshold']:.4f}"] * 2
-    assert first.startswith(f"{asked[0]} and {asked[1]}: the same individual, distance {rows[0]['distance']}")
+    assert first.startswith(f"{paths[0]} and {paths[1]}: the same individual, distance {rows[0]['distance']}")
     assert f": different individuals, distance {rows[1]['distance']} (threshold {kept['threshold']:.4f}" in second
     assert second.endswith("false-accept rate 0.05 on turtles)")
 
@@ -123,13 +123,13 @@ def test_search_with_the_threshold(run_here, checkpoint, turtles, tmp_path, caps
     capsys.readouterr()
     threshold = json.loads((checkpoint / "verification.json").read_text())["threshold"]
     queries = [turtles / "test/turtle 0/1.png", turtles / "test/turtle 6/0.png"]
-    ask = ("search", "--model_name_or_path", checkpoint, "--gallery_dir", tmp_path / "gallery", "--images", *queries,
+    cmd = ("search", "--model_name_or_path", checkpoint, "--gallery_dir", tmp_path / "gallery", "--images", *queries,
            "--matches_in_picture", 0, "--output_dir", tmp_path)
     embeddings = embeddings_of(checkpoint, [*queries, *sorted(known.iterdir())])
     expected = np.sort(np.linalg.norm(embeddings[:2, None] - embeddings[None, 2:], axis=-1), axis=1)
     assert expected[0, 0] < threshold < expected[1, 0]
     for given in ("calibrated", threshold):
-        run_here(*ask, "--threshold", given)
+        run_here(*cmd, "--threshold", given)
         answers = capsys.readouterr().out.split(str(queries[1]))
         sentence = f"Probably a new individual: nothing is nearer than {threshold:.4f}."
         assert [sentence in answer for answer in answers] == [False, True]
@@ -138,8 +138,8 @@ def test_search_with_the_threshold(run_here, checkpoint, turtles, tmp_path, caps
         np.testing.assert_allclose([float(row["distance"]) for row in rows], expected.flatten(), atol=1e-3)
         assert [row["same"] for row in rows] == [str(distance < threshold) for distance in expected.flatten()]
     with pytest.raises(ValueError, match="--threshold is a distance, or calibrated, not 'near'"):
-        run_here(*ask, "--threshold", "near")
-    run_here(*ask)
+        run_here(*cmd, "--threshold", "near")
+    run_here(*cmd)
     assert "new individual" not in capsys.readouterr().out
     assert (tmp_path / "matches.csv").read_text().startswith("query,rank,distance,row,image\n")
 
@@ -152,14 +152,14 @@ def test_unnormalised_embeddings_need_a_euclidean_gallery(run_here, checkpoint, 
     for metric in ("cosine", "euclidean"):
         gallery = tmp_path / metric
         run_here("embed", *model, "--image_dir", turtles, "--output_dir", gallery, "--metric", metric)
-        ask = ("search", *model, "--gallery_dir", gallery, "--images", turtles / "test/turtle 0/1.png",
+        cmd = ("search", *model, "--gallery_dir", gallery, "--images", turtles / "test/turtle 0/1.png",
                "--matches_in_picture", 0, "--output_dir", tmp_path / "answer", "--threshold")
         if metric == "euclidean":
-            run_here(*ask, "calibrated")
+            run_here(*cmd, "calibrated")
             continue
-        run_here(*ask, 0.5)
+        run_here(*cmd, 0.5)
         with pytest.raises(ValueError, match="compares them at length 1: embed the gallery again, with --metric eucl"):
-            run_here(*ask, "calibrated")
+            run_here(*cmd, "calibrated")
 
 
 def test_an_uncalibrated_checkpoint_explains_how_to_calibrate(run_here, checkpoint, turtles):

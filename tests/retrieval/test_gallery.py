@@ -15,8 +15,8 @@ def test_flat_search_is_exact(metric):
     queries = clustered(30, seed=1)
     expected_scores, expected_rows = exact(queries, clustered(), metric, 7)
     gallery = make(metric=metric)
-    for asked in (queries, torch.tensor(queries, dtype=torch.float64, requires_grad=True)):
-        scores, items = gallery.search(asked, k=7)
+    for given in (queries, torch.tensor(queries, dtype=torch.float64, requires_grad=True)):
+        scores, items = gallery.search(given, k=7)
         np.testing.assert_allclose(scores, expected_scores, atol=2e-6)
         assert [[item["number"] for item in found] for found in items] == expected_rows.tolist()
     assert items[0][0] == {"name": f"photo {expected_rows[0, 0]}", "number": expected_rows[0, 0]}
@@ -117,7 +117,7 @@ def test_removing_and_adding(tmp_path, factory):
     stored = np.concatenate([embeddings[kept], clustered(30, seed=2)])
     rows = gallery.search_rows(queries, 10)[1]
     assert recall(rows, exact(queries, stored, "cosine", 10)[1]) >= (0.95 if "SQ8" in factory else 1)
-    # Each row of the table still belongs to its vector.
+    # Rows of the table still match the vectors.
     assert (gallery.search_rows(stored, 1)[1][:, 0] == np.arange(len(stored))).mean() > 0.99
 
 

@@ -1,4 +1,4 @@
-"""A gallery on disk: saved whole or not at all, by one writer at a time, and refused when it is damaged."""
+"""Galleries on disk are saved atomically, by one writer at a time, and rejected if they are damaged."""
 
 import importlib
 import itertools
@@ -104,7 +104,7 @@ def test_a_reader_waits_for_the_moment_between_a_writers_renames(tmp_path, monke
 
 
 class Killed(BaseException):
-    """As if the process ended here: nothing behind it runs, no clearing up either."""
+    """Raised in place of the end of the process, without any clean-up."""
 
 
 def kill_at_rename(monkeypatch, number: int) -> None:
@@ -120,7 +120,7 @@ def kill_at_rename(monkeypatch, number: int) -> None:
     monkeypatch.setattr(TemporaryDirectory, "_cleanup", lambda *_, **__: None)
 
 
-# Before what lies there is moved aside; and before the new one gets its place.
+# Before the old gallery is moved aside, and before the new one is renamed.
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_next_writer_removes_the_leftovers_of_a_killed_one(tmp_path, monkeypatch, number):
     make(count=5).save(tmp_path / "gallery")
@@ -129,7 +129,7 @@ def test_the_next_writer_removes_the_leftovers_of_a_killed_one(tmp_path, monkeyp
         with pytest.raises(Killed):
             make(count=6).save(tmp_path / "gallery")
         assert len(visible(tmp_path)) == 3 - number
-    # Even a writer that fails leaves the gallery that was there.
+    # A failing writer keeps the existing gallery.
     with monkeypatch.context() as failing:
         failing.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):

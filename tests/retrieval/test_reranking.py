@@ -95,7 +95,7 @@ def test_metrics_after_reranking_are_those_of_the_dense_matrix():
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     query, gallery, _ = clustered(3)
-    whole = rerank(query, gallery)
+    unchunked = rerank(query, gallery)
     monkeypatch.setattr(reranking, "ROWS_PER_CHUNK", 16)
     monkeypatch.setattr(reranking, "OVERLAPS_PER_CHUNK", 1000)
     pieces = []
@@ -103,8 +103,8 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         pieces.append(both[0].shape[0]), make(*both))[1])
     chunked = rerank(query, gallery)
     assert 1 < len(pieces) <= sum(pieces) == 25
-    assert np.array_equal(rows_of(chunked), rows_of(whole))
-    assert np.array_equal(chunked.rows(np.array([20, 4])), rows_of(whole)[[20, 4]])
+    assert np.array_equal(rows_of(chunked), rows_of(unchunked))
+    assert np.array_equal(chunked.rows(np.array([20, 4])), rows_of(unchunked)[[20, 4]])
 
 
 def test_any_index_and_any_features():

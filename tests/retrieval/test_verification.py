@@ -1,4 +1,4 @@
-"""The arithmetic of verification, against a loop over all pairs, and the file that keeps a threshold."""
+"""Calibration against a loop over all pairs, and the file of the threshold."""
 
 import itertools
 import json
@@ -32,8 +32,8 @@ def loop_pairs(embeddings, identities, cameras=None, images=None, distractor_ids
     return np.array(same), np.array(different)
 
 
-def drawn(seed, n=80):
-    """Embeddings near their individual's, some individuals with one image, junk, and distractors of identity 0."""
+def sample_individuals(seed, n=80):
+    """Clustered embeddings: some individuals with one image, junk, and distractors of identity 0."""
     generator = np.random.default_rng(seed)
     identities = generator.integers(-1, 25, n)
     embeddings = generator.normal(size=(26, 8))[identities + 1] + 0.7 * generator.normal(size=(n, 8))
@@ -47,7 +47,7 @@ def drawn(seed, n=80):
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_loop_over_pairs(monkeypatch, seed, names, rate):
     monkeypatch.setattr(verification, "QUERIES_PER_CHUNK", 9)
-    embeddings, identities, columns = drawn(seed)
+    embeddings, identities, columns = sample_individuals(seed)
     columns = {name: columns[name] for name in names}
     same, different = loop_pairs(embeddings, identities, **columns)
     result = calibrate(embeddings, identities, **columns, false_accept_rate=rate, **SOURCE)
@@ -60,7 +60,7 @@ def test_equals_loop_over_pairs(monkeypatch, seed, names, rate):
 
 
 def test_pairs_at_the_threshold_are_rejected():
-    # Four of the nine pairs of different individuals may pass, but all nine are equally far apart.
+    # Four of the nine pairs of different individuals may be accepted, but all nine have the same distance.
     embeddings = np.array([[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]])
     result = calibrate(embeddings, [1, 1, 1, 2, 2, 2], false_accept_rate=0.5, **SOURCE)
     assert (result.threshold, result.true_accept_rate) == (1.0, 1.0)
@@ -82,7 +82,7 @@ def test_distances_of_pairs():
 
 
 def test_the_saved_threshold_describes_its_calibration(tmp_path):
-    embeddings, identities, columns = drawn(0)
+    embeddings, identities, columns = sample_individuals(0)
     result = calibrate(embeddings, identities, **columns, **SOURCE)
     path = result.save(tmp_path)
     assert VerificationThreshold.load(tmp_path, "dcal-0123") == result
@@ -106,7 +106,7 @@ def test_the_saved_threshold_describes_its_calibration(tmp_path):
     ],
 )
 def test_damaged_threshold_files_are_rejected(tmp_path, change, message):
-    embeddings, identities, _ = drawn(0)
+    embeddings, identities, _ = sample_individuals(0)
     path = calibrate(embeddings, identities, **SOURCE).save(tmp_path)
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from helpers import branches_for
 
 @pytest.fixture
 def make_trainer() -> Callable[..., DCALTrainer]:
-    """A trainer of a tiny classifier with all branches of its encoder; each file adds the images and the run."""
+    """Creates a trainer of a tiny classifier with all branches that its encoder supports."""
 
     def make(
         output_dir, config, model_kwargs=None, *, train_dataset, eval_dataset, processing_class=None, callbacks=(),

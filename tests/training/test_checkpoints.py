@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: its own, and whole."""
+"""Runs resume only from their own complete checkpoints."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ def test_incomplete_checkpoints_are_skipped_with_a_warning(run, caplog, name, da
     (record,) = caplog.records
     skipped = "newer checkpoints were skipped: checkpoint-8: "
     assert f"Resuming from {run / 'checkpoint-6'}; {skipped}" in record.getMessage()
-    # A manifest in which a digit is another accuses another file.
+    # Changing a digit in the manifest makes a file differ from its checksum.
     assert name in record.getMessage() or (name, damage) == ("manifest.json", flip)
     with pytest.raises(ValueError, match="checkpoint-8 cannot be resumed: .*Resume from another"):
         saving_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-8"))
@@ -92,13 +92,13 @@ def test_a_kill_before_the_state_is_recorded_leaves_a_complete_checkpoint(run):
 
 
 def test_a_run_resumes_only_from_its_own_checkpoints(run):
-    """A run of 8 steps left its checkpoints here; another one begins anew, and is killed twice."""
+    """A new run starts in the folder of a finished run of 8 steps, and is killed twice."""
     train_until_killed(saving_trainer(run), 1)
     with pytest.raises(FileNotFoundError, match="No complete checkpoint in .*checkpoint-8: it belongs to another run"):
         last_checkpoint(run)
     train_until_killed(saving_trainer(run), 3)
     assert last_checkpoint(run) == str(run / "checkpoint-2")
-    # Resumed, it is the same run.
+    # After resuming, it is still the same run.
     train_until_killed(saving_trainer(run), 5, resume_from_checkpoint=True)
     assert last_checkpoint(run) == str(run / "checkpoint-4")
 
@@ -149,7 +149,7 @@ def test_checkpoints_are_deleted_only_after_a_newer_one_is_complete(tmp_path, mo
     ("limit", "with_best", "kept"), [(2, False, [6, 8]), (1, False, [8]), (2, True, [4, 8]), (1, True, [4])]
 )
 def test_rotation_keeps_folders_that_are_not_checkpoints(tmp_path, limit, with_best, kept):
-    """transformers rotates whatever begins with `checkpoint-`, and below a folder `checkpoint-3` all of them."""
+    """transformers deletes any folder `checkpoint-*`, and in a folder `checkpoint-3` all checkpoints."""
     run = tmp_path / "checkpoint-3" / "out"
     own = ("checkpoint-best", "checkpoint-4-backup", "checkpoint-")
     for name in own:

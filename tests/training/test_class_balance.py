@@ -44,13 +44,13 @@ def test_balanced_weights_give_every_class_the_same_total():
     weights = balanced_weights(count_classes(labels, 3)).numpy()
     shares = [sum(weights[label] for label in LABELS if label == number) for number in range(3)]
     assert shares == pytest.approx([16 / 3] * 3)
-    # A class without images counts as one.
+    # A class without images has the weight of a class with one image.
     assert count_classes(labels, 4).tolist() == [9, 4, 3, 1]
     assert balanced_weights(count_classes(labels, 4)).isfinite().all()
 
 
 def test_adjusted_logits_without_information_favour_no_class():
-    """A plain loss is least where constant logits are the log shares; an adjusted one where they are equal."""
+    """The plain loss is minimal if constant logits are the log frequencies, the adjusted one if they are equal."""
     shift = logit_shift(count_classes(np.array(LABELS), 3), 1.0)
     assert shift.exp().tolist() == pytest.approx([9 / 16, 4 / 16, 3 / 16])
     logits = torch.zeros(3, requires_grad=True)

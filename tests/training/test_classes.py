@@ -1,4 +1,4 @@
-"""Going on from a checkpoint with other classes: what is known by its name stays."""
+"""Fine-tuning a checkpoint with other classes keeps the weights of classes with the same name."""
 
 import pytest
 import torch

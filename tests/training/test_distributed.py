@@ -1,4 +1,4 @@
-"""Two processes over gloo, as `torchrun` and `accelerate launch` start them, and what they are to be equal to."""
+"""Training with two processes over gloo, as `torchrun` and `accelerate launch` start them."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ from processes import run_script
 
 
 WORKER = Path(__file__).parents[1] / "distributed_worker.py"
-# Without adaptive steps, whose first ones are as large for a gradient of rounding errors as for any other.
+# SGD: the first steps of an adaptive optimiser would magnify rounding errors of the gradients.
 SGD = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "warmup_steps": 0}
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
 
 
 def run_two(output_dir: Path, branches: str = "sa+glca+pwca", **options) -> dict:
-    """Trains with two processes of batch 4 and tells what the first saw; the model is left in `output_dir`.
+    """Trains with two processes of batch size 4, and saves the model. Returns what the first process recorded.
 
     Args:
         options: As in `distributed_worker.main`.
@@ -35,7 +35,7 @@ def run_two(output_dir: Path, branches: str = "sa+glca+pwca", **options) -> dict
 
 
 def assert_close_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    """Equal but for the order of float32 sums."""
+    """Asserts that weights are equal up to the order of float32 sums."""
     assert first.keys() == second.keys()
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6, msg=lambda text: f"{name}: {text}")
@@ -53,7 +53,7 @@ def is_trained(name: str, options: dict) -> bool:
 
 
 def assert_predictions(answer: dict, model: DCALForImageClassification) -> None:
-    """Gathered from both processes they are those of the saved model alone."""
+    """Asserts that the predictions gathered from both processes equal those of the saved model."""
     images = torch.stack([Random(22)[index]["pixel_values"] for index in range(22)])
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(answer["logits"]), model.eval()(images).logits, rtol=1e-4, atol=1e-5)
@@ -78,22 +78,22 @@ def test_two_processes_keep_equal_weights(tmp_path, branches, options):
     log = answer["log"][0]
     parts = [value for name, value in log.items() if name.startswith("loss_")]
     assert len(parts) == len(branches.split("+"))
-    # At the first step every log-variance is 0: the logged means over both processes add up to the logged total.
+    # At the first step all log-variances are 0, so the total is half the sum of the branch losses.
     assert log["loss"] == pytest.approx(sum(parts) / (2 if len(parts) > 1 else 1), abs=2e-3)
 
 
 @pytest.mark.parametrize("options", [{}, SHARDED], ids=["ddp", "fsdp"])
 def test_two_processes_train_like_one_with_the_global_batch(tmp_path, options):
-    """With the same pairs: images 2k and 2k + 1, however the global batch is cut in even parts."""
+    """The pairs are the same if the global batch is divided into even parts."""
     answer = run_two(tmp_path / "two", **SGD, **options)
     one = make_trainer(str(tmp_path / "one"), per_device_train_batch_size=8, **SGD)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     one.train()
-    # Two of the encoder, and GLCA's.
+    # Two blocks of the encoder, and the GLCA block.
     assert answer["sharded"].count("FSDPViTLayer") == (3 if options else 0)
     two = AutoModelForImageClassification.from_pretrained(tmp_path / "two")
     assert_close_weights(one.model.state_dict(), two.state_dict())
-    # A hundred times what they may differ by, the projections that run outside a block's forward among them.
+    # Weights change by a hundred times the tolerance, also projections that run outside a block's forward.
     matrices = {name: value for name, value in before.items() if name.endswith("proj.weight")}
     assert all((value - two.state_dict()[name]).abs().max() > 1e-4 for name, value in matrices.items())
     assert_predictions(answer, two)
@@ -104,16 +104,16 @@ def test_two_processes_train_like_one_with_the_global_batch(tmp_path, options):
 
 
 def test_partners_satisfy_the_strategy_in_two_processes_and_after_a_resume(tmp_path):
-    """16 images of 3 classes in batches of 4: two steps an epoch, a resume after the third."""
+    """16 images of 3 classes in batches of 4: two steps per epoch, resumed after the third step."""
     options = {"pair_sampling": "inter_class", "save_strategy": "steps", "save_steps": 3}
-    whole = run_two(tmp_path / "whole", **options)
-    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    uninterrupted = run_two(tmp_path / "uninterrupted", **options)
+    checkpoint = tmp_path / "uninterrupted" / "checkpoint-3"
     resumed = run_two(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **options)
-    for steps, rest in zip(whole["pairs"], resumed["pairs"], strict=True):
+    for steps, rest in zip(uninterrupted["pairs"], resumed["pairs"], strict=True):
         assert len(steps) == 4 and rest == steps[3:]
         assert all(len(pairs) == 2 and all(first != second for first, second in pairs) for pairs in steps)
-    assert whole["pairs"][0] != whole["pairs"][1]
-    assert [line["unpaired_images"] for line in whole["unpaired"]] == [0, 0]
+    assert uninterrupted["pairs"][0] != uninterrupted["pairs"][1]
+    assert [line["unpaired_images"] for line in uninterrupted["unpaired"]] == [0, 0]
 
 
 @pytest.mark.slow
@@ -136,26 +136,27 @@ def test_sharded_training_equals_one_process_with_the_global_batch(tmp_path, any
     ids=str,
 )
 def test_sharded_runs_resume(tmp_path, options):
-    # torch loads no state of an optimiser that has none: AdamW, then.
+    # AdamW, because torch cannot load the state of an optimiser without state.
     saving = {"num_train_epochs": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
     options = {**SHARDED, **saving, **options}
-    whole = run_two(tmp_path / "whole", **options)
-    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    uninterrupted = run_two(tmp_path / "uninterrupted", **options)
+    checkpoint = tmp_path / "uninterrupted" / "checkpoint-2"
     resumed = run_two(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint), **options)
-    assert resumed["steps"] == whole["steps"] == (4 if "gradient_accumulation_steps" in options else 8)
+    assert resumed["steps"] == uninterrupted["steps"] == (4 if "gradient_accumulation_steps" in options else 8)
     first, second = (
-        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "resumed")
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict()
+        for name in ("uninterrupted", "resumed")
     )
     assert_close_weights(first, second)
-    # The loss, which accelerate would otherwise round to bfloat16, is that of one process under autocast.
+    # accelerate would otherwise round the loss to bfloat16.
     one = make_trainer(str(tmp_path), per_device_train_batch_size=8, **{**options, "fsdp": None, "fsdp_config": None})
     one.train()
     losses = [line["loss"] for line in one.state.log_history if "loss" in line]
-    assert [line["loss"] for line in whole["log"]] == pytest.approx(losses, rel=2e-3)
+    assert [line["loss"] for line in uninterrupted["log"]] == pytest.approx(losses, rel=2e-3)
 
 
 def test_gradient_accumulation_equals_one_batch(tmp_path):
-    """With the same pairs: images 2k and 2k + 1, however the batch is cut in even parts."""
+    """The pairs are the same if the batch is divided into even parts."""
     weights = []
     for batch, steps in ((8, 1), (2, 4)):
         trainer = make_trainer(

@@ -156,7 +156,7 @@ def test_adapters_change_only_attention_and_modules_outside_the_backbone(tmp_pat
 
 
 def test_number_of_parameters_of_adapters_on_all_linear_layers(vit_config):
-    """By hand: three blocks of width 32 with an FFN of 64; four layers of attention, two of the FFN, rank 2."""
+    """Computed by hand: three blocks of width 32, FFN width 64, four attention and two FFN layers, rank 2."""
     counts = {}
     for targets in ("attention", "all"):
         model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
@@ -229,7 +229,7 @@ def test_merging_equals_peft(any_backbone_config):
 def test_all_branches_attend_through_the_adapters(any_backbone_config, targets):
     """The adapters compute what the merged weights compute, including PWCA and its last block."""
     branches = branches_for(any_backbone_config)
-    # In float32 adapters of this size let the order of sums show.
+    # In float32 the order of sums would be visible with adapters of this size.
     model = DCALForImageClassification.from_backbone(any_backbone_config, num_labels=3, **branches).eval().double()
     inputs = {"pixel_values": torch.randn(4, 3, 32, 32).double(), "pairs": torch.tensor([[0, 3], [2, 1]])}
     lora = add_lora(model, 2, targets)

@@ -1,4 +1,4 @@
-"""A run stops at the first step that is not finite, and says which images it had."""
+"""A run stops at the first non-finite step, and names its images."""
 
 import re
 
@@ -12,11 +12,11 @@ from dcal_hf.training import last_checkpoint
 from distributed_worker import make_trainer
 
 
-STEPS = 4  # of 4 images, in an epoch of 16
+STEPS = 4  # per epoch of 16 images, in batches of 4
 
 
 def poisoned_data(poisoned: int) -> Dataset:
-    """Noise; of one image not even that."""
+    """Noise images, one of which is NaN."""
 
     def transform(batch: dict[str, list]) -> dict[str, list]:
         numbers = [int(record["path"].removesuffix(".png")) for record in batch["image"]]
@@ -35,7 +35,7 @@ def poisoned_trainer(output_dir, poisoned=5, **options):
 
 
 def step_of(trainer, image: int, epoch: int = 0) -> tuple[int, list[int]]:
-    """The step of an epoch, from 1, that has an image, and all images that it has: from the loader itself."""
+    """The step (from 1) that contains an image, and all images of that step, according to the sampler."""
     sampler = trainer._get_train_sampler()
     sampler.set_epoch(epoch)
     size = 4 * trainer.args.gradient_accumulation_steps
@@ -57,7 +57,7 @@ def test_the_first_non_finite_step_ends_the_run(tmp_path, caplog):
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}], ids=str)
 def test_on_other_devices_the_next_checkpoint_detects_it(tmp_path, caplog, options):
-    """As on a GPU. The second epoch has begun when the step of the first is found."""
+    """As on a GPU: a non-finite step of the first epoch is detected in the second one."""
     trainer = poisoned_trainer(tmp_path, logging_steps=1000, save_steps=5, **options)
     trainer.checks_every_step = False
     step, images = step_of(trainer, 5)

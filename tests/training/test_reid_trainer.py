@@ -62,7 +62,7 @@ def make_trainer(dataset):
 
 
 class Batches:
-    """The labels and pairs of every training batch, seen at the model."""
+    """Records the labels and pairs of every training batch, with a hook on the model."""
 
     def __init__(self, trainer):
         self.labels, self.pairs = [], []
@@ -75,7 +75,7 @@ class Batches:
 
 @torch.no_grad()
 def embed(model, dataset, flip=False) -> torch.Tensor:
-    """Independently of the trainer: one image at a time."""
+    """Embeds one image at a time, independently of the trainer."""
     processed = [PROCESSOR(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in dataset["image"]]
     parts = [model(pixels.flip(-1) if flip else pixels).embeddings for pixels in processed]
     return torch.cat(parts)
@@ -189,10 +189,10 @@ def test_partners_in_a_batch_of_identities_satisfy_the_strategy(tmp_path, make_t
 
 @pytest.mark.parametrize("kwargs", [{}, {"gradient_accumulation_steps": 2, "save_steps": 2}])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, kwargs):
-    """In the middle of the second epoch, with augmentation and stochastic depth: bit for bit."""
+    """Killed in the middle of the second epoch, with augmentation and stochastic depth; equal bit for bit."""
     model_kwargs = {"drop_path_rate": 0.3}
-    whole = make_trainer(tmp_path / "whole", model_kwargs=model_kwargs, **kwargs)
-    whole.train()
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", model_kwargs=model_kwargs, **kwargs)
+    uninterrupted.train()
 
     killed_at = 8 if kwargs else 14
     killed = make_trainer(tmp_path / "killed", model_kwargs=model_kwargs, **kwargs)
@@ -201,9 +201,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, kwargs)
     batches = Batches(resumed)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
 
-    assert resumed.state.global_step == whole.state.global_step
+    assert resumed.state.global_step == uninterrupted.state.global_step
     assert 0 < len(batches.labels) < 27
-    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    assert_same_weights(uninterrupted.model.state_dict(), resumed.model.state_dict())
 
 
 def test_evaluation_equals_metrics_of_embeddings_computed_one_by_one(tmp_path, make_trainer, dataset, caplog):
@@ -271,7 +271,7 @@ def test_unnormalised_embeddings_are_not_normalised_for_search(tmp_path, make_tr
 
 
 def test_without_cameras_only_the_query_itself_is_ignored(tmp_path, make_trainer, dataset):
-    """The gallery holds every query, and another image of some."""
+    """The gallery contains every query, and another image of some individuals."""
     query = dataset["query"].remove_columns("camera_id")
     gallery = Dataset.from_list(query.to_list(), features=query.features)
     columns = protocol_columns(query, gallery)

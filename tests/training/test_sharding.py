@@ -1,4 +1,4 @@
-"""What FSDP is asked for; what it does is in `test_distributed.py`."""
+"""The options passed to FSDP; `test_distributed.py` tests the training."""
 
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin

@@ -52,10 +52,10 @@ def make_trainer(make_trainer, splits):
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, vit_config, kwargs):
-    """In the middle of an epoch, with augmentation, random pairs and stochastic depth: bit for bit."""
+    """Killed in the middle of an epoch, with augmentation, random pairs and stochastic depth; equal bit for bit."""
     model_kwargs = {"drop_path_rate": 0.3}
-    whole = make_trainer(tmp_path / "whole", vit_config, model_kwargs=model_kwargs, **kwargs)
-    whole.train()
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", vit_config, model_kwargs=model_kwargs, **kwargs)
+    uninterrupted.train()
 
     killed_at = 9 if "gradient_accumulation_steps" not in kwargs else 5
     killed = make_trainer(tmp_path / "killed", vit_config, model_kwargs=model_kwargs, **kwargs)
@@ -63,8 +63,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, make_trainer, vit_con
     resumed = make_trainer(tmp_path / "killed", vit_config, model_kwargs=model_kwargs, **kwargs)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "killed"))
 
-    assert resumed.state.global_step == whole.state.global_step
-    assert_same_weights(copy_of_weights(whole.model), copy_of_weights(resumed.model))
+    assert resumed.state.global_step == uninterrupted.state.global_step
+    assert_same_weights(copy_of_weights(uninterrupted.model), copy_of_weights(resumed.model))
 
 
 def test_the_best_checkpoint_is_restored_bit_for_bit(tmp_path, make_trainer, any_backbone_config):
@@ -133,7 +133,7 @@ def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, make_trai
     losses, seen = [], []
     for bf16 in (False, True):
         trainer = make_trainer(tmp_path, vit_config, bf16=bf16, max_steps=6, save_strategy="no")
-        # Within the forward: what leaves it is float32 again whatever it was.
+        # Measured inside the forward, because its outputs are converted to float32.
         trainer.model.sa_classifier.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
         trainer.model.loss_weights.register_forward_hook(
             lambda module, args, total: seen.extend([*(loss.dtype for loss in args[0].values()), total.dtype])
@@ -141,7 +141,7 @@ def test_bfloat16_trains_like_float32_with_losses_in_float32(tmp_path, make_trai
         trainer.train()
         losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    # SA and PWCA share a classifier; then three losses and their total.
+    # Two classifiers (SA and PWCA share one), three losses and the total.
     assert seen == 6 * [torch.float32] * 6 + 6 * [torch.bfloat16, torch.bfloat16, *[torch.float32] * 4]
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
 
@@ -190,7 +190,7 @@ def test_cosine_schedule_with_warmup(tmp_path, make_trainer, vit_config):
 
 
 class Steps:
-    """What the model got at every training step: labels, and pairs of places."""
+    """Records the labels and pairs of every training step."""
 
     def __init__(self, trainer):
         self.labels, self.pairs, self.images = [], [], []
@@ -223,7 +223,7 @@ def test_partners_satisfy_the_strategy_over_the_epoch(tmp_path, make_trainer, vi
 
 
 def test_images_without_a_partner_are_counted(tmp_path, make_trainer, vit_config):
-    """Batches of 5 of 24 images: one in each is left, of the last one, of 4, none."""
+    """24 images in batches of 5: one image of each batch is unpaired, none of the last batch of 4."""
     trainer = make_trainer(
         tmp_path, vit_config, per_device_train_batch_size=5, num_train_epochs=1, save_strategy="no"
     )
@@ -235,9 +235,9 @@ def test_images_without_a_partner_are_counted(tmp_path, make_trainer, vit_config
 
 def test_resuming_within_an_epoch_keeps_the_pairs(tmp_path, make_trainer, vit_config):
     arguments = {"pair_sampling": "inter_class", "save_steps": 4, "num_train_epochs": 2}
-    whole = make_trainer(tmp_path / "whole", vit_config, **arguments)
-    steps = Steps(whole)
-    whole.train()
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", vit_config, **arguments)
+    steps = Steps(uninterrupted)
+    uninterrupted.train()
     killed = make_trainer(tmp_path / "killed", vit_config, **arguments)
     train_until_killed(killed, 9)
     resumed = make_trainer(tmp_path / "killed", vit_config, **arguments)
@@ -306,7 +306,7 @@ def make_distracted_trainer(make_trainer):
 
 
 def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distracted_trainer, vit_config):
-    """They come on top of the batch, each behind its image; the images are those of a run without them."""
+    """Each distractor is added to the batch after its image; the images are the same as without distractors."""
     trainer = make_distracted_trainer(tmp_path, vit_config, per_device_train_batch_size=3, num_train_epochs=1)
     plain = make_trainer(tmp_path, vit_config, per_device_train_batch_size=3)
     distracted, batches = ([*x.get_train_dataloader()] for x in (trainer, plain))
@@ -337,7 +337,7 @@ def test_missing_class_column_raises_a_clear_error(tmp_path, vit_config):
 
 
 def test_label_smoothing_equals_torch(tmp_path, make_trainer, vit_config):
-    """In training, and there alone, also of labels that are probabilities."""
+    """Only in training, also for labels that are probabilities."""
     trainer = make_trainer(tmp_path, vit_config, label_smoothing_factor=0.3, model_kwargs={"branches": ("sa",)})
     pixel_values, labels = torch.randn(5, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0])
     for given in (labels, torch.nn.functional.one_hot(labels, 3).float()):
@@ -378,7 +378,7 @@ def test_evaluation_reports_every_branch(tmp_path, make_trainer, vit_config, cap
 
 
 def test_evaluation_includes_all_images(tmp_path, make_trainer, vit_config):
-    """9 images in batches of 4; of the 24 of training, in batches of 5, four are dropped."""
+    """9 evaluation images in batches of 4; training drops 4 of its 24 images in batches of 5."""
     options = {"dataloader_drop_last": True, "per_device_eval_batch_size": 4, "per_device_train_batch_size": 5}
     trainer = make_trainer(tmp_path, vit_config, **options)
     assert len(trainer.predict(trainer.eval_dataset).label_ids) == 9

@@ -1,4 +1,4 @@
-"""What people who know transformers' Trainer try with ours: its own arguments, a loss, a model_init, argmax."""
+"""Features of transformers' Trainer: plain arguments, a custom loss, model_init and predictions."""
 
 import logging
 
@@ -15,7 +15,7 @@ from helpers import copy_of_weights
 
 
 def plain_trainer(tmp_path, model=None, train_dataset=None, trainer_class=DCALTrainer, arguments=None, **kwargs):
-    """On tensors, two steps of eight images."""
+    """A trainer on tensors, with two steps of eight images."""
     samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(16)]
     options = {"per_device_train_batch_size": 8, "max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     arguments = DCALTrainingArguments(str(tmp_path), save_strategy="no", **options, **(arguments or {}))
@@ -24,7 +24,7 @@ def plain_trainer(tmp_path, model=None, train_dataset=None, trainer_class=DCALTr
 
 
 def test_a_custom_loss_is_applied_to_every_branch(tmp_path, vit_config):
-    """Class weights: as torch's own cross-entropy takes them, on SA, GLCA and PWCA alike."""
+    """Class weights of torch's cross-entropy apply to SA, GLCA and PWCA."""
     weight = torch.tensor([0.1, 1.0, 10.0])
 
     def weighted(outputs, labels, num_items_in_batch=None):
@@ -58,7 +58,7 @@ def test_label_smoothing_of_probabilities(tmp_path, vit_config):
 
 
 def test_probability_labels_ignore_distractors(tmp_path, vit_config):
-    """Mixed by a collator of one's own, which sees the training images alone; a branch's loss is their mean."""
+    """A custom collator mixes only the training images; the loss of a branch is their mean."""
     samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(8)]
     others = [{"pixel_values": torch.full((3, 32, 32), 5.0)}]
 
@@ -77,7 +77,7 @@ def test_probability_labels_ignore_distractors(tmp_path, vit_config):
     outputs = trainer.compute_loss(model.train(), dict(batch), return_outputs=True)[1]
     targets = batch["labels"][::2] * 0.7 + 0.1
     for name, loss in outputs.losses.items():
-        # PWCA's rows are those of the pairs, (0, 1), (2, 3), ...
+        # PWCA's rows are in the order of the pairs (0, 1), (2, 3), ...
         expected = -(targets * outputs[f"{name}_logits"][::2].log_softmax(-1)).sum(1).mean()
         torch.testing.assert_close(loss, expected)
     assert set(outputs.losses) == {"sa", "glca", "pwca"}
