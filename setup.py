@@ -25,7 +25,6 @@ INSTALL_REQUIRES = [
     "pillow>=11.3,<13",
     # The pyarrow of datasets does not support NumPy 1.
     "numpy>=2.0,<3",
-    # Up to 1.15.1, a .mat file of zeros is read as a file without variables.
     "scipy>=1.15.2,<2",
     "pyyaml>=6.0,<7",
     # The model card's template; torch wants it, too.

@@ -1,18 +1,17 @@
 """Fine-grained classification data sets in their published layouts."""
 
 import re
-import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, DatasetDict
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from ..errors import one_line, reason_of
 from .folder import labelled_images
+from .matlab import read_variable
 from .official import check_listed, official_root, require
 
 
@@ -22,9 +21,6 @@ AIRCRAFT_LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufac
 _CUB_TOPS = ("CUB_200_2011",)
 _CARS_TOPS = ("stanford_cars",)
 _AIRCRAFT_TOPS = ("fgvc-aircraft-2013b",)
-# The official .mat files take some MB in memory.
-MAX_MAT_BYTES = 100 << 20
-_MAT_HEADER, _MAT_COMPRESSED = 128, 15
 
 _AIRCRAFT_LISTS = {"train": "train", "validation": "val", "test": "test"}
 _AIRCRAFT_CLASSES = {"variant": 100, "family": 70, "manufacturer": 30}
@@ -126,85 +122,84 @@ def _read_numbered(path: Path, value: str, example: str) -> dict[str, str]:
 def _read_cars(root: Path, splits: Sequence[str]) -> tuple[list[str], dict[str, Annotations]]:
     if (root / "car_ims").is_dir():
         return _read_cars_at_once(root)
-    names = np.atleast_1d(_read_mat(root / "devkit" / "cars_meta.mat", "class_names")).tolist()
+    names = _car_classes(root / "devkit" / "cars_meta.mat")
     sources = {"train": root / "devkit" / "cars_train_annos.mat", "test": root / "cars_test_annos_withlabels.mat"}
     if not sources["test"].exists():
         sources["test"] = root / "devkit" / sources["test"].name
     annotations = {}
     for split in splits:
-        rows = _read_structs(sources[split], "fname", "class")
-        paths = [str(root / f"cars_{split}" / file) for file in rows["fname"]]
-        annotations[split] = Annotations(sources[split], paths, _car_labels(rows["class"], len(names), sources[split]))
+        source = sources[split]
+        files, classes = _read_structs(source, fname=str, **{"class": int})
+        paths = [str(root / f"cars_{split}" / file) for file in files]
+        annotations[split] = Annotations(source, paths, _car_labels(classes, len(names), source))
     return names, annotations
 
 
 def _read_cars_at_once(root: Path) -> tuple[list[str], dict[str, Annotations]]:
     """Reads the layout with the images of both splits in one folder and one list."""
     source = root / "cars_annos.mat"
-    names = np.atleast_1d(_read_mat(source, "class_names")).tolist()
-    rows = _read_structs(source, "relative_im_path", "class", "test")
-    labels = np.array(_car_labels(rows["class"], len(names), source))
+    names = _car_classes(source)
+    files, classes, flags = _read_structs(source, relative_im_path=str, **{"class": int}, test=int)
+    rows = list(zip(files, _car_labels(classes, len(names), source), flags, strict=True))
     annotations = {}
     for split, flag in (("train", 0), ("test", 1)):
-        members = rows["test"].astype(int) == flag
-        paths = [str(root / file) for file in rows["relative_im_path"][members]]
-        annotations[split] = Annotations(source, paths, labels[members].tolist())
+        members = [(str(root / file), label) for file, label, of_test in rows if of_test == flag]
+        annotations[split] = Annotations(source, [path for path, _ in members], [label for _, label in members])
     return names, annotations
 
 
-def _read_structs(path: Path, *fields: str) -> np.ndarray:
-    """The (N,) records of the variable `annotations`."""
-    records = np.atleast_1d(_read_mat(path, "annotations"))
-    missing = [field for field in fields if field not in (records.dtype.names or ())]
-    if missing:
-        raise ValueError(
-            f"the annotations of {path} have no field {missing[0]!r}; use the official file, for the test images of "
-            "Stanford Cars the one with labels"
-        )
-    return records
+def _car_classes(path: Path) -> list[str]:
+    names = _read_mat(path, "class_names")
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names of {path} are no list of texts; use the official file")
+    return names
 
 
-def _read_mat(path: Path, variable: str) -> np.ndarray:
+def _read_structs(path: Path, **fields: type) -> list[list[Any]]:
+    """Fields of the struct array `annotations`, each (N,) of a type; MATLAB writes whole numbers as any number."""
+    records = _read_mat(path, "annotations")
+    if not isinstance(records, dict):
+        raise ValueError(f"the annotations of {path} have no fields; use the official file")
+    columns = []
+    for field, kind in fields.items():
+        if field not in records:
+            raise ValueError(
+                f"the annotations of {path} have no field {field!r}; use the official file, for the test images of "
+                "Stanford Cars the one with labels"
+            )
+        values = [int(value) if _is_whole(value) else value for value in records[field]]
+        wrong = [number for number, value in enumerate(values) if not isinstance(value, kind)]
+        if wrong:
+            shown = one_line(repr(values[wrong[0]]))
+            raise ValueError(f"entry {wrong[0] + 1} of {path} has the {field} {shown}; download the file again")
+        columns.append(values)
+    return columns
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _read_mat(path: Path, variable: str) -> Any:
     require(path, _CARS_TOPS)
     try:
-        size = _unpacked_mat_size(path)
-        if size > MAX_MAT_BYTES:
-            raise ValueError(
-                f"its compressed variables take more than {MAX_MAT_BYTES:,} bytes; if you trust it, save it "
-                "uncompressed"
-            )
-        variables = loadmat(path, squeeze_me=True, variable_names=[variable])
-    except (ValueError, TypeError, IndexError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as a .mat file ({error}); download it again") from error
-    if variable not in variables:
-        raise ValueError(f"{path} has no variable {variable!r}; use the official file")
-    return variables[variable]
+        return read_variable(path.read_bytes(), variable)
+    except KeyError as error:
+        raise ValueError(f"{path} has no variable {variable!r}; use the official file") from error
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a .mat file ({reason_of(error)}); download it again") from error
 
 
-def _unpacked_mat_size(path: Path) -> int:
-    """Decompressed size in bytes of the variables of a MATLAB v5 file; stops counting above `MAX_MAT_BYTES`."""
-    content, size = path.read_bytes(), 0
-    order = ">" if content[126:128] == b"MI" else "<"
-    place = _MAT_HEADER
-    while place + 8 <= len(content) and size <= MAX_MAT_BYTES:
-        kind, length = struct.unpack_from(f"{order}II", content, place)
-        place += 8
-        if kind == _MAT_COMPRESSED:
-            size += len(zlib.decompressobj().decompress(content[place:place + length], MAX_MAT_BYTES + 1))
-        place += length
-    return size
-
-
-def _car_labels(classes: np.ndarray, count: int, source: Path) -> list[int]:
+def _car_labels(classes: Sequence[int], count: int, source: Path) -> list[int]:
     """Converts the official classes, which start at 1, to labels from 0."""
-    labels = classes.astype(int) - 1
-    unknown = np.flatnonzero((labels < 0) | (labels >= count))
-    if len(unknown):
+    unknown = [number for number, value in enumerate(classes) if not 1 <= value <= count]
+    if unknown:
         raise ValueError(
             f"entry {unknown[0] + 1} of {source} has the class {classes[unknown[0]]}, but classes are 1 to {count}; "
             "download the file again"
         )
-    return labels.tolist()
+    return [value - 1 for value in classes]
 
 
 def _read_aircraft(root: Path, splits: Sequence[str], level: str) -> tuple[list[str], dict[str, Annotations]]:

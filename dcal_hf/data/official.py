@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 
+from ..errors import one_line
+
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +50,8 @@ def check_listed(paths: Sequence[str], source: Path) -> None:
     missing = [path for path in paths if not isfile(path)]
     if missing:
         raise FileNotFoundError(
-            f"{missing[0]}, which {source} lists, does not exist ({len(missing)} missing in total); unpack the "
-            "archive again"
+            f"{one_line(missing[0])}, which {source} lists, does not exist ({len(missing)} missing in total); unpack "
+            "the archive again"
         )
 
 
