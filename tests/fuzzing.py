@@ -21,7 +21,7 @@ OWN_CODE = (Path(dcal_hf.__file__).parent, Path(__file__).parents[1] / "recipes"
 FOREIGN_SENTENCES = ("It looks like the config file at '.*' is not a valid JSON file.",)
 # What Pillow says of metadata that it leaves out; the pixels are read. Filters of warnings belong to the process, so
 # `open_image` leaves them alone.
-OF_METADATA = "Corrupt EXIF data|Truncated File Read|Image appears to be a malformed MPO|Palette images with Transp"
+OF_METADATA = "Corrupt EXIF|Truncated File Read|Image appears to be a malformed|Palette images with|Metadata Warning"
 MAX_SENTENCE = 1_000
 # Of one case: processor time, because a busy machine is no hang; time in all, because waiting takes no processor.
 MAX_CPU_SECONDS, MAX_SECONDS = 10, 120

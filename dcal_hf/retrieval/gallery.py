@@ -136,9 +136,11 @@ class GalleryIndex:
         They are saved with the gallery.
 
         Raises:
-            ValueError: If the index has no such parameter.
+            ValueError: If the index has no such parameter, or it must be at least 1.
         """
         for name, value in parameters.items():
+            if name.endswith(("nprobe", "efSearch")) and not 1 <= value < 2**31:
+                raise ValueError(f"The search parameter {name!r} must be at least 1, got {value}.")
             try:
                 faiss.ParameterSpace().set_index_parameter(self.index, name, value)
             except RuntimeError as error:

@@ -20,13 +20,15 @@ from random import Random
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
+from scipy.io import savemat
 from transformers import ViTConfig
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.data import load_reid, open_image
+from dcal_hf.data import load_fgvc, load_reid, open_image
 from dcal_hf.data.archives import data_folder
 from dcal_hf.retrieval import GalleryIndex, VerificationThreshold
 from dcal_hf.training import last_checkpoint
@@ -197,6 +199,28 @@ def read_parquet(folder: Path, whole: Path, rng: Random) -> Reading:
     return partial(load_reid, path), (path.name,)
 
 
+def make_cars(folder: Path) -> None:
+    records = [[(f"{number}.jpg", 1 + number % 2, 0) for number in range(3)]]
+    kinds = [("fname", object), ("class", object), ("test", object)]
+    names = np.array([["a car", "another"]], dtype=object)
+    for split in ("train", "test"):
+        (folder / f"cars_{split}").mkdir()
+        for number in range(3):
+            noise_picture(number, 6, 4).save(folder / f"cars_{split}" / f"{number}.jpg")
+    (folder / "devkit").mkdir()
+    for name, compressed in (("train_annos", False), ("test_annos_withlabels", True)):
+        variables = {"annotations": np.array(records, dtype=kinds)}
+        savemat(folder / "devkit" / f"cars_{name}.mat", variables, do_compression=compressed)
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": names})
+
+
+def read_cars(folder: Path, whole: Path, rng: Random) -> Reading:
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    path = rng.choice(sorted((folder / "devkit").iterdir()))
+    path.write_bytes(change_bytes(path.read_bytes(), rng))
+    return partial(load_fgvc, "stanford_cars", folder, validation_fraction=0), (path.name,)
+
+
 def make_gallery(folder: Path) -> None:
     make("IVF1,Flat", count=5, search_parameters={"nprobe": 1}).save(folder / "gallery")
     VerificationThreshold(0.5, 0.01, 0.9, 9, 3, 4, 5, "birds", "dcal-f00", "2020-01-01", "1").save(folder / "gallery")
@@ -247,13 +271,14 @@ class Kind:
 
 
 KINDS = {
-    "image": Kind(make_images, read_image, 60),
+    "image": Kind(make_images, read_image, 50),
     "configuration": Kind(make_configurations, read_configuration, 40),
     "config": Kind(make_checkpoint, read_config, 20),
     "safetensors": Kind(make_checkpoint, read_safetensors, 12),
     "archive": Kind(make_archives, read_archive, 24),
     "csv": Kind(make_csv, read_csv, 16),
     "parquet": Kind(make_parquet, read_parquet, 8),
+    "mat": Kind(make_cars, read_cars, 10),
     "gallery": Kind(make_gallery, read_gallery, 12),
     "run": Kind(make_run, read_run, 8),
 }

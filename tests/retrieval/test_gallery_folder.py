@@ -187,6 +187,7 @@ def test_damaged_files_are_rejected(tmp_path, name, damage, message):
     [
         ("model_id", 3, "model_id of gallery.json has another type"),
         ("search_parameters", {"nprobe": "many"}, "gallery.json: "),
+        ("search_parameters", {"nprobe": 0}, "gallery.json: The search parameter 'nprobe' must be at least 1, got 0"),
         ("search_parameters", {"none": 1}, "gallery.json: An index 'IVF1,Flat' has no search parameter 'none'"),
         ("metric", "manhattan", "gallery.json does not describe its files"),
         ("num_items", 6, "gallery.json does not describe its files"),
