@@ -1,4 +1,10 @@
-"""Loads re-identification data sets by name.
+"""Loads re-identification data sets by name. The first match counts:
+
+- a table: a file that ends in .csv or .parquet, or an object with `df` and `root`;
+- "drawn": the built-in data set of [`synthetic_reid`] with its default sizes;
+- "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": the data set in `data_dir`;
+- "imagefolder": the folder `data_dir`;
+- an existing folder.
 
 A published data set is read from its official folders. A warning is logged if its size differs from the official one.
 Junk images (identity -1) are removed; distractors (Market-1501's identity 0) stay in the gallery. MSMT17 numbers the
@@ -7,8 +13,9 @@ identities of train separately from those of query and gallery, both from 0.
 Your own data set is a folder `root/{train,query,gallery}/<identity>/<image>` or `root/<identity>/<image>`, or a table:
 a CSV or Parquet file, or an object with the attributes `df` (a pandas data frame) and `root`, such as a data set of
 WildlifeDatasets. Its columns are image or path (relative to the table or to `data_dir`), identity and, optionally,
-bbox (`[x, y, width, height]` in pixels: the part of the image to read), camera, date and split. Images of the identity
-"unknown" do not show one individual: they are not trained on, and are distractors in the gallery or new individuals.
+bbox (`[x, y, width, height]` in pixels: the part that [`~dcal_hf.data.read_images`], the transforms and `embed_images`
+read), camera, date and split. Images of the identity "unknown" do not show one individual: they are not trained on,
+and are distractors in the gallery or new individuals.
 
 The protocol determines what is searched for, and in what; see [`dcal_hf.data.reid_protocols`]. By default, if query
 and gallery are missing, they are created from the identities of test (a folder or split of that name) or, without
@@ -16,6 +23,11 @@ test, from a fraction of the identities of train, which are removed from train. 
 become queries, provided that they have a match in the gallery. What is used, what is left out and what the splits have
 in common is logged. If all identities are integers, they are kept as ids. Otherwise they are numbered in the order of
 their names, and `identity` is a `ClassLabel` with the names. The same applies to cameras.
+
+`test_fraction` of the identities are held out if query, gallery and test are missing: from training ("disjoint"; 1
+leaves no train, 0 leaves only train), or from train and gallery, so that they are new ("open_set"). `query_fraction`
+of the images of an identity become queries, at least one and not all; with "time", it is the fraction of all images
+that are at least on the days of the queries.
 
 Instead of a folder, an archive (.tar, .tar.gz, .tgz or .zip) can be given: it is unpacked once, into the cache of
 `datasets`.
@@ -66,33 +78,19 @@ def load_reid(
     See [`dcal_hf.data.reid`] for the data sets, the layouts and how splits are created.
 
     Args:
-        name (`str`, `Path` or object): What to load. The first match counts:
-
-            - a table: a file that ends in .csv or .parquet, or an object with `df` and `root`;
-            - "drawn": the built-in data set of [`synthetic_reid`] with its default sizes;
-            - "market1501", "dukemtmc", "msmt17" (V1 and V2), "veri776": the data set in `data_dir`;
-            - "imagefolder": the folder `data_dir`;
-            - an existing folder.
-        data_dir (`str` or `Path`, *optional*):
-            The official folder or its parent folder; for "imagefolder", the folder; for a table, the folder that its
-            paths are relative to (no archive); otherwise a folder inside `name`.
-        splits (sequence of `str`, *optional*): Which of train, query and gallery to return; the others need not exist.
-            By default all three.
-        protocol (`str`, *optional*, defaults to `"disjoint"`):
-            For your own data set: `"disjoint"`, `"closed_set"` (the gallery is train, the queries are other images of
-            its individuals), `"open_set"` (some queries show new individuals) or `"time"` (the queries are from later
-            days than train, which is the gallery; needs the column date).
-        camera_column (`str`, *optional*):
-            The column of a table that stands for the camera, instead of camera or camera_id: with "date", photographs
+        name (`str`, `Path` or object): "drawn", "market1501", "dukemtmc", "msmt17", "veri776", "imagefolder", a table
+            or a folder.
+        data_dir (`str` or `Path`, *optional*): The official folder or its parent folder; for "imagefolder", the
+            folder; for a table, the folder that its paths are relative to; otherwise a folder inside `name`.
+        splits (sequence of `str`, *optional*): Which of train, query and gallery to return; others need not exist.
+        protocol (`str`, *optional*, defaults to `"disjoint"`): For your own data set, one of
+            [`~dcal_hf.data.PROTOCOLS`]: "disjoint", "closed_set", "open_set" or "time" (needs the column date).
+        camera_column (`str`, *optional*): The column of a table that stands for the camera: with "date", photographs
             of one individual on one day do not count as matches.
-        include_val (`bool`, *optional*, defaults to `True`):
-            Whether train of MSMT17 is list_train and list_val, as in papers, or list_train only.
-        test_fraction (`float`, *optional*, defaults to 0.3):
-            Fraction of the identities to hold out if query, gallery and test are missing: from training ("disjoint"; 1
-            leaves no train, 0 leaves only train), or from train and gallery, so that they are new ("open_set").
-        query_fraction (`float`, *optional*, defaults to 0.2), seed (`int`, *optional*, defaults to 42):
-            Fraction of the images of an identity to use as queries, at least one and not all; with "time", fraction of
-            all images that are at least on the days of the queries. Seed of both choices.
+        include_val (`bool`, *optional*, defaults to `True`): Whether train of MSMT17 includes list_val, as in papers.
+        test_fraction (`float`, *optional*, defaults to 0.3): Fraction of the identities to hold out.
+        query_fraction (`float`, *optional*, defaults to 0.2): Fraction of the images to use as queries.
+        seed (`int`, *optional*, defaults to 42): Seed of both choices; see [`dcal_hf.data.reid`].
         max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if your own data set has the same
             image under two identities or in two splits. [`inspect_images`] checks this for any data set.
@@ -100,8 +98,7 @@ def load_reid(
     Returns:
         `datasets.DatasetDict`: train, query and gallery, each with the columns image (`datasets.Image`, RGB), identity
         (int64) and, if cameras are known, camera_id (int64); train also has label (`ClassLabel`, identities in
-        ascending order). A table's column bbox is kept, and applied by [`~dcal_hf.data.read_images`], the transforms
-        and `embed_images`.
+        ascending order). A table's column bbox is kept.
 
     Raises:
         FileNotFoundError: If a folder, a table, a list or a listed image is missing. The message names it.
@@ -109,20 +106,12 @@ def load_reid(
             cannot be created, the protocol does not suit the data set, or no query has a match in the gallery.
     """
     _check_arguments(splits, test_fraction, query_fraction, protocol)
-    is_own = is_table(name) or name not in ("drawn", *OFFICIAL_REID)
-    if not is_own and (protocol != "disjoint" or camera_column is not None):
-        raise ValueError(f"{name!r} has a protocol and cameras of its own; leave out protocol and camera_column")
-    if is_own:
+    choice = Choice(test_fraction, query_fraction, seed)
+    if is_table(name) or name not in ("drawn", *OFFICIAL_REID):
         rows, where = _read_own(name, data_dir, camera_column, max_unpacked_bytes)
-        columns, parts = _from_own_rows(rows, where, protocol, Choice(test_fraction, query_fraction, seed))
-        if warn_duplicates:
-            _look_for_duplicates(rows, parts, where)
-        is_unsplit = protocol == "disjoint" and (rows.parts is None or set(rows.parts) == {"train"})
-        use = {0: "test", 1: "train"}.get(test_fraction)
-        if is_unsplit and use is not None and not set(splits) <= set(parts):
-            raise ValueError(
-                f"test_fraction={test_fraction:g} leaves no identity of {where} to {use} on: choose another"
-            )
+        columns, parts = _split_own(rows, where, protocol, choice, splits, warn_duplicates)
+    elif protocol != "disjoint" or camera_column is not None:
+        raise ValueError(f"{name!r} has a protocol and cameras of its own; leave out protocol and camera_column")
     elif name == "drawn":
         dataset = synthetic_reid()
         return DatasetDict({split: dataset[split] for split in splits})
@@ -199,6 +188,22 @@ def _read_own(
         )
     folder = inner_folder(data_folder(path, max_unpacked_bytes=max_unpacked_bytes))
     return read_identity_folder(folder), folder
+
+
+def _split_own(
+    rows: Rows, where: str | Path, protocol: str, choice: Choice, splits: Sequence[str], warn_duplicates: bool
+) -> tuple[_Columns, dict[str, np.ndarray]]:
+    """A data set of the user's: its images, and the row indices of each split."""
+    columns, parts = _from_own_rows(rows, where, protocol, choice)
+    if warn_duplicates:
+        _look_for_duplicates(rows, parts, where)
+    is_unsplit = protocol == "disjoint" and (rows.parts is None or set(rows.parts) == {"train"})
+    use = {0: "test", 1: "train"}.get(choice.test_fraction)
+    if is_unsplit and use is not None and not set(splits) <= set(parts):
+        raise ValueError(
+            f"test_fraction={choice.test_fraction:g} leaves no identity of {where} to {use} on: choose another"
+        )
+    return columns, parts
 
 
 def _check_parts(columns: _Columns, parts: dict[str, np.ndarray], splits: Sequence[str], where: str | Path) -> None:
