@@ -144,7 +144,7 @@ def test_evaluation_opens_one_image_at_a_time_to_the_same_pixels(monkeypatch, si
     expected = list(processor(pictures, return_tensors="pt")["pixel_values"])
     events = []
     original = EvalTransform.pixel_values
-    monkeypatch.setattr("dcal_hf.transforms.open_image", lambda image, _: events.append("open") or image)
+    monkeypatch.setattr("dcal_hf.data.images.open_image", lambda image, *_: events.append("open") or image)
     monkeypatch.setattr(EvalTransform, "pixel_values", lambda *args: events.append("done") or original(*args))
     found = EvalTransform(processor)({"image": pictures})["pixel_values"]
     assert events == ["open", "done"] * 3
