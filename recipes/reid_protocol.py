@@ -21,7 +21,7 @@ def shows_new(dataset: datasets.DatasetDict) -> bool:
     )
 
 
-def score_open_set(dataset: datasets.DatasetDict, protocol: str, training_args: DCALReIDTrainingArguments) -> None:
+def prepare_open_set(dataset: datasets.DatasetDict, protocol: str, training_args: DCALReIDTrainingArguments) -> None:
     """Turns on open-set scores for a protocol that has new individuals, and checks before training that they can be
     computed.
 

@@ -50,7 +50,7 @@ from common import (
 )
 from console import print_epochs, print_outputs, print_results, result_rows
 from ranked_lists import identity_name, save_ranked_lists
-from reid_protocol import describe_evaluation, describe_open_set, is_same, score_open_set
+from reid_protocol import describe_evaluation, describe_open_set, is_same, prepare_open_set
 from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
@@ -195,7 +195,7 @@ def main() -> None:
     set_seed(training_args.seed)
 
     dataset = prepare_data(data_args, training_args)
-    score_open_set(dataset, data_args.protocol, training_args)
+    prepare_open_set(dataset, data_args.protocol, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
     if data_args.is_own and data_args.protocol == "disjoint" and not training_args.do_train:
