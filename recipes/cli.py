@@ -67,7 +67,8 @@ def main() -> None:
         if {"-h", "--help"} & set(rest):
             # Without importing the recipe, which imports torch.
             script = RECIPES / f"{COMMANDS[command][0]}.py"
-            print(import_module("usage").help_text(script, f"dcal {command}", rest[0]))
+            names = {recipe: name for name, (recipe, _) in COMMANDS.items()}
+            print(import_module("usage").help_text(script, f"dcal {command}", rest[0], names))
             return
         import_module(COMMANDS[command][0]).main()
     except MISTAKES as error:

@@ -38,8 +38,11 @@ class DemoArguments:
     )
 
 
+ARGUMENTS = (DemoArguments, HubArguments)
+
+
 def main() -> None:
-    hub_args, args = parse_arguments((HubArguments, DemoArguments))
+    args, hub_args = parse_arguments(ARGUMENTS)
     import logging
     from importlib.util import find_spec
 

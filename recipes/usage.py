@@ -8,7 +8,7 @@ subclass's group only. POSITIONAL, if there, is the name and the help of the pos
 import ast
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -53,16 +53,24 @@ class Option:
     help: str
 
 
-def help_text(recipe: Path, command: str, subcommand: str | None = None) -> str:
+def help_text(
+    recipe: Path, command: str, subcommand: str | None = None, names: Mapping[str, str] | None = None
+) -> str:
     """The help of a recipe.
 
     Args:
         recipe (`Path`): The script.
         command (`str`): How it is called.
         subcommand (`str`, *optional*): A key of its ARGUMENTS; without it, these are listed.
+        names (mapping from `str` to `str`, *optional*): The commands of `dcal` by the script that each runs, for
+            examples with these commands.
     """
     _, arguments = _find(recipe, "ARGUMENTS")
-    description = _wrapped(ast.get_docstring(_parse(recipe)))
+    description = ast.get_docstring(_parse(recipe))
+    if names is not None:
+        description = re.sub(r"python recipes/(\w+)\.py", lambda match: f"dcal {names[match[1]]}", description)
+        description = re.sub(r"recipes/configs/(\w+)\.yaml", r"\1", description)
+    description = _wrapped(description)
     if isinstance(arguments, ast.Dict):
         names = [key.value for key in arguments.keys]
         if subcommand not in names:
@@ -88,7 +96,7 @@ def _wrapped(text: str) -> str:
     """The paragraphs of a docstring, but for indented ones, whose lines Python has joined where they end in `\\`."""
     paragraphs = text.split("\n\n")
     return "\n\n".join(
-        re.sub(r" {4,}(?=--)", " \\\\\n        ", paragraph)
+        re.sub(r"(?<=\S) {4,}", " \\\\\n        ", paragraph)
         if paragraph.startswith(" ")
         else textwrap.fill(" ".join(paragraph.split()), WIDTH, break_on_hyphens=False)
         for paragraph in paragraphs

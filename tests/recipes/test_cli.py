@@ -34,6 +34,9 @@ def test_help_needs_neither_torch_nor_the_package():
     assert run.returncode == 0, run.stderr
     assert "  fgvc " in run.stdout and "  reid " in run.stdout
     assert all(path.stem in run.stdout for path in (RECIPES / "configs").glob("*.yaml"))
+    # Examples as the command takes them.
+    assert "\n    dcal fgvc quickstart --output_dir out\n" in run.stdout
+    assert "\n    dcal search --model_name_or_path out --gallery_dir gallery" in run.stdout
     assert all(f"\nusage: dcal {command}" in run.stdout for command in ("fgvc", "reid", "search"))
 
 

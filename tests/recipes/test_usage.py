@@ -14,7 +14,9 @@ def calls(import_recipe) -> list[tuple[str, tuple[type, ...]]]:
     """Every recipe (and subcommand) with its argument classes."""
     found = []
     for script, _ in import_recipe("cli").COMMANDS.values():
-        arguments = import_recipe(script).ARGUMENTS
+        module = import_recipe(script)
+        assert hasattr(module, "ARGUMENTS"), f"usage.py reads the options of {script}.py from its ARGUMENTS"
+        arguments = module.ARGUMENTS
         found += [(script, types) for types in (arguments.values() if isinstance(arguments, dict) else [arguments])]
     return found
 
