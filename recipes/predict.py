@@ -259,14 +259,14 @@ def confused_pairs(predictions: Sequence[Prediction]) -> list[tuple[Prediction, 
     """Examples of the classes that are confused, the most often confused ones first.
 
     Returns:
-        Of each true and predicted class, the most confident mistake, and the most confident right photograph of the
-        predicted class; None if there is none.
+        For each true and predicted class, the most confident mistake, and the most confident photograph of the
+        predicted class, a correct one if possible; None if no photograph shows this class.
     """
     wrong = mistakes(predictions)
     counts = Counter((prediction.label, prediction.best) for prediction in wrong)
     worst = {(prediction.label, prediction.best): prediction for prediction in reversed(wrong)}
-    known = {p.label: p for p in sorted(predictions, key=lambda p: p.confidence) if p.is_right}
-    return [(worst[pair], known.get(pair[1])) for pair, _ in counts.most_common()]
+    examples = {p.label: p for p in sorted(predictions, key=lambda p: (p.is_right, p.confidence))}
+    return [(worst[pair], examples.get(pair[1])) for pair, _ in counts.most_common()]
 
 
 def save_confused_pairs(
@@ -289,10 +289,13 @@ def save_confused_pairs(
             cells[1] = (overlay, "", None)
         return cells
 
-    pairs = confused_pairs(predictions)[:PAIRS]
-    if pairs:
-        headings = ["mistaken", "where the model looked", "of the predicted class", "where the model looked"]
-        save_figure(picture_table([side(wrong) + side(right) for wrong, right in pairs], headings), path)
+    headings = ["mistaken", "where the model looked", "of the predicted class", "where the model looked"]
+    rows = [side(wrong) + side(example) for wrong, example in confused_pairs(predictions)[:PAIRS]]
+    # Without a rollout or any photograph of a predicted class, columns would be empty.
+    kept = [column for column in range(len(headings)) if any(row[column] is not None for row in rows)]
+    if rows:
+        table = [[row[column] for column in kept] for row in rows]
+        save_figure(picture_table(table, [headings[column] for column in kept]), path)
 
 
 def thumbnail(path: str, size: int = 256) -> Image.Image:

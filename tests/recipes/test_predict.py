@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SIZES
+from matplotlib.figure import Figure
 from transformers import ViTConfig, ViTImageProcessor, ViTModel, pipeline
 
 from dcal_hf import DCALForImageClassification, visualization
@@ -84,9 +85,23 @@ def test_the_order_of_confused_classes(import_recipe):
         probabilities[best] = confidence
         return module.Prediction(f"{label}{best}{confidence}", {"both": probabilities}, label=label)
 
-    given = [(0, 1, 0.9), (2, 0, 0.5), (2, 0, 0.6), (0, 0, 0.4), (0, 0, 0.8), (0, 0, 0.7), (3, 3, 1.0)]
+    given = [(0, 1, 0.9), (2, 0, 0.5), (2, 0, 0.6), (0, 0, 0.4), (0, 0, 0.8), (0, 0, 0.7), (3, 2, 0.55)]
     pairs = module.confused_pairs([prediction(*facts) for facts in given])
-    assert [(wrong.path, right and right.path) for wrong, right in pairs] == [("200.6", "000.8"), ("010.9", None)]
+    assert [(wrong.path, right and right.path) for wrong, right in pairs] == [
+        ("200.6", "000.8"), ("010.9", None), ("320.55", "200.6"),
+    ]
+
+
+def test_a_table_of_confused_classes_has_no_empty_columns(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
+    """Of a single mistake, nothing shows the predicted class."""
+    arguments = ["--model_name_or_path", checkpoint, "--output_dir", tmp_path / "answer", "--labelled"]
+    run_recipe("predict", *arguments, "--images", photographs, "--sheet_images", 0)
+    mistake = table(tmp_path / "answer" / "mistakes.csv")[0]["image"]
+    drawn = []
+    monkeypatch.setattr(visualization, "picture_table", lambda *args: drawn.extend(args) or Figure())
+    run_recipe("predict", *arguments, "--images", mistake)
+    rows, headings = drawn
+    assert headings == ["mistaken", "where the model looked"] and [len(row) for row in rows] == [2]
 
 
 def test_attention_overlays_have_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
