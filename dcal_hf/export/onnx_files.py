@@ -197,16 +197,14 @@ def save_graph(graph: OnnxGraph, pixel_values: Tensor, path: Path) -> None:
     example = graph.pixels(pixel_values.to(graph.model.device))
     with exporting(graph.model):
         try:
-            torch.onnx.export(
+            program = torch.onnx.export(
                 graph,
                 (example,),
-                path,
                 input_names=[graph.input_name],
                 output_names=graph.outputs,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 opset_version=OPSET,
                 dynamo=True,
-                external_data=False,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -214,6 +212,10 @@ def save_graph(graph: OnnxGraph, pixel_values: Tensor, path: Path) -> None:
             name = getattr(encoder, "architecture", None) or encoder.model_type
             cause = str(error.__cause__ or error).strip().splitlines()[0]
             raise ValueError(f"torch.onnx cannot export the encoder '{name}': {cause}") from error
+    # They hold a traceback each, with paths on this computer.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.save(path, external_data=False)
 
 
 def quantise(path: Path, target: Path) -> None:

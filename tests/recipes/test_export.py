@@ -92,6 +92,10 @@ def test_the_metadata_describes_inputs_and_outputs(exported, folder):
     assert about["compared"]["photographs"] and about["compared"]["images"] == 3
 
 
+def test_the_file_holds_no_paths_of_this_computer(exported):
+    assert b".py" not in exported.read_bytes()
+
+
 def test_int8_is_close_to_torch(exported):
     crops = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
     small = exported.with_name("birds.int8.onnx")
