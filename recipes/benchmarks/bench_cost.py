@@ -2,7 +2,7 @@
 
     python recipes/benchmarks/bench_cost.py                                      # writes recipes/benchmarks/cost.md
 
-Nothing is computed: with fake tensors torch counts the matrix products without making them.
+FLOPs are counted on fake tensors, so nothing is computed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A data set of the paper and how its models are built.
+    """A data set of the paper, and how to build its models.
 
     At inference re-identification needs no classifier: it compares embeddings.
     """
@@ -63,9 +63,9 @@ TASKS = {
     "MSMT17": Task(1041, (256, 128), (*VITS, SWIN), DCALForReID, DCALModel, REID),
 }
 CASES = {f"{backbone}/{title}": (backbone, title) for title, task in TASKS.items() for backbone in task.backbones}
-# The paper's parameters and FLOPs, in per cent more.
+# The paper's additional parameters and FLOPs, in per cent.
 PUBLISHED = {("DeiT-Tiny", "CUB-200-2011"): (9, 2), ("DeiT-Base, ViT-Base", "VeRi-776"): (8, 3)}
-# Selection at random costs nothing: it stands for a rollout that is not counted.
+# Random selection costs nothing, in place of a rollout that is not counted.
 PLAIN, WITHOUT_ROLLOUT = {"branches": ("sa",)}, {"local_query_selection": "random"}
 
 
@@ -73,7 +73,7 @@ def build(
     backbone: str, task: Task, model_class: type[DCALPreTrainedModel], **fields: object
 ) -> DCALPreTrainedModel:
     own = {"branches": ("sa", "pwca")} if backbone == SWIN else {}
-    # Eager attention is what the paper's formulas say; a fused one computes its scores twice in backward.
+    # Eager attention matches the paper's formulas; fused attention computes its scores twice in backward.
     fields = {**task.fields, "attn_implementation": "eager", **own, **fields}
     with no_init_weights():
         return model_class.from_backbone(
@@ -82,7 +82,7 @@ def build(
 
 
 def inference_cost(backbone: str, task: Task, **fields: object) -> tuple[int, int]:
-    """Parameters without those of the loss, and FLOPs of one image, of a model that is used."""
+    """Parameters without those of the loss, and FLOPs per image, at inference."""
     model = build(backbone, task, task.inferred, **fields).eval()
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, *task.image_size))
@@ -91,7 +91,7 @@ def inference_cost(backbone: str, task: Task, **fields: object) -> tuple[int, in
 
 
 def training_cost(backbone: str, task: Task, **fields: object) -> tuple[int, int]:
-    """Parameters, and FLOPs of one image's share of a training step on two."""
+    """Parameters, and FLOPs per image of a training step on two images."""
     model = build(backbone, task, task.trained, **fields).train()
     pair = {"pairs": torch.tensor([[0, 1]])} if model.config.uses_pwca else {}
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
@@ -134,7 +134,7 @@ def row(case: str, figures: Figures) -> dict[str, str]:
 
 
 def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
-    return ["What DCAL adds", table(row(case, figures) for case, figures in results.items())]
+    return ["Costs of DCAL", table(row(case, figures) for case, figures in results.items())]
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Measures how many images per second are decoded and transformed, beside how many a training step eats.
+"""Measures how many images per second are decoded and transformed, compared with the speed of training.
 
     python recipes/benchmarks/bench_data.py --speeds 1.11 0.92          # writes recipes/benchmarks/data.md
     python recipes/benchmarks/bench_data.py --speeds 1.11 0.92 --count 32 --output small.md
 
-The images are JPEG files of 500 x 375 smooth noise, in a temporary folder. Each case runs in a process of its own:
-one pass over the images to warm up, then three that are timed, with a batch of 16 and the workers of torch's
-DataLoader. What the model eats is what `bench_model.py` measured: its images per second in training.
+The images are JPEG files of 500 x 375 smooth noise, in a temporary folder. Each case runs in its own process: one
+warm-up pass over the images, then three timed passes, with a batch size of 16 and the workers of torch's DataLoader.
+`--speeds` are the images per second in training that `bench_model.py` measured.
 """
 
 import argparse
@@ -38,16 +38,16 @@ BATCH, WORKERS, PASSES = 16, (0, 2), 3
 
 
 def decode(batch: dict[str, list]) -> dict[str, list]:
-    """No transform: what reading the files takes alone."""
+    """Only decodes the images."""
     return {"pixel_values": [open_image(image).size for image in batch["image"]]}
 
 
 FGVC = fine_grained_processor(ViTImageProcessor(), SHAPES["deit_tiny"].image_size)
 REID = reid_processor(ViTImageProcessor(), SHAPES["vit_base"].image_size)
 AUGMENTED = {"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.3, "random_erasing": 0.25}
-# By label, the model that eats it and the transform.
+# By label: the model to compare with, and the transform.
 TRANSFORMS: dict[str, tuple[str, Callable[[dict[str, list]], dict[str, list]]]] = {
-    "decoding alone": ("deit_tiny", decode),
+    "decoding only": ("deit_tiny", decode),
     "`TrainTransform`": ("deit_tiny", TrainTransform(FGVC)),
     "`TrainTransform`, RandAugment, colour jitter, random erasing": ("deit_tiny", TrainTransform(FGVC, **AUGMENTED)),
     "`EvalTransform`": ("deit_tiny", EvalTransform(FGVC)),
@@ -58,7 +58,7 @@ CASES = {f"{label}/{workers}": (label, workers) for label in TRANSFORMS for work
 
 
 def photograph(seed: int) -> Image.Image:
-    """Colours that change slowly, and a little grain: a file of a photograph's size."""
+    """Smooth colours with noise, which give a file of the size of a photograph."""
     numbers = np.random.default_rng(seed)
     coarse = Image.fromarray(numbers.integers(0, 256, (HEIGHT // 15, WIDTH // 15, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -67,7 +67,7 @@ def photograph(seed: int) -> Image.Image:
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
-    """Writes the files, unless another case has."""
+    """Writes the files, unless another case has written them."""
     paths = [folder / f"{number:04d}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         if not path.exists():
@@ -76,7 +76,7 @@ def make_images(folder: Path, count: int) -> list[Path]:
 
 
 def run_case(args: argparse.Namespace) -> Figures:
-    """Images per second through one transform with so many workers, and the mean size of the files."""
+    """Images per second with a transform and a number of workers, and the mean file size."""
     label, workers = CASES[args.case]
     paths = make_images(args.folder, args.count)
     columns = {"image": list(map(str, paths)), "label": [0] * len(paths)}
@@ -94,7 +94,7 @@ def row(label: str, results: dict[str, Figures], speeds: dict[str, float]) -> di
     for workers in WORKERS:
         speed = results[f"{label}/{workers}"]["images_per_second"]
         cells[f"images/s, {workers} workers"] = f"{speed:,.0f}"
-        cells[f"x what the model eats, {workers} workers"] = f"{speed / speeds[shape]:,.0f}"
+        cells[f"x training speed, {workers} workers"] = f"{speed / speeds[shape]:,.0f}"
     return cells
 
 
@@ -102,19 +102,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=128, help="number of images")
     parser.add_argument(
         "--speeds", nargs=len(SHAPES), type=float, required=True,
-        help=f"images per second that a training step on {', '.join(SHAPES)} eats",
+        help=f"images per second of a training step on {', '.join(SHAPES)}",
     )
 
 
 def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
     speeds = dict(zip(SHAPES, args.speeds))
-    eats = ", ".join(f"{SHAPES[name].title}: {speed:.2f} images/s" for name, speed in speeds.items())
+    listed = ", ".join(f"{SHAPES[name].title}: {speed:.2f} images/s" for name, speed in speeds.items())
     file_bytes = next(iter(results.values()))["file_bytes"]
     return [
         "Decoding and transforming images",
         f"{args.count} JPEG files of {WIDTH} x {HEIGHT} smooth noise, {file_bytes / 1e3:.0f} kB each; batch {BATCH}; "
         f"medians of {PASSES} passes in each of {args.repeats} processes per case.",
-        f"A DCAL training step (float32, T = 12, this machine) eats, {eats}.",
+        f"A DCAL training step (float32, T = 12, this machine) consumes, for {listed}.",
         table(row(label, results, speeds) for label in TRANSFORMS),
     ]
 

@@ -3,14 +3,13 @@
     python recipes/benchmarks/bench_gallery.py                                  # writes recipes/benchmarks/gallery.md
     python recipes/benchmarks/bench_gallery.py --size 20000 --output small.md
 
-The embeddings are random, in clusters, and of few degrees of freedom, as a network's are (independent noise in every
-dimension has no near neighbours to find): a point is its cluster's centre plus noise, both normal in 64 dimensions,
-mapped to 768 by one random matrix, plus a little noise in each of these. There are 100 points per cluster. They are
-made a chunk at a time, the same again each time, and time for making them is not counted. Each case runs in a process
-of its own.
+The embeddings are random. Like those of a network, they form clusters and have few degrees of freedom (independent
+noise in every dimension has no near neighbours). A point is the centre of its cluster plus noise, both normal in
+64 dimensions, mapped to 768 by a random matrix, plus a little noise in each dimension. A cluster has 100 points. They
+are generated in chunks, deterministically, and the time for this is not included. Each case runs in its own process.
 
-The index is `PCA128,IVF4096,PQ64np` at a million; `--factory IVF4096,PQ64np` is one without PCA, for example. "np"
-leaves out polysemous training, which takes minutes and helps only who searches with `ht`.
+The index of a million embeddings is `PCA128,IVF4096,PQ64np`; `--factory IVF4096,PQ64np` has no PCA, for example. "np"
+skips polysemous training, which takes minutes and is only useful for searches with `ht`.
 """
 
 import argparse
@@ -35,7 +34,7 @@ MODEL_ID = "random"
 
 
 def lists(size: int) -> int:
-    """The power of 2 next to four times the root of the size, as faiss's guidelines have it."""
+    """The power of 2 nearest to four times the square root of the size, as faiss's guidelines recommend."""
     return 1 << round(np.log2(4 * size**0.5))
 
 
@@ -48,7 +47,7 @@ def training_size(size: int) -> int:
 
 
 def draw(count: int, size: int, seed: list[int]) -> np.ndarray:
-    """Points `(count, DIM)`, float32, of a gallery of that size; the seed draws points, not centres."""
+    """Points `(count, DIM)`, float32, of a gallery of that size; the seed determines points, not centres."""
     fixed, numbers = np.random.default_rng(0), np.random.default_rng(seed)
     mapping = fixed.standard_normal((LATENT_DIM, DIM), dtype=np.float32) / LATENT_DIM**0.5
     centres = fixed.standard_normal((clusters(size), LATENT_DIM), dtype=np.float32)
@@ -64,14 +63,14 @@ def queries(size: int) -> np.ndarray:
 
 
 def chunks(size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The embeddings with the row each part starts at: those that the index trains on, then chunks."""
+    """Yields parts of the embeddings with their first row: those that the index trains on, then chunks."""
     starts = [0, *range(training_size(size), size, ROWS_PER_CHUNK), size]
     for start, stop in zip(starts, starts[1:]):
         yield start, draw(stop - start, size, [2, start])
 
 
 def build(size: int, factory: str, folder: Path) -> Figures:
-    """Begins the gallery with what it trains on, adds the others, saves it."""
+    """Builds the gallery from the training embeddings, adds the others, and saves it."""
     total, gallery, before = 0.0, None, 0
     for start, points in chunks(size):
         items = {"number": np.arange(start, start + len(points))}
@@ -89,7 +88,7 @@ def build(size: int, factory: str, folder: Path) -> Figures:
 
 
 def exact(size: int, factory: str, folder: Path) -> Figures:
-    """The true neighbours by faiss's own exhaustive search, chunk by chunk."""
+    """The true neighbours by faiss's exhaustive search, in chunks."""
     normalised_queries, total = normalised(queries(size)), 0.0
     scores, rows = np.empty((NUM_QUERIES, 0), np.float32), np.empty((NUM_QUERIES, 0), np.int64)
 
@@ -111,7 +110,7 @@ def normalised(points: np.ndarray) -> np.ndarray:
 
 
 def search(size: int, factory: str, folder: Path) -> Figures:
-    """Loads the gallery, and searches it with all queries at once, and one at a time."""
+    """Loads the gallery, and searches it with all queries at once and with single queries."""
     points, expected, before = queries(size), np.load(folder / "exact.npy"), peak_memory()
     gallery, seconds = timed(partial(GalleryIndex.load, folder / "gallery", MODEL_ID, DIM))
     figures = {"load_seconds": seconds}
@@ -155,14 +154,15 @@ def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
         f"`{args.factory.format(lists=lists(size))}` over {DIM} float32 numbers each, cosine, trained on "
         f"{training_size(size):,}. The embeddings are random: {clusters(size):,} clusters; centres with standard "
         f"deviation 1, points around them with {LATENT_NOISE} in {LATENT_DIM} dimensions, mapped to {DIM} by a random "
-        f"matrix, plus noise of {NOISE} in each. They come in chunks of {ROWS_PER_CHUNK:,}, which are thrown away; "
-        "making them is not counted. Memory is the peak above the loaded libraries and the first chunk.",
+        f"matrix, plus noise of {NOISE} in each. They come in chunks of {ROWS_PER_CHUNK:,}, which are "
+        "discarded; the time to generate them is not included. Memory is the peak above the loaded libraries and the "
+        "first chunk.",
         table(
             {"step": step, "seconds": f"{seconds:.3g}", "GB of memory": "" if peak is None else f"{peak / 1e9:.2f}"}
             for step, (seconds, peak) in steps.items()
         ),
-        f"{NUM_QUERIES:,} queries drawn like the embeddings; recall@{K} is the share of the {K} true neighbours among "
-        f"the {K} found.",
+        f"{NUM_QUERIES:,} queries are sampled like the embeddings; recall@{K} is the fraction of the {K} true "
+        f"neighbours among the {K} found.",
         table(
             {
                 "search": name,
@@ -174,7 +174,7 @@ def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
         ),
         f"The exact search, `faiss.knn` on the embeddings, answers {NUM_QUERIES / exhaustive['seconds']:,.0f} queries "
         f"per second: {products / 1e12:.2f} TFLOP, here at {products / exhaustive['seconds'] / 1e9:.0f} GFLOP/s. The "
-        f"embeddings themselves are {4 * DIM * size / 1e9:.2f} GB, what the index is trained on "
+        f"embeddings take {4 * DIM * size / 1e9:.2f} GB, and those that the index is trained on "
         f"{4 * DIM * training_size(size) / 1e9:.2f} GB.",
     ]
 

@@ -1,16 +1,16 @@
-"""Measures time, memory and FLOPs of DCAL beside the plain ViT: training steps, inference, `Trainer` runs.
+"""Measures time, memory and FLOPs of DCAL and of the plain ViT: training steps, inference and `Trainer` runs.
 
     python recipes/benchmarks/bench_model.py --repeats 5 --steps 2               # writes recipes/benchmarks/model.md
     python recipes/benchmarks/bench_model.py --report switches --shapes deit_tiny --steps 2      # writes switches.md
     python recipes/benchmarks/bench_model.py --report memory                     # writes memory.md: largest tensors
     python recipes/benchmarks/bench_model.py --shapes deit_tiny --batch 2 --steps 1 --output small.md
-    python recipes/benchmarks/bench_model.py --models local-12 local-6-half      # these beside the plain ViT alone
+    python recipes/benchmarks/bench_model.py --models local-12 local-6-half      # only these and the plain ViT
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16      # writes model_cuda.md, batch 64
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16 --compile --attention flash_attention_2
 
-Each case runs in a process of its own, all in turn, `--repeats` times; in each, one step to warm up, then `--steps`
-that are timed, of inference, which is quick, five times as many. The tables hold medians over steps, then over
-processes. Weights and images are random.
+Each case runs in its own process, `--repeats` times: one warm-up step, then `--steps` timed steps (five times as many
+for inference, which is fast). The cases alternate. The tables contain medians over the steps, then over the processes.
+Weights and images are random.
 """
 
 import argparse
@@ -29,22 +29,22 @@ from tensors import made_tensors
 from dcal_hf.models.attention_dcal import ROLLOUT_CHUNK
 
 
-# Steps of inference for each of training: they are short, and the more disturbed by whatever else the machine does.
+# Inference steps per training step: they are short, so other work on the machine disturbs them more.
 STEPS_OF_INFERENCE = 5
-# FLOPs are those of so many images, times the rest: of half of their pairs there is still one.
+# FLOPs are counted on this many images and scaled: half of their pairs is still one pair.
 IMAGES_COUNTED = 4
 TENSORS_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a process measures, on one shape.
+    """A measurement on one shape, made in its own process.
 
     Args:
-        work: "train" or "infer", bare steps; "alternate", those of the plain model and of this one by turns;
-            "tensors", the largest of a training step; "trainer" or "predict", steps of a `Trainer` run.
+        work: "train" or "infer": single steps; "alternate": alternating steps of the plain model and this one;
+            "tensors": the largest tensors of a training step; "trainer" or "predict": steps of a `Trainer` run.
         model: A key of `MODELS`.
-        options: Arguments of the `Trainer` run, or what replaces the setting of "tensors".
+        options: Arguments of the `Trainer` run, or fields of `Setting` for "tensors".
     """
 
     work: str
@@ -53,7 +53,7 @@ class Case:
 
 
 def run_case(args: argparse.Namespace) -> Figures:
-    """Seconds of a step and bytes above the imports, of a case in this process; of bare steps FLOPs, too."""
+    """Runs a case in this process: seconds per step, bytes above the imports and, for single steps, FLOPs."""
     before, (shape_name, case) = resident_memory(), CASES[args.case]
     torch.manual_seed(0)
     shape, setting = SHAPES[shape_name], Setting(args.device, args.dtype, args.compile, args.attention)
@@ -71,14 +71,14 @@ def run_case(args: argparse.Namespace) -> Figures:
     seconds = [timed(step)[1] for _ in range(1 + count)][1:]
     figures = {"seconds": statistics.median(seconds), "bytes": steps.memory(before, setting)}
     few = min(batch, IMAGES_COUNTED)
-    # torch knows the formulas of its own kernels only; those of flash attention make the same products.
+    # torch counts only its own kernels; flash attention has the same matrix products as sdpa.
     attention = "sdpa" if args.attention.startswith("flash") else args.attention
     counted = steps.make_step(case.work, shape, case.model, few, replace(setting, compile=False, attention=attention))
     return figures | {"flops": steps.counted_flops(counted) * batch / few}
 
 
 def alternate(shape: Shape, model: str, batch: int, count: int, setting: Setting) -> Figures:
-    """The plain model's step and DCAL's by turns."""
+    """Alternates steps of the plain model and of DCAL."""
     plain, dcal = (steps.make_step("train", shape, name, batch, setting) for name in (PLAIN, model))
     times = [(timed(plain)[1], timed(dcal)[1]) for _ in range(1 + count)][1:]
     plain_seconds, seconds = map(statistics.median, zip(*times))
@@ -86,18 +86,18 @@ def alternate(shape: Shape, model: str, batch: int, count: int, setting: Setting
 
 
 def largest_tensors(step: Callable[[], None]) -> Figures:
-    """Bytes by operation and shape, of the second step: the first one also sets up the optimiser."""
+    """Bytes by operation and shape in the second step, because the first one also initialises the optimiser."""
     step()
     made = sorted(made_tensors(step), key=lambda tensor: tensor.size, reverse=True)
     return {f"{tensor.operation} {' x '.join(map(str, tensor.shape))}": tensor.size for tensor in made[:TENSORS_SHOWN]}
 
 
-# Functions from the figures of a table's cases, and from shape and batch, to its rows.
+# A function that builds the rows of a table takes the results of its cases, the shape and the batch size.
 Results = list[tuple[str, Case, Figures]]
 
 
-def beside_plain(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
-    """Each figure, and its ratio to the plain model's, which is the first."""
+def rows_relative_to_plain(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
+    """The results, and their ratios to the plain model, which is the first case."""
 
     def needed(case: Case) -> float:
         config = steps.dcal_config(shape, case.model)
@@ -124,8 +124,8 @@ def beside_plain(results: Results, shape: Shape, batch: int) -> list[dict[str, s
     return rows
 
 
-def by_turns(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
-    """What a benchmark in one process would have read."""
+def alternating_rows(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
+    """The results that a benchmark in one process would give."""
     return [
         {
             "": title,
@@ -137,8 +137,8 @@ def by_turns(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]
     ]
 
 
-def beside_none(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
-    """The figures of each switch, and their ratios to those without, which are the first."""
+def rows_relative_to_none(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
+    """The results of each option, and their ratios to the first case, which has none."""
     (_, _, none), *_ = results
     return [
         {
@@ -152,8 +152,8 @@ def beside_none(results: Results, shape: Shape, batch: int) -> list[dict[str, st
     ]
 
 
-def beside_a_map(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
-    """The largest tensors below what none of them may be: a map, float32, of all tokens."""
+def rows_of_tensors(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
+    """The largest tensors, compared with the size of a float32 attention map of all tokens."""
     tokens = math.prod(steps.dcal_config(shape, PLAIN).grid) + 1
     one_map = 4 * batch * shape.heads * tokens**2
     sizes = {
@@ -187,32 +187,32 @@ SWITCHES = {
 INFERENCE_SWITCHES = {"none": Case("predict"), '`inference_branches=("sa",)`': Case("predict", "sa")}
 LOCAL = ("local-12", "local-6", "local-12-half", "local-6-half")
 Tables = dict[str, tuple[Callable[[Results, Shape, int], list[dict[str, str]]], dict[str, Case]]]
-# Of each report, the title, how its figures are measured, and its tables: by heading, their rows and cases.
+# For each report: the title, a description of the measurement, and its tables (rows and cases by heading).
 REPORTS: dict[str, tuple[str, str, Tables]] = {
     "model": (
-        "DCAL beside the plain ViT",
-        "{dtype}, {attention}, compile={compile}; medians of {steps} steps, of inference five times as many, in each "
-        "of {repeats} processes per case.",
+        "DCAL compared with the plain ViT",
+        "{dtype}, {attention}, compile={compile}; medians of {steps} training steps, or five times as many inference "
+        "steps, in each of {repeats} processes per case.",
         {
-            "Training step": (beside_plain, titled("train", PLAIN, *LOCAL, "similarity-12", "cls-12")),
-            # Inference has no PWCA; SA alone is a way of inference, not of training.
-            "Inference": (beside_plain, titled("infer", PLAIN, "local-12", "similarity-12", "cls-12", "sa")),
-            "Training step in a `Trainer` run": (beside_plain, titled("trainer", PLAIN, "local-12")),
-            "Training steps by turns in one process": (by_turns, titled("alternate", "local-12")),
+            "Training step": (rows_relative_to_plain, titled("train", PLAIN, *LOCAL, "similarity-12", "cls-12")),
+            # PWCA does not run at inference; `sa` is an inference option.
+            "Inference": (rows_relative_to_plain, titled("infer", PLAIN, "local-12", "similarity-12", "cls-12", "sa")),
+            "Training step in a `Trainer` run": (rows_relative_to_plain, titled("trainer", PLAIN, "local-12")),
+            "Alternating training steps in one process": (alternating_rows, titled("alternate", "local-12")),
         },
     ),
     "switches": (
-        "What each switch buys",
+        "Effect of each option",
         "{dtype}, {attention}, compile={compile}; medians of {steps} steps in each of {repeats} processes per case.",
         {
-            "Training": (beside_none, SWITCHES),
-            "Inference": (beside_none, INFERENCE_SWITCHES),
+            "Training": (rows_relative_to_none, SWITCHES),
+            "Inference": (rows_relative_to_none, INFERENCE_SWITCHES),
         },
     ),
     "memory": (
         "The largest tensors of a training step",
         "{dtype}; the second step, of forward, backward and fused AdamW.",
-        {name: (beside_a_map, {"": Case("tensors", options={"attention": name})}) for name in ("sdpa", "eager")},
+        {name: (rows_of_tensors, {"": Case("tensors", options={"attention": name})}) for name in ("sdpa", "eager")},
     ),
 }
 CASES = {
@@ -227,13 +227,13 @@ CASES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", choices=REPORTS, default="model")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="beside the plain ViT")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="compared with plain ViT")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, plain models too")
-    parser.add_argument("--attention", default="sdpa", help="attn_implementation, of the plain model too")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of autocast")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile, also for the plain ViT")
+    parser.add_argument("--attention", default="sdpa", help="attn_implementation, also of the plain ViT")
 
 
 def chosen(args: argparse.Namespace) -> list[str]:

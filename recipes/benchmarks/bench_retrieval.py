@@ -1,12 +1,12 @@
-"""Measures time and memory of retrieval evaluation and re-ranking at MSMT17's size, beside the dense way.
+"""Measures time and memory of retrieval evaluation and re-ranking at MSMT17's size, compared with dense matrices.
 
     python recipes/benchmarks/bench_retrieval.py                          # writes recipes/benchmarks/retrieval.md
     python recipes/benchmarks/bench_retrieval.py --scale 0.05 --output small.md
 
-Each case runs in a process of its own: the two that are compared, bare distances and evaluation, in turn and
-`--repeats` times, of which the table holds medians; the long ones once. The features are random, one centre per
-identity with noise around it. The dense cases are NumPy over whole matrices, as Re-ID projects do it, on
-as many of the images as `--dense_memory` of the free memory holds.
+Each case runs in its own process. Distances and evaluation, which are compared, alternate `--repeats` times, and the
+table contains medians; the long cases run once. The features are random: one centre per identity, and noise. The dense
+cases use NumPy on full matrices, as is common in Re-ID projects, with as many images as fit into `--dense_memory` of
+the free memory.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def draw(scale: float) -> list[torch.Tensor | np.ndarray]:
 
 
 def bare_distances(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndarray) -> None:
-    """Squared Euclidean distances, thrown away, in chunks of the size that was fastest."""
+    """Squared Euclidean distances, computed and discarded in chunks of the fastest size."""
     query_norms, gallery_norms = (torch.einsum("nd,nd->n", part, part) for part in (query, gallery))
     for row in range(0, len(query), 512):
         for column in range(0, len(gallery), 4096):
@@ -70,7 +70,7 @@ def dense_distances(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
 
 
 def dense_evaluate(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndarray) -> None:
-    """The whole matrix, sorted, with the protocol applied to each sorted row."""
+    """Sorts the full matrix, and applies the protocol to each sorted row."""
     query_ids, gallery_ids, query_cameras, gallery_cameras = columns
     order = dense_distances(query, gallery).argsort(axis=1)
     matches = (gallery_ids[order] == query_ids[:, None]).astype(np.int32)
@@ -84,7 +84,7 @@ def dense_evaluate(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndar
 
 
 def dense_rerank(query: torch.Tensor, gallery: torch.Tensor, *columns: np.ndarray) -> None:
-    """The formula over matrices of all pairs."""
+    """Re-ranking with matrices of all pairs."""
     features = torch.nn.functional.normalize(torch.cat([query, gallery]))
     distances = dense_distances(features, features)
     distances = distances / distances.max(axis=1, keepdims=True)
@@ -115,9 +115,9 @@ def reciprocal(order: np.ndarray, i: int, k: int) -> np.ndarray:
 
 
 reranked = partial(rerank, k1=K1, k2=K2, lambda_value=LAMBDA)
-# By its name in the report, what runs.
+# The function of each row of the report.
 CASES: dict[str, Callable[..., object]] = {
-    "distances alone, in chunks": bare_distances,
+    "distances only, in chunks": bare_distances,
     "`retrieval_metrics`": retrieval_metrics,
     "`rerank`": lambda query, gallery, *columns: reranked(query, gallery),
     "`rerank`, then `distance_metrics`": (
@@ -127,7 +127,7 @@ CASES: dict[str, Callable[..., object]] = {
     "dense re-ranking": dense_rerank,
 }
 COMPARED = tuple(CASES)[:2]
-# Of the dense ones, the number of pairs at the full size and the bytes of each.
+# For dense cases: the number of pairs at the full size, and bytes per pair.
 DENSE = {
     "dense evaluation": (NUM_QUERIES * NUM_ITEMS, DENSE_EVALUATION_BYTES),
     "dense re-ranking": ((NUM_QUERIES + NUM_ITEMS) ** 2, DENSE_RERANKING_BYTES),
@@ -135,7 +135,7 @@ DENSE = {
 
 
 def run_case(args: argparse.Namespace) -> Figures:
-    """Seconds, bytes above the features and the loaded libraries, and the scale, which memory limits."""
+    """Seconds, bytes above the features and the loaded libraries, and the scale, limited by memory."""
     scale = args.scale
     if args.case in DENSE:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -155,8 +155,8 @@ def row(name: str, figures: Figures) -> dict[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", type=float, default=1.0, help="share of MSMT17's images")
-    parser.add_argument("--dense_memory", type=float, default=0.6, help="share of the free memory for the dense way")
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of MSMT17's images")
+    parser.add_argument("--dense_memory", type=float, default=0.6, help="fraction of free memory for dense matrices")
 
 
 def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
@@ -166,20 +166,20 @@ def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
     evaluation_gb, reranking_gb = (math.prod(dense) * scale**2 / 1e9 for dense in DENSE.values())
     return [
         "Retrieval evaluation and re-ranking",
-        f"Random features of {DIM} float32 numbers, MSMT17's test set times {scale:g}; of the first two rows medians "
-        f"of {args.repeats} processes, of the others one each. Memory is the peak above the features and the loaded "
-        "libraries.",
+        f"Random features of {DIM} float32 numbers, MSMT17's test set times {scale:g}; medians of {args.repeats} "
+        f"processes for the first two rows, one process for the others. Memory is the peak above the features and the "
+        "loaded libraries.",
         table(row(name, figures) for name, figures in results.items()),
-        f"Evaluation takes {evaluation / bare:.2f} times the bare distances (limit: 2). Its limit of memory is 2 GB, "
-        "that of re-ranking 8 GB.",
-        f"Floors: the bare distances are {products / 1e12:.2f} TFLOP, here at {products / bare / 1e9:.0f} GFLOP/s; "
+        f"Evaluation takes {evaluation / bare:.2f} times as long as the distances only (limit: 2). The memory limits "
+        "are 2 GB for evaluation and 8 GB for re-ranking.",
+        f"Lower bounds: the distances are {products / 1e12:.2f} TFLOP, here at {products / bare / 1e9:.0f} GFLOP/s; "
         f"the two exact searches of re-ranking are {searches / 1e12:.2f} TFLOP, {searches / products * bare:.0f} s at "
-        f"that speed. Evaluation holds two chunks of rows, {8 * QUERIES_PER_CHUNK * NUM_ITEMS * scale / 1e9:.2f} GB, "
-        f"and a hundredth of the negative distances, {4 * pairs / 100 / 1e9:.2f} GB, up to four times over; "
-        f"re-ranking two copies of the normalised features, {8 * DIM * images / 1e9:.2f} GB, and faiss's index of as "
-        f"many, {4 * DIM * images / 1e9:.2f} GB.",
-        f"The dense way would take {evaluation_gb:.1f} GB to evaluate and {reranking_gb:.1f} GB to re-rank at the "
-        "full size; it was run at the largest size that fits.",
+        f"that speed. Evaluation stores two chunks of rows ({8 * QUERIES_PER_CHUNK * NUM_ITEMS * scale / 1e9:.2f} GB) "
+        f"and up to four copies of a hundredth of the negative distances ({4 * pairs / 100 / 1e9:.2f} GB each). "
+        f"Re-ranking stores two copies of the normalised features ({8 * DIM * images / 1e9:.2f} GB) and the faiss "
+        f"index ({4 * DIM * images / 1e9:.2f} GB).",
+        f"Dense matrices would take {evaluation_gb:.1f} GB for evaluation and {reranking_gb:.1f} GB for re-ranking at "
+        "the full size; the dense rows were measured at the largest size that fits.",
     ]
 
 

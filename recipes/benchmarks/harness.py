@@ -1,8 +1,8 @@
-"""What the benchmarks share: each case in a process of its own, its time and memory, the machine, the report.
+"""Shared by the benchmarks: runs cases in their own processes, measures time and memory, and writes reports.
 
-A benchmark calls `run` with a table of the cases that it can run. Called by a person, it runs its own command line
-once per case and repetition (`measure`) and writes the medians as Markdown (`write_report`). Called with `--case`, it
-runs that case alone and prints its figures as JSON.
+A benchmark calls `run` with a table of its cases. Without `--case`, it runs its own command line once per case and
+repetition (`measure`) and writes the medians as Markdown (`write_report`). With `--case`, it runs only that case and
+prints the results as JSON.
 """
 
 import argparse
@@ -27,31 +27,31 @@ from dcal_hf.files import write_atomically
 
 
 Figures = dict[str, float]
-NOTES = "<!-- Notes: a new run keeps them; see that they still hold. -->"
+NOTES = "<!-- Notes: a new run keeps them; check that they are still true. -->"
 Result = TypeVar("Result")
 
 
 def now() -> float:
-    """Seconds on a clock, read when a GPU in use has finished."""
+    """The time in seconds, read after the GPU, if used, has finished."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """What `work` returns, and its seconds."""
+    """The result of `work`, and its time in seconds."""
     start = now()
     result = work()
     return result, now() - start
 
 
 def peak_memory() -> int:
-    """The process's largest resident size so far, in bytes."""
+    """The peak resident memory of the process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_memory() -> int:
-    """The process's resident size now, in bytes."""
+    """The current resident memory of the process, in bytes."""
     return psutil.Process().memory_info().rss
 
 
@@ -68,7 +68,7 @@ def run(
     repeats: int = 1,
     once: Iterable[str] = (),
 ) -> None:
-    """A benchmark's command line: runs its cases, or with `--case` one of them alone, and writes its report.
+    """The command line of a benchmark: runs all cases and writes the report, or runs one with `--case`.
 
     Args:
         description (`str`): The benchmark's docstring.
@@ -82,10 +82,10 @@ def run(
         repeats (`int`): Processes per case; of those in `once`, which take long, there is one.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="the report; by default the one beside the script")
+    parser.add_argument("--output", type=Path, help="the report; by default next to the script")
     parser.add_argument("--repeats", type=int, default=repeats, help="processes per case")
-    parser.add_argument("--case", choices=list(cases), help="run this case in this process and print its figures")
-    parser.add_argument("--folder", type=Path, help="where cases leave files for one another")
+    parser.add_argument("--case", choices=list(cases), help="run only this case here, and print the results")
+    parser.add_argument("--folder", type=Path, help="folder for files that cases share")
     add_arguments(parser)
     args = parser.parse_args()
     if args.case:
@@ -99,7 +99,7 @@ def run(
 
 
 def measure(cases: Sequence[str], repeats: int, folder: str) -> dict[str, Figures]:
-    """Runs each case in a process of its own, all of them in turn, `repeats` times over; returns what `summary` does.
+    """Runs each case in its own process, `repeats` times, with the cases alternating; returns their [`summary`].
 
     In turn, so that a machine that slows down does so for all of them.
     """
@@ -108,7 +108,7 @@ def measure(cases: Sequence[str], repeats: int, folder: str) -> dict[str, Figure
         for number, name in enumerate(cases, start=1):
             command = [sys.executable, *sys.argv, "--case", name, "--folder", folder]
             process, seconds = timed(lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True))
-            # Whatever a library prints comes before.
+            # Libraries may print before it.
             runs[name].append(json.loads(process.stdout.splitlines()[-1]))
             figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
             print(f"[{repeat + 1}/{repeats}, {number}/{len(cases)}, {seconds:.0f} s] {name}: {figures}", flush=True)
@@ -116,8 +116,8 @@ def measure(cases: Sequence[str], repeats: int, folder: str) -> dict[str, Figure
 
 
 def summary(runs: Sequence[Figures]) -> Figures:
-    """The median of each figure; of the seconds also the least, `fastest`, which other users of the machine disturb
-    least."""
+    """The median of each result, and the smallest of the seconds as `fastest`, because it is least disturbed by other
+    work on the machine."""
     figures = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     if "seconds" in figures:
         figures["fastest"] = min(run["seconds"] for run in runs)
@@ -125,7 +125,7 @@ def summary(runs: Sequence[Figures]) -> Figures:
 
 
 def machine(packages: Sequence[str], device: str) -> str:
-    """Processor, memory, GPU if it did the work, and versions, in a line."""
+    """One line with processor, memory, GPU if used, and versions."""
     cpu = platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -140,15 +140,15 @@ def machine(packages: Sequence[str], device: str) -> str:
 
 
 def table(rows: Iterable[Mapping[str, str]]) -> str:
-    """A Markdown table of rows whose keys are the header: the first column to the left, figures to the right."""
+    """A Markdown table; the keys of the rows are the header. All columns except the first are right-aligned."""
     rows = list(rows)
     lines = [rows[0].keys(), ["---", *["---:"] * (len(rows[0]) - 1)], *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_report(args: argparse.Namespace, name: str, blocks: Sequence[str], packages: Sequence[str]) -> None:
-    """Writes title, machine, paragraphs and tables as Markdown, and below them the notes of the report beside this
-    file: people write the notes, and a new run keeps what is behind `NOTES`."""
+    """Writes title, machine, paragraphs and tables as Markdown. Keeps the notes of the report next to this file, which
+    are the text after `NOTES` and are written by hand."""
     device = vars(args).get("device", "cpu")
     own = Path(__file__).with_name(f"{name}.md")
     path = args.output or (own.with_stem(f"{name}_cuda") if device == "cuda" else own)

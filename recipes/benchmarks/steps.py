@@ -1,4 +1,4 @@
-"""The models of the model benchmark, plain and with DCAL, and their steps: bare ones, and those of a Trainer run."""
+"""The models of `bench_model.py`, plain and with DCAL, and their steps: single ones, and those of a Trainer run."""
 
 import argparse
 import tempfile
@@ -55,7 +55,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is measured.
+    """A model to measure.
 
     Args:
         fields (`dict`): How its DCAL differs from the default; the plain ViT is DCAL's with SA alone.
@@ -82,7 +82,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What the steps run on, and how."""
+    """Device, precision and attention of the steps."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -100,7 +100,7 @@ def batch_size(args: argparse.Namespace, shape: Shape) -> int:
 
 
 def memory(before: int, setting: Setting) -> int:
-    """Bytes above the imports at the worst moment; on a GPU, of its own memory."""
+    """The peak memory in bytes above the imports; on a GPU, of the GPU."""
     return torch.cuda.max_memory_allocated() if setting.device == "cuda" else peak_memory() - before
 
 
@@ -124,7 +124,7 @@ def random_batch(shape: Shape, batch: int, device: str = "cpu") -> dict[str, Ten
 
 
 def pairs(model: nn.Module, batch: int, fraction: float = 1.0) -> dict[str, Tensor]:
-    """Images 2k and 2k + 1, where the model has PWCA: of the pairs a share, rounded, at least one."""
+    """Pairs of images 2k and 2k + 1 if the model has PWCA: a fraction of them, rounded, at least one."""
     if not isinstance(model, DCALForImageClassification) or not model.config.uses_pwca:
         return {}
     rows = torch.arange(batch).view(-1, 2)
@@ -160,7 +160,7 @@ def make_step(work: str, shape: Shape, model_name: str, batch: int, setting: Set
     return train
 
 
-# torch's formulas, handed over for the CPU's fused attention too: up to 2.14 its counter takes that for nothing.
+# Passes torch's formula for the CPU's fused attention, which the counter of torch up to 2.14 ignores.
 FUSED_ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value)
@@ -172,14 +172,14 @@ FUSED_ON_CPU = {
 
 
 def counted_flops(step: Callable[[], None]) -> int:
-    """FLOPs of the matrix products that a step really makes, a fused attention's recomputation too."""
+    """FLOPs of the matrix products of a step, including recomputation in fused attention."""
     with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
         step()
     return counter.get_total_flops()
 
 
 class StepTimes(TrainerCallback):
-    """When each step ended, of training or of prediction."""
+    """Records the time at the end of each training or prediction step."""
 
     def __init__(self):
         self.times: list[float] = []
@@ -193,7 +193,7 @@ class StepTimes(TrainerCallback):
 def trainer_seconds(
     model: nn.Module, shape: Shape, batch: int, setting: Setting, steps: int, predicts: bool = False, **options: object
 ) -> list[float]:
-    """Seconds from the end of one step of a Trainer run to the end of the next, loading of the data included.
+    """Seconds between the ends of the steps of a Trainer run, including data loading.
 
     The data are random tensors, decoded already. The first step is left out.
 

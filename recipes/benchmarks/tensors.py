@@ -1,4 +1,4 @@
-"""Which tensors a piece of work makes, by the operation that makes them."""
+"""Records the tensors that operations allocate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Made:
 
 @dataclass
 class MadeTensors(TorchDispatchMode):
-    """Notes every tensor that an operation allocates and returns while it is active, forward and backward.
+    """Records every tensor that an operation allocates and returns while it is active, in forward and backward.
 
     Views of its arguments, and arguments that it changes, are no new ones. What a fused kernel uses within itself is
     no operation's tensor and is not seen.
@@ -46,14 +46,14 @@ def tensors_in(nested: object) -> list[Tensor]:
 
 
 def made_tensors(work: Callable[[], None]) -> set[Made]:
-    """All tensors that `work` makes."""
+    """All tensors that `work` allocates."""
     with MadeTensors() as mode:
         work()
     return mode.made
 
 
 def is_attention_map(made: Made, tokens: int) -> bool:
-    """Whether a tensor has an entry for each pair of `tokens` tokens, or of them and twice as many.
+    """Whether a tensor has an entry for each pair of `tokens` tokens, or for each of them and twice as many keys.
 
     Any order of dimensions counts, also where some are one: `(B, H, N, 2 N)` and `(B H, N N)` are maps.
     """

@@ -202,15 +202,15 @@ def test_a_report_from_the_command_line(harness, run_recipe, monkeypatch, tmp_pa
     command = ["bench_model", "--shapes", "vit_base", "--output", tmp_path / "m.md"]
     run_recipe(*command)
     report = (tmp_path / "m.md").read_text()
-    assert report.startswith("# DCAL beside the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
-    assert "DeiT-Tiny" not in report and "by turns in one process" in report
+    assert report.startswith("# DCAL compared with the plain ViT\n") and "ViT-Base, 256 x 128, batch 8" in report
+    assert "DeiT-Tiny" not in report and "Alternating training steps" in report
     # The notes of the report that is replaced by default are kept.
-    assert "- **x plain**: against transformers' plain ViT" in report
+    assert "- **x plain**: ratio to the plain ViT of transformers" in report
 
     run_recipe(*command, "--models", "cls-12")
     report = (tmp_path / "m.md").read_text()
     assert "`cls`" in report and "| plain ViT, transformers |" in report
-    assert "readout `local`" not in report and "by turns in one" not in report
+    assert "readout `local`" not in report and "### Alternating" not in report
 
 
 def test_a_case_prints_json(bench_model, run_recipe, monkeypatch, capsys):
