@@ -30,8 +30,8 @@ COMMANDS = {
     "demo": ("demo", "show a model in the browser, or write a Hugging Face Space"),
     "ablate": ("ablate", "compare options of a recipe over paired seeds"),
 }
-# Errors that the library raises for a mistake of the user, each with a one-sentence message.
-MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
+# Errors whose message is enough for a user: mistakes, files that cannot be read or written, a run that diverged.
+MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def usage() -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import noise_picture
+
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -65,6 +67,14 @@ def test_a_mistyped_command_suggests_the_nearest(dcal):
 def test_a_mistake_prints_one_sentence(dcal, arguments, sentence):
     with pytest.raises(SystemExit, match=sentence):
         dcal(*arguments)
+
+
+def test_a_configuration_that_transformers_cannot_read_prints_one_sentence(dcal, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    noise_picture().save(tmp_path / "bird.png")
+    with pytest.raises(SystemExit, match="^dcal predict: It looks like the config file at .* is not a valid JSON"):
+        options = {"--model_name_or_path": tmp_path, "--images": tmp_path / "bird.png", "--output_dir": tmp_path}
+        dcal("predict", *(str(part) for option in options.items() for part in option))
 
 
 def test_debug_shows_the_traceback(dcal, monkeypatch):
