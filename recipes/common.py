@@ -13,7 +13,7 @@ import transformers
 from arguments import ModelArguments
 from console import print_training
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor, set_seed
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import unlabelled_images
@@ -44,7 +44,9 @@ def set_up_logging(level: int) -> None:
     transformers.utils.logging.set_verbosity(level)
 
 
-def log_process(training_args: DCALTrainingArguments) -> None:
+def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
+    """Sets up logging, claims the output folder (see [`claim_output_dir`]), and sets the seed."""
+    set_up_logging(training_args.get_process_log_level())
     logger.info(
         "Process %d of %d on %s, bf16 %s, fp16 %s",
         training_args.process_index + 1,
@@ -53,6 +55,8 @@ def log_process(training_args: DCALTrainingArguments) -> None:
         training_args.bf16,
         training_args.fp16,
     )
+    claim_output_dir(training_args, overwrite)
+    set_seed(training_args.seed)
 
 
 def claim_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> None:

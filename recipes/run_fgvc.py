@@ -24,20 +24,17 @@ import torch
 from arguments import ModelArguments, parse_arguments, require_at_least
 from before import CHECK_FILE, CheckArguments, check_data, common_folder, print_splits
 from common import (
-    claim_output_dir,
     dataset_title,
     hyperparameters,
     load_distractors,
     load_model,
-    log_process,
     model_card_facts,
-    set_up_logging,
+    start_run,
     train,
 )
 from console import print_epochs, print_outputs, print_results, result_rows
 from scipy.special import softmax
 from temperature import calibration_metrics, describe_calibration, main_scores, save_temperature
-from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
@@ -167,11 +164,7 @@ def main() -> None:
     model_args, data_args, training_args = parse_arguments(ARGUMENTS)
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
-    set_up_logging(training_args.get_process_log_level())
-    log_process(training_args)
-    claim_output_dir(training_args, model_args.overwrite_output_dir)
-    set_seed(training_args.seed)
-
+    start_run(training_args, model_args.overwrite_output_dir)
     dataset = prepare_data(data_args, training_args)
     prepare = partial(fine_grained_processor, resize_ratio=data_args.resize_ratio)
     names = dataset["train"].features["label"].names

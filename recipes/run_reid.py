@@ -38,20 +38,17 @@ import datasets
 from arguments import ModelArguments, parse_arguments, require_at_least
 from before import CHECK_FILE, CheckArguments, check_data, check_reid_sizes, print_splits
 from common import (
-    claim_output_dir,
     dataset_title,
     hyperparameters,
     load_distractors,
     load_model,
-    log_process,
     model_card_facts,
-    set_up_logging,
+    start_run,
     train,
 )
 from console import print_epochs, print_outputs, print_results, result_rows
 from ranked_lists import identity_name, save_ranked_lists
 from reid_protocol import describe_evaluation, describe_open_set, is_same, prepare_open_set
-from transformers import set_seed
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
@@ -189,11 +186,7 @@ def main() -> None:
     model_args, data_args, training_args = parse_arguments(ARGUMENTS)
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train or --do_eval.")
-    set_up_logging(training_args.get_process_log_level())
-    log_process(training_args)
-    claim_output_dir(training_args, model_args.overwrite_output_dir)
-    set_seed(training_args.seed)
-
+    start_run(training_args, model_args.overwrite_output_dir)
     dataset = prepare_data(data_args, training_args)
     prepare_open_set(dataset, data_args.protocol, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
