@@ -227,7 +227,7 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
     for number in range(24):
         pair = [f"turtle {(number + 4 * place) % 8}" for place in range(2)]
         save(tmp_path / "turtles" / f"{number}.png", number % 4, number)
-        rows += [f'{number}.png,{name},"[{6 * place}, 0, 6, 24]",' for place, name in enumerate(pair)]
+        rows += [f'{number}.png,{name},"[0, {12 * place}, 12, 12]",' for place, name in enumerate(pair)]
     save(tmp_path / "turtles" / "unknown.png", 9, 0)
     (tmp_path / "turtles" / "broken.png").write_text("no image")
     rows += ["unknown.png,unknown,,", "broken.png,turtle 0,,"]
