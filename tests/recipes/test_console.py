@@ -65,13 +65,14 @@ def test_without_evaluation_there_are_no_metric_columns(console, capsys):
 
 
 def test_results_table(console, capsys):
-    names = ("map", "rank1", "rank5", "rank10", "minp")
+    names = ("map", "rank1", "rank5", "rank10", "minp", "r_precision", "map_at_r")
     metrics = {f"{prefix}{name}": number / 10 for prefix in ("", "sa_") for number, name in enumerate(names)}
     console.print_results("birds (3 queries)", "image-feature-extraction", {"SA": "sa_", "SA + GLCA": ""}, metrics)
     title, header, *rows = capsys.readouterr().out.strip().splitlines()
     assert title == "birds (3 queries), in %"
-    assert header.split() == ["mAP", "Rank-1", "Rank-5", "Rank-10", "mINP"]
-    assert [row.split()[-5:] for row in rows] == [["0.00", "10.00", "20.00", "30.00", "40.00"]] * 2
+    assert header.split() == ["mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "R-precision", "MAP@R"]
+    assert [row.split()[-7:] for row in rows] == [[f"{10 * number}.00" for number in range(7)]] * 2
+    assert max(map(len, (header, *rows))) <= 100
     assert len({len(line) for line in (header, *rows)}) == 1
 
 
