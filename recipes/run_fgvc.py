@@ -364,7 +364,7 @@ def save_attention(trainer: DCALTrainer, output: PredictionOutput | None, count:
         selected = top_patches(drawn.rollout, model.config.num_local_queries)
     probabilities, predicted = drawn.logits.float().softmax(dim=-1).max(dim=-1)
     titles = [
-        "   ".join([Path(record["path"] or "").name, f"true: {names[label]}", f"predicted: {names[best]} ({p:.2f})"])
+        f"{Path(record['path'] or '').name}   true: {names[label]}   predicted: {names[best]} ({p:.2f})".strip()
         for record, label, best, p in zip(records, batch["labels"], predicted, probabilities)
     ]
     photographs = [open_image(image, max_pixels) for image in records]
