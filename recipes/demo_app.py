@@ -206,14 +206,20 @@ def picture(label: str, demo: Demo) -> "gradio.Image":
 
 
 def as_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Shows the sentence of a mistake, such as of an image that cannot be read, on the page."""
+    """Shows the sentence of a mistake, such as of an image that cannot be read, on the page.
+
+    Photographs are named as they were given: their paths are those of gradio's copies.
+    """
     import gradio
 
     @wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: str | None) -> Any:
         try:
             return function(*args)
         except ValueError as error:
-            raise gradio.Error(str(error)) from error
+            sentence = str(error)
+            for path in filter(None, args):
+                sentence = sentence.replace(path, Path(path).name)
+            raise gradio.Error(sentence, print_exception=False) from error
 
     return call

@@ -158,7 +158,7 @@ def test_the_page_answers_over_http(load, import_recipe, classifier_folder, phot
         assert open_image(attention).size == (800, 40)
         broken = tmp_path / "broken.png"
         broken.write_bytes(photographs[0].read_bytes()[:300])
-        with pytest.raises(Exception, match="cannot read image .*broken.png"):
+        with pytest.raises(Exception, match="cannot read image broken.png: "):
             client.predict(handle_file(str(broken)), api_name="/classify")
     finally:
         page.close()
