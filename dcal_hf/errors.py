@@ -1,4 +1,4 @@
-"""What other libraries and files say, for messages of ours."""
+"""Formats errors of other libraries and content of files for one-line messages."""
 
 import re
 
@@ -7,15 +7,15 @@ MAX_CHARACTERS = 500
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks, cut to 500 characters."""
+    """Replaces line breaks, and truncates the text to 500 characters."""
     line = re.sub(r"\s*[\r\n]\s*", " ", str(text)).strip()
     return line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]}..."
 
 
 def reason_of(error: BaseException) -> str:
-    """What another library says is wrong, in one line; the type of the error if it says nothing.
+    """The message of an error of another library in one line, or its type if it has no message.
 
-    Of an error of the system it is the reason alone, without number and path.
+    For operating system errors it is only the reason, without number and path.
     """
     system = error.strerror if isinstance(error, OSError) else None
     return one_line(system or error).rstrip(".:") or type(error).__name__

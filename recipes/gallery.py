@@ -1,13 +1,13 @@
 # /// script
 # dependencies = ["dcal_hf"]
 # ///
-"""Adds images to a gallery created by recipes/embed.py, removes some, or shows what is in it.
+"""Adds images to a gallery created by recipes/embed.py, removes images from it, or shows its content.
 
     python recipes/gallery.py show --gallery_dir gallery
     python recipes/gallery.py add --gallery_dir gallery --model_name_or_path out --images new.jpg more_photographs
     python recipes/gallery.py remove --gallery_dir gallery --images old.jpg
 
-In a gallery with other columns, such as identity, `--columns` gives the values of the added images, and chooses images
+If a gallery has other columns, such as identity, `--columns` gives their values for added images, and selects images
 to remove:
 
     python recipes/gallery.py add --gallery_dir gallery --model_name_or_path out --images berta --columns \
@@ -56,7 +56,7 @@ class AddArguments(GalleryFolder):
 
 @dataclass
 class RemoveArguments(GalleryFolder):
-    """Images to remove: those named in one of three ways."""
+    """Images to remove, given in one of three ways."""
 
     images: list[str] | None = field(default=None, metadata={"help": "Image files, or folders of images."})
     rows: list[int] | None = field(default=None, metadata={"help": "Rows, as show and recipes/search.py print them."})
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
-    """Adds the images that the gallery does not have yet, by their paths."""
+    """Adds the images whose paths are not in the gallery yet."""
     given = [str(Path(path).resolve()) for path in find_images(args.images)]
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(args.gallery_dir, model_fingerprint(model))
@@ -124,7 +124,7 @@ def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
 
 
 def remove(args: RemoveArguments) -> None:
-    """Removes the images that are named, all of which must be there."""
+    """Removes the given images, all of which must be in the gallery."""
     gallery = GalleryIndex.load(args.gallery_dir)
     rows = chosen_rows(gallery, args)
     if len(rows) == len(gallery):
@@ -162,7 +162,7 @@ def chosen_rows(gallery: GalleryIndex, args: RemoveArguments) -> list[int]:
 
 
 def show(args: ShowArguments) -> None:
-    """Prints how the gallery was made, its most frequent values, and some rows."""
+    """Prints the model and index of the gallery, its most frequent values, and some rows."""
     gallery = GalleryIndex.load(args.gallery_dir)
     others = [name for name in gallery.items.column_names if name != "image"]
     print(
@@ -219,7 +219,7 @@ def path_of(image: dict | str) -> str:
 
 
 def as_image(path: str, gallery: GalleryIndex) -> dict | str:
-    """The path as the column image of the gallery holds it."""
+    """The path in the form of the image column of the gallery."""
     is_record = isinstance(gallery.items.features["image"], dict)
     return {"path": path, "bytes": None} if is_record else path
 

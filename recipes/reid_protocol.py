@@ -1,4 +1,4 @@
-"""What the protocol of an evaluation of re-identification means for its data and its model card."""
+"""Evaluation protocols in the re-identification recipe: checks of the data, and text of the model card."""
 
 import datasets
 
@@ -9,7 +9,7 @@ from dcal_hf.training import column, protocol_columns
 
 
 def is_same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
-    """Whether two splits are the same images, as train and gallery are by some protocols."""
+    """Whether two splits contain the same images, as train and gallery do in some protocols."""
     paths = [[record["path"] for record in column(part, "image")] for part in (first, second)]
     return paths[0] == paths[1] and column(first, "identity") == column(second, "identity")
 
@@ -22,8 +22,7 @@ def shows_new(dataset: datasets.DatasetDict) -> bool:
 
 
 def prepare_open_set(dataset: datasets.DatasetDict, protocol: str, training_args: DCALReIDTrainingArguments) -> None:
-    """Turns on open-set scores for a protocol that has new individuals, and checks before training that they can be
-    computed.
+    """Enables open-set metrics if a protocol has new individuals, and checks that they can be computed.
 
     Raises:
         ValueError: If no query shows a new individual, or no threshold can be chosen on the gallery.
@@ -71,7 +70,7 @@ def describe_evaluation(
 
 
 def describe_open_set(metrics: dict[str, float], given: float | None) -> str:
-    """BAKS, BAUS and AUROC, and the threshold that they are at; `given` is that of the command line."""
+    """BAKS, BAUS and AUROC with their threshold; `given` is the threshold of the command line."""
     baks, baus, both, auroc = (100 * metrics[name] for name in ("baks", "baus", "baks_baus", "auroc_new"))
     return (
         f"{metrics['num_known']} queries of individuals in the gallery, {metrics['num_new']} of new ones. Balanced "

@@ -1,7 +1,7 @@
 """Calibrated probabilities of a classifier: the expected calibration error, and the temperature that lowers it.
 
-Temperature scaling divides the logits of both branches together by a number that is fitted on images that the model
-was not trained on (Guo et al., ICML 2017). It changes how confident predictions are, but not the predictions.
+Temperature scaling (Guo et al., ICML 2017) divides the joint logits of the branches by a number fitted on images that
+are not in the training set. It changes the confidences, but not the predictions.
 """
 
 import json
@@ -40,7 +40,7 @@ def calibration_metrics(
 
     Args:
         temperature (`float`, *optional*): A temperature that was fitted on other images.
-        fits (`bool`): Whether to fit it on these images instead. A warning tells if they do not determine one.
+        fits (`bool`): Whether to fit it on these images instead. A warning is logged if they do not determine one.
     """
     if fits:
         try:
@@ -61,7 +61,7 @@ def save_temperature(
     dataset: str,
     num_images: int,
 ) -> None:
-    """Writes `temperature.json` beside the checkpoint, or removes that of earlier weights if none was fitted.
+    """Writes `temperature.json` to the checkpoint folder, or removes that of earlier weights if none was fitted.
 
     Args:
         metrics (`Mapping[str, float]`): Those of [`calibration_metrics`].
@@ -104,7 +104,7 @@ def load_temperature(model: DCALForImageClassification, name: str, **hub_kwargs:
 
 
 def describe_calibration(metrics: Mapping[str, float]) -> str:
-    """What the model card says, in Markdown."""
+    """The calibration results for the model card, in Markdown."""
     text = f"- Expected calibration error (15 bins): {100 * metrics['ece']:.2f} %"
     if "temperature" in metrics:
         text += (

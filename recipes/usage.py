@@ -1,4 +1,4 @@
-"""`--help` of a recipe, from the source of its argument classes: importing them would import torch, for seconds.
+"""Prints `--help` from the source code of the argument classes, because importing them takes seconds (torch).
 
 A recipe lists its argument classes as ARGUMENTS, a tuple, or a dictionary with a tuple per subcommand. Each class is a
 group of options, titled by the first sentence of its docstring; an option that a subclass declares again is in the
@@ -27,7 +27,7 @@ _TITLES = {
     "DCALTrainingArguments": "DCAL training",
     "TrainingArguments": "All other options of the Trainer of transformers",
 }
-# Of the many options of transformers, those that most runs set.
+# The options of transformers that most runs set.
 USUAL = (
     "output_dir do_train do_eval do_predict eval_strategy save_strategy save_total_limit load_best_model_at_end "
     "metric_for_best_model resume_from_checkpoint per_device_eval_batch_size gradient_accumulation_steps bf16 seed "
@@ -42,8 +42,8 @@ class Option:
 
     Args:
         name (`str`): The name of the field.
-        values (`str`): What may follow it; nothing for a flag.
-        default (`Any`): The default; None also if it cannot be told from the source.
+        values (`str`): Its values; empty for a flag.
+        default (`Any`): The default; None also if the source does not show it.
     """
 
     name: str
@@ -60,7 +60,7 @@ def help_text(
 
     Args:
         recipe (`Path`): The script.
-        command (`str`): How it is called.
+        command (`str`): The command that runs it.
         subcommand (`str`, *optional*): A key of its ARGUMENTS; without it, these are listed.
         names (mapping from `str` to `str`, *optional*): The commands of `dcal` by the script that each runs, for
             examples with these commands.

@@ -1,4 +1,4 @@
-"""Evaluation protocols of re-identification: which images train, which are searched for, and in what."""
+"""Evaluation protocols of re-identification: how images are divided into train, query and gallery."""
 
 import logging
 from collections import Counter
@@ -16,7 +16,7 @@ from .splits import stratified_split
 
 logger = logging.getLogger(__name__)
 
-# What the model card and the log say of each.
+# Descriptions for the model card and the log.
 PROTOCOLS = {
     "disjoint": "disjoint set: individuals that are trained on are not searched for, if the splits are made here",
     "closed_set": "closed set: the gallery is train, the queries are other images of the individuals in it",
@@ -27,11 +27,11 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Photographs:
-    """What protocols split by.
+    """The columns that protocols use to split a data set.
 
     Args:
-        identities (`np.ndarray` of shape `(N,)`): int64; images of an unknown individual have one each.
-        is_unknown (`np.ndarray` of shape `(N,)`): Whether nobody identified the individual.
+        identities (`np.ndarray` of shape `(N,)`): int64; each image of an unknown individual has its own.
+        is_unknown (`np.ndarray` of shape `(N,)`): Whether the individual is unknown.
         views (`np.ndarray` of shape `(N,)`): Cameras; without cameras, a key unique to each image.
         keys (`Sequence[str]` of length `N`): Equal for the same image.
         days (`Sequence[str]` of length `N`, *optional*): `"2024-05-31"`, or `""` if the day is not known.
@@ -52,7 +52,7 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Choice:
-    """How to choose what a data set does not say: the arguments of [`~dcal_hf.data.load_reid`]."""
+    """Arguments of [`~dcal_hf.data.load_reid`] for splits that the data set does not define."""
 
     test_fraction: float
     query_fraction: float
@@ -61,13 +61,13 @@ class Choice:
 
 @dataclass
 class Split:
-    """Row indices of those of train, query and gallery that exist, and how many rows are left out, by the reason."""
+    """Row indices of the existing splits, and the number of rows left out, by reason."""
 
     parts: dict[str, np.ndarray]
     left_out: Counter = field(default_factory=Counter)
 
     def leave_out(self, part: str, is_out: np.ndarray, reason: str) -> None:
-        """Removes rows from a part, and counts them by the reason."""
+        """Removes rows from a split, and counts them by reason."""
         if is_out.any():
             self.left_out[f"images of {part} {reason}"] += int(is_out.sum())
             self.parts[part] = self.parts[part][~is_out]
@@ -76,7 +76,7 @@ class Split:
 def split_by_protocol(
     protocol: str, photographs: Photographs, found: dict[str, np.ndarray], choice: Choice
 ) -> Split:
-    """Applies a protocol, and logs what is used, what is left out and what the splits have in common.
+    """Applies a protocol, and logs the sizes of the splits, the rows left out, and the overlap of the splits.
 
     Args:
         protocol (`str`): One of `PROTOCOLS`.
@@ -100,10 +100,11 @@ def split_by_protocol(
 
 
 def disjoint(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
-    """Searches for individuals that are not trained on; the default, and Market-1501's protocol.
+    """Evaluates on individuals that are not in train. This is the default, and Market-1501's protocol.
 
-    The data set's own query and gallery are kept. Otherwise they are made of the individuals of test or, without
-    test, of a share (`test_fraction`) of those of train. Images of unknown individuals are distractors in the gallery.
+    The data set's own query and gallery are kept. Otherwise they are created from the individuals of test or, without
+    test, from a fraction (`test_fraction`) of those of train. Images of unknown individuals are distractors in the
+    gallery.
     """
     where = photographs.where
     if {"gallery", "test"} <= set(found):
@@ -124,7 +125,7 @@ def closed_set(photographs: Photographs, found: dict[str, np.ndarray], choice: C
     """Searches train for other images of the individuals in it.
 
     The queries are those images of query or test whose individual is in the gallery, which is the data set's own or
-    train. Without query and test, a share (`query_fraction`) of the images of each individual become queries.
+    train. Without query and test, a fraction (`query_fraction`) of the images of each individual become queries.
     """
     result = _with_gallery(photographs, found, choice, new_fraction=0)
     query, gallery = result.parts["query"], result.parts["gallery"]
@@ -140,11 +141,11 @@ def closed_set(photographs: Photographs, found: dict[str, np.ndarray], choice: C
 
 
 def open_set(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
-    """Searches train for images of the individuals in it, and of new ones, which are to be told from them.
+    """Searches train for its individuals and for new ones, which must be distinguished from them.
 
-    As [`closed_set`], but queries of individuals that the gallery lacks are kept: they are new. So are unknown ones,
-    each an individual of its own. Without query and test, all images of a share (`test_fraction`) of the individuals
-    become queries.
+    Like [`closed_set`], but queries of individuals that the gallery lacks are kept as new individuals. Each image of
+    an unknown individual is a new individual. Without query and test, all images of a fraction (`test_fraction`) of
+    the individuals become queries.
     """
     result = _with_gallery(photographs, found, choice, new_fraction=choice.test_fraction)
     query, gallery = result.parts["query"], result.parts["gallery"]
@@ -158,11 +159,11 @@ def open_set(photographs: Photographs, found: dict[str, np.ndarray], choice: Cho
 
 
 def by_time(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> Split:
-    """Searches the photographs of earlier days, which are train, for those of later days.
+    """Searches the photographs of earlier days (train) for the individuals on those of later days.
 
-    The last days become queries, as many as hold a share (`query_fraction`) of the images: no day has images on both
-    sides. The data set's own splits are not used. Images without a day are left out. Queries of individuals that were
-    not seen before are new, as in [`open_set`].
+    The last days become queries: as many days as contain a fraction (`query_fraction`) of the images. No day has
+    images in both. The data set's own splits are not used. Images without a day are left out. Queries of individuals
+    that were not seen before are new, as in [`open_set`].
 
     Source: time-aware splits of WildlifeDatasets (Cermak et al., WACV 2024), with one cut for all individuals.
     """
@@ -176,7 +177,7 @@ def by_time(photographs: Photographs, found: dict[str, np.ndarray], choice: Choi
     known_days, counts = np.unique(days, return_counts=True)
     if len(known_days) < 2:
         raise ValueError(f"a split by time needs images of two days, and those of {where} are of {len(known_days)}")
-    # From each day on, how many images there are: the latest day with enough of them, but not the first of all.
+    # Number of images from each day on. Queries start at the latest day with enough images, but not at the first day.
     num_later = np.cumsum(counts[::-1])[::-1]
     first = max(int(np.flatnonzero(num_later >= choice.query_fraction * len(rows))[-1]), 1)
     logger.info("%s: the queries are from %s on, train is from before", where, known_days[first])
@@ -197,7 +198,7 @@ _FUNCTIONS: dict[str, Callable[[Photographs, dict[str, np.ndarray], Choice], Spl
 
 
 def _from_held_out(photographs: Photographs, found: dict[str, np.ndarray], choice: Choice) -> dict[str, np.ndarray]:
-    """Adds query and gallery, made of test or of individuals of train."""
+    """Adds query and gallery, created from test or from individuals of train."""
     identities, views, where = photographs.identities, photographs.views, photographs.where
     if "test" in found:
         held_out = found.pop("test")
@@ -260,7 +261,7 @@ def _take_queries(
 
 
 def describe_use(photographs: Photographs, result: Split) -> str:
-    """How many images and individuals each split has, how many queries are new, and what is left out and why."""
+    """Numbers of images and individuals of each split, of new queries, and of images left out, with the reasons."""
     facts = []
     for part, rows in result.parts.items():
         unknown = photographs.is_unknown[rows]
@@ -276,7 +277,7 @@ def describe_use(photographs: Photographs, result: Split) -> str:
 
 
 def describe_overlaps(photographs: Photographs, parts: dict[str, np.ndarray]) -> str:
-    """How many images and individuals each two of the splits have in common, `""` if there is one split only."""
+    """Numbers of images and individuals that pairs of splits share; `""` if there is only one split."""
     facts = []
     for first, second in combinations(parts, 2):
         keys = [{photographs.keys[row] for row in parts[part]} for part in (first, second)]

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 TABLE_SUFFIXES = (".csv", ".parquet")
 IMAGE_COLUMNS = ("image", "path")
 CAMERA_COLUMNS = ("camera", "camera_id")
-# Some tables name the gallery so.
+# Some tables use this name for the gallery.
 PART_ALIASES = {"database": "gallery"}
 # Year, month and day in this order, with any separator, and perhaps a time.
 _DAY = re.compile(r"([0-9]{4})[-:/.]?([0-9]{2})[-:/.]?([0-9]{2})(?:[T ].*)?")
@@ -45,11 +45,11 @@ class Table:
     folder: Path
 
     def column(self, name: str, parse: Callable[[Any], Any], expected: str = "") -> list:
-        """The parsed entries of a column.
+        """Parses the entries of a column.
 
         Args:
             parse (`Callable`): Raises `ValueError` for an invalid entry.
-            expected (`str`): What an entry must be, for the message.
+            expected (`str`): Describes a valid entry, for the message.
 
         Raises:
             ValueError: If an entry is invalid; the message names table, row and column.
@@ -87,7 +87,7 @@ def is_table(source: object) -> bool:
 
 
 def open_table(source: str | Path | object, image_dir: str | Path | None = None) -> Table:
-    """Opens a CSV file with a header, a Parquet file, or an object such as a set of WildlifeDatasets.
+    """Opens a CSV file with a header, a Parquet file, or an object such as a data set of WildlifeDatasets.
 
     Args:
         source (`str`, `Path` or object):
@@ -110,7 +110,7 @@ def read_table(table: Table, camera_column: str | None = None) -> Rows:
     Args:
         table ([`Table`]): Its column image may contain encoded images as written by `datasets`.
         camera_column (`str`, *optional*):
-            The column that stands for the camera. Of date, only the day counts; photographs without a day are of one
+            The column to use as camera. For date, only the day is used; all photographs without a date have the same
             unknown day.
 
     Raises:

@@ -27,7 +27,7 @@ def prepare(
         images = [Image.fromarray(pixels) for pixels in noise]
     if not images:
         raise ValueError("There are no images to compare torch and onnxruntime on.")
-    # One at a time: large photographs differ in size.
+    # One at a time, because photographs differ in size.
     values = [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
     values = list(itertools.islice(itertools.cycle(values), max(len(values), sum(BATCH_SIZES))))
     return torch.stack(values).float(), len(images)
@@ -62,7 +62,7 @@ def check_parity(
     for of_torch, of_onnx in zip(expected, found, strict=True):
         for name, right, value in zip(outputs, of_torch, of_onnx, strict=True):
             difference = float(np.abs(right - value).max())
-            # Not `>`, which is false for NaN.
+            # Not `>`, because that is false for NaN.
             if not difference <= tolerance * max(1.0, float(np.abs(right).max())):
                 raise ValueError(
                     f"onnxruntime and torch differ: {name} of a batch of {len(right)} by {difference:.2g}, which is "
@@ -74,8 +74,8 @@ def check_parity(
 
 
 def agreement(expected: Batches, found: Batches, outputs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """How near a graph of int8 is to torch: of each output the largest difference, the mean cosine similarity
-    (`cosine`) and the share of images with the same largest entry (`same`), the class of a classifier."""
+    """Compares an int8 graph with torch: for each output the largest difference, the mean cosine similarity (`cosine`)
+    and the fraction of images with the same largest entry (`same`), which is the class of a classifier."""
     near = {}
     for number, name in enumerate(outputs):
         right, value = (np.concatenate([batch[number] for batch in batches]) for batches in (expected, found))

@@ -44,7 +44,7 @@ def choose_outputs(model: DCALPreTrainedModel, outputs: Sequence[str] | None, in
 
 
 def measure_normalisation(processor: BaseImageProcessor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The values that black and white have after the processor, each of shape (3, 1, 1), of any processor.
+    """Measures the values of black and white after a processor, each of shape (3, 1, 1).
 
     Raises:
         ValueError: If the processor does not output images of this size (height, width).
@@ -78,7 +78,7 @@ class OnnxGraph(nn.Module):
         elif input_kind == "tracker":
             mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
             scale, shift = (white - black) * std, (white - black) * mean + black
-        # Rounding of constants that are equal.
+        # Rounding makes equal constants differ slightly.
         self.converts = not (torch.allclose(scale, scale.new_tensor(1.0)) and shift.abs().max() < 1e-5)
         self.register_buffer("scale", scale.to(model.device))
         self.register_buffer("shift", shift.to(model.device))
@@ -104,7 +104,7 @@ class OnnxGraph(nn.Module):
         )
 
     def pixels(self, pixel_values: Tensor) -> Tensor:
-        """The input of the graph that stands for these pixel values."""
+        """The graph input that corresponds to these pixel values."""
         if not self.converts and self.input_kind != "uint8":
             return pixel_values
         pixels = (pixel_values - self.shift) / self.scale

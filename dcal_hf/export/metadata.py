@@ -1,4 +1,4 @@
-"""The JSON file beside an ONNX file: what goes in, what comes out, and what the classes are called."""
+"""The JSON file next to an ONNX file, which describes inputs, outputs and class names."""
 
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from .graph import IMAGENET_MEAN, IMAGENET_STD, OnnxGraph
 
 
 def metadata_path(path: Path) -> Path:
-    """The JSON file beside an ONNX file, where BoxMOT looks for it."""
+    """The path of the JSON file, where BoxMOT looks for it."""
     return path.with_name(f"{path.name}.metadata.json")
 
 
 def check_tracker(name: str, size: tuple[int, int]) -> None:
-    """Refuses a file name from which BoxMOT would conclude another input size or another normalisation.
+    """Rejects file names from which BoxMOT would infer another input size or normalisation.
 
     Raises:
-        ValueError: With the name to choose.
+        ValueError: If the name is rejected; the message says how to rename the file.
     """
     if "clip" in name.lower():
         raise ValueError(f"{name}: older versions of BoxMOT normalise differently if a name has 'clip': rename it.")
@@ -58,7 +58,7 @@ def describe(graph: OnnxGraph, processor: BaseImageProcessor, model_name: str | 
     }
     if graph.input_kind == "tracker":
         about["normalisation"] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "in_graph": False}
-        # What BoxMOT reads.
+        # Fields that BoxMOT reads.
         about |= {"schema_version": 1, "model_name": "dcal", "preprocess": "resize"}
         about |= {"model_kwargs_schema_version": 1, "model_kwargs": {"img_size": [height, width]}}
     return about

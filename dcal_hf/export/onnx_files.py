@@ -27,18 +27,18 @@ from .metadata import check_tracker, describe, metadata_path
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 18
-# A protocol buffer, and so an ONNX file, cannot be larger.
+# The size limit of a protocol buffer, and so of an ONNX file.
 MAX_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What [`export_onnx`] wrote, and how near it is to torch.
+    """The files that [`export_onnx`] wrote, and their differences from torch.
 
     Args:
-        files (`list` of `Path`): The ONNX file and, if asked for, that of int8.
+        files (`list` of `Path`): The ONNX file and, with `int8`, the int8 file.
         differences (`dict`): The largest absolute difference to torch of each output, by batch size.
-        int8_agreement (`dict`, *optional*): By output, how near int8 is to torch; see [`agreement`].
+        int8_agreement (`dict`, *optional*): Agreement of int8 with torch by output; see [`agreement`].
         num_images (`int`): Number of images that were compared.
         metadata (`dict`): The content of the metadata file.
     """
@@ -129,7 +129,7 @@ def build_graph(
 
 
 def move(written: Sequence[Path], files: Sequence[Path], abouts: Sequence[dict[str, Any]]) -> None:
-    """Gives complete files their names, each after its metadata."""
+    """Renames complete files to their final names, each after its metadata."""
     for about, temporary, file in zip(abouts, written, files, strict=True):
         write_atomically(metadata_path(file), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         os.replace(temporary, file)

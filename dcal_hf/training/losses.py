@@ -1,4 +1,4 @@
-"""Losses in the trainers: a user's criterion for each branch, distractors left out, and log-variances to log."""
+"""Loss helpers of the trainers: custom losses, probability labels with distractors, and logged log-variances."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ def log_variances(model: nn.Module) -> dict[str, float]:
 def with_counted_rows(
     criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy, smoothing: float = 0.0, **inputs: Any
 ) -> dict[str, Any]:
-    """Model inputs whose loss leaves out distractors where labels are probabilities, which torch's losses do not.
+    """Adds a criterion that ignores distractors if labels are probabilities, which torch's losses cannot.
 
     Finding the rows synchronizes with the device, so this is for batches with distractors only.
     """

@@ -1,4 +1,4 @@
-"""Where pair-wise cross-attention looks: at the image, or at the distractor that it is paired with in training."""
+"""Measures and draws how pair-wise cross-attention divides its attention between an image and its distractor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,11 +40,11 @@ class DistractorAttention:
 
 @torch.no_grad()
 def distractor_attention(model: DCALPreTrainedModel, pixel_values: Tensor) -> DistractorAttention:
-    """Measures how much of its attention an image spends on a distractor, as PWCA pairs them in training.
+    """Measures the share of attention that an image gives to a distractor when PWCA pairs them as in training.
 
     `softmax(Q_1 [K_1;K_2]^T / sqrt(d))` (paper, section 3.3) in the last `config.num_pwca_blocks` blocks, in
-    evaluation mode. The model need not be trained with PWCA, so that a baseline can be compared. Two images that look
-    alike to a model share its attention equally.
+    evaluation mode. The model need not be trained with PWCA, so that a baseline can be compared. Two images that are
+    equal to a model get equal shares.
 
     Args:
         model (`DCALPreTrainedModel`):
@@ -58,7 +58,7 @@ def distractor_attention(model: DCALPreTrainedModel, pixel_values: Tensor) -> Di
     dcal = model.base_model
     encoder, num_paired_blocks = dcal.encoder, dcal.config.num_pwca_blocks
     if not encoder.has_cls:
-        raise ValueError("The encoder has no CLS token, so there is no attention of one to measure.")
+        raise ValueError("The encoder has no CLS token, which this measurement needs.")
     if len(pixel_values) != 2:
         raise ValueError(f"pixel_values must be an image and its distractor, got {len(pixel_values)} images.")
     dcal.check_inputs(pixel_values, has_pair=False, output_rollout=False)

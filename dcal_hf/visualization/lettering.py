@@ -1,4 +1,4 @@
-"""Text in figures: fonts for any script, and lines that fit."""
+"""Text in figures: fonts for any script, and line breaks."""
 
 import re
 import unicodedata
@@ -14,9 +14,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Covers every character with a box that names its script, not the character.
+# Renders every character as a box that names its script, not the character.
 PLACEHOLDER_FONT = "Last Resort"
-# Of the font size: the mean width of a character of running text.
+# Mean width of a character, relative to the font size.
 CHARACTER_WIDTH = 0.6
 POINTS_PER_INCH = 72
 
@@ -36,7 +36,7 @@ def _legible(character: str) -> str:
 
 
 def use_fonts(figure: Figure) -> Figure:
-    """Lets each text of a figure fall back on installed fonts for characters that the default font lacks."""
+    """Makes each text of a figure use other installed fonts for characters that the default font lacks."""
     for text in figure.findobj(Text):
         own = text.get_fontfamily()
         found = dict.fromkeys(font_of(character) for character in text.get_text() if not character.isspace())
@@ -95,7 +95,7 @@ def _lines(paragraph: str, columns: int) -> Iterable[str]:
 
 
 def _width(text: str) -> int:
-    """Columns of a text, of which an East Asian character takes two."""
+    """Number of columns of a text; an East Asian character takes two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
