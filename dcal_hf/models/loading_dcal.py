@@ -34,7 +34,9 @@ def naming(source: str) -> Iterator[None]:
         if type(error) is ValueError and source in str(error):
             raise
         reason = " ".join(str(error).split()).rstrip(".")[:MAX_REASON] or type(error).__name__
-        raise ValueError(f"The checkpoint {source} cannot be read: {reason}; download it again.") from error
+        raise ValueError(
+            f"The checkpoint {source} cannot be read: {reason}; check the options, or download it again."
+        ) from error
 
 
 def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:

@@ -15,8 +15,11 @@ FUSED_EVA = TimmWrapperConfig(
 )
 
 
-def reload_from_disk(model, folder, offloaded=""):
-    """Reloads the model with the modules whose names start with `offloaded` on disk."""
+def reload_from_disk(model, folder, offloaded="dcal."):
+    """Reloads the model with the modules whose names start with `offloaded` on disk.
+
+    accelerate before 1.15 refuses to keep the whole model there.
+    """
     model.save_pretrained(folder)
     parts = {"dcal.backbone", "dcal.glca", "sa_classifier", "glca_classifier", "loss_weights"}
     parts &= {name for name, _ in model.named_modules()}
