@@ -117,3 +117,14 @@ def test_class_weights_can_be_a_mapping(tmp_path, parse_arguments):
     (tmp_path / "config.yaml").write_text("class_weights: {robin: 2.0, 1: 0.5}\nuse_cpu: true\noutput_dir: out")
     (arguments,) = parse_arguments((DCALTrainingArguments,), [str(tmp_path / "config.yaml")])
     assert arguments.class_weights == {"robin": 2.0, "1": 0.5}
+
+
+@pytest.mark.parametrize("name", ["here/nothing", "./nothing", "~/nothing", "a/b/c"])
+def test_a_mistyped_path_is_not_a_hub_id(tmp_path, monkeypatch, import_recipe, name):
+    check_source = import_recipe("common").check_source
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "something").mkdir(parents=True)
+    for there in ("here/something", "facebook/deit-tiny-patch16-224", "gpt2"):
+        check_source(there)
+    with pytest.raises(FileNotFoundError, match=f"There is no checkpoint {name}; check the path."):
+        check_source(name)

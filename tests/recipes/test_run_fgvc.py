@@ -371,17 +371,6 @@ def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, optio
         run_main(tmp_path, *arguments, **options)
 
 
-@pytest.mark.parametrize("name", ["here/nothing", "./nothing", "~/nothing", "a/b/c"])
-def test_a_mistyped_path_is_not_a_hub_id(tmp_path, monkeypatch, import_recipe, name):
-    check_source = import_recipe("common").check_source
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here" / "something").mkdir(parents=True)
-    for there in ("here/something", "facebook/deit-tiny-patch16-224", "gpt2"):
-        check_source(there)
-    with pytest.raises(FileNotFoundError, match=f"There is no checkpoint {name}; check the path."):
-        check_source(name)
-
-
 LESS = [(["--freeze_backbone"], "True"), (["--layer_decay", "0.75"], "0.75"), (["--lora_rank", "2"], "2")]
 
 
