@@ -1,1 +1,3 @@
+"""The version of dcal_hf."""
+
 __version__ = "0.1.0"
