@@ -32,7 +32,7 @@ ADAPTERS: dict[str, type[EncoderAdapter]] = {
 
 
 def register_encoder(model_type: str, adapter: type[EncoderAdapter]) -> None:
-    """Adds a family of encoders. A checkpoint of such an encoder loads where the same registration was made before.
+    """Adds a family of encoders. Register it again before loading a checkpoint with such an encoder.
 
     Args:
         model_type (`str`):
@@ -42,7 +42,7 @@ def register_encoder(model_type: str, adapter: type[EncoderAdapter]) -> None:
 
     Raises:
         TypeError: If `adapter` is not a subclass of [`EncoderAdapter`].
-        ValueError: If there is an adapter for this type already.
+        ValueError: If the type already has an adapter.
     """
     if not (isinstance(adapter, type) and issubclass(adapter, EncoderAdapter)):
         raise TypeError(f"The adapter of '{model_type}' must be a subclass of EncoderAdapter, got {adapter!r}.")

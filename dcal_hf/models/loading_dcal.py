@@ -10,14 +10,14 @@ from torch import nn
 
 # Configuration fields that add modules which the checkpoint may not have.
 NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
-# The number of tensors that an error message lists, and of characters that it takes from another.
+# The number of tensors that an error message lists, and of characters that it quotes from another error.
 SHOWN = 3
 MAX_REASON = 300
 
 
 @contextmanager
 def naming(source: str) -> Iterator[None]:
-    """Converts what fails while a checkpoint is read to an error that names it: any size or name in it can be wrong.
+    """Converts errors while a checkpoint is read to one that names it, because any size or name in it can be wrong.
 
     Args:
         source (`str`): Name or path of the checkpoint, for the message.

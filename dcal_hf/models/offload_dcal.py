@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on the CPU or on the disk, and loads only while their module runs."""
+"""Support for weights that accelerate offloads to CPU or disk, and loads only while their module runs."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,7 +11,7 @@ if is_accelerate_available():
 
 
 def at_hand(module: nn.Module) -> AbstractContextManager:
-    """Loads a module's own offloaded parameters for code that computes with them and does not call the module.
+    """Loads a module's own offloaded parameters for code that uses them without calling the module.
 
     A plain function for modules without hooks, so that compilation traces through it.
     """

@@ -1,4 +1,4 @@
-"""Two files with which sentence-transformers reads a checkpoint's embeddings.
+"""Writes two files that make sentence-transformers load the embeddings of a checkpoint.
 
 Without them it would average `last_hidden_state` over all tokens, which is neither SA's nor GLCA's embedding.
 """
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 
-# https://sbert.net, from version 5.4 on, which was the first to load encoders of images.
+# https://sbert.net, from version 5.4, the first that loads image encoders.
 FILES = {
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
     "sentence_bert_config.json": {

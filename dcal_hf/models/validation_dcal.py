@@ -9,7 +9,7 @@ from .positions_dcal import as_pair
 
 BRANCHES = ("sa", "glca", "pwca")
 INFERENCE_BRANCHES = ("sa", "glca")
-# Far more than any encoder has. A configuration of billions of blocks would take all memory before a weight is read.
+# Far above any real encoder, because a configuration with billions of blocks would exhaust the memory.
 MAX_BLOCKS = 1_000
 
 

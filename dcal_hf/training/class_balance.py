@@ -33,7 +33,7 @@ class BalancedCrossEntropy:
 
 
 def count_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Images of each class, (N,) -> (classes,). A class without any counts as one image, for its logarithm."""
+    """Number of images per class, (N,) -> (classes,), at least 1 because its logarithm is used."""
     return np.bincount(labels[labels >= 0], minlength=num_classes).clip(min=1)
 
 
@@ -106,7 +106,7 @@ def make_balanced_loss(
     dataset: Any,
     device: torch.device,
 ) -> BalancedCrossEntropy:
-    """Creates the loss that `class_weights` and `logit_adjustment` (`tau`) ask for.
+    """Creates the loss for `class_weights` and `logit_adjustment` (`tau`).
 
     Args:
         names (sequence of `str`): The classes of the model.
