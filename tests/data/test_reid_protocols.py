@@ -154,12 +154,12 @@ def test_disjoint(frame, folder, caplog):
         ),
     ],
 )
-def test_what_a_protocol_cannot_do_gets_a_sentence(frame, folder, change, options, sentence):
+def test_impossible_protocols_raise_clear_errors(frame, folder, change, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         load(frame.assign(**change), folder, **options)
 
 
-def test_protocols_are_for_data_sets_of_ones_own(folder):
+def test_protocols_need_a_custom_data_set(folder):
     with pytest.raises(ValueError, match="'market1501' has a protocol and cameras of its own"):
         load_reid("market1501", folder, protocol="closed_set")
     (folder / "ada").mkdir(exist_ok=True)

@@ -70,7 +70,7 @@ def saving_trainer(folder: Path, **options) -> DCALTrainer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [8_192, 40_960, 65_536, 131_072, 196_608])
-def test_a_run_goes_on_when_there_is_space_again(tmp_path, disk, size, tell):
+def test_a_run_resumes_after_a_full_disk(tmp_path, disk, size, tell):
     """The third checkpoint finds so much space: for none of its files, or for some."""
     folder, full = disk
     train_until_killed(saving_trainer(folder / "run"), 2)

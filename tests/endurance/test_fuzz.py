@@ -311,13 +311,13 @@ def fuzz(name: str, folder: Path, numbers: range) -> str:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_damaged_files_give_a_result_or_a_sentence(tmp_path, name):
+def test_damaged_files_give_a_result_or_a_clear_error(tmp_path, name):
     fuzz(name, tmp_path, range(KINDS[name].cases))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_a_thousand_damaged_files_give_a_result_or_a_sentence(tmp_path, name, tell):
+def test_a_thousand_damaged_files_give_a_result_or_a_clear_error(tmp_path, name, tell):
     """The normal suite has read the first fifth of them."""
     count = 5 * KINDS[name].cases
     tell(f"damaged files: {name}, seed {SEED}", f"{count} cases", fuzz(name, tmp_path, range(count)))

@@ -129,13 +129,13 @@ def test_an_encoder_without_a_pooler_is_complete(encoder):
     assert torch.equal(model.base_model.backbone.layers[2].attention.k_proj.weight, weight)
 
 
-def test_an_encoder_that_lacks_a_tensor_is_refused(encoder):
+def test_an_encoder_with_a_missing_tensor_is_rejected(encoder):
     change(encoder, lambda tensors: tensors.pop("vit.encoder.layer.2.attention.attention.key.weight"))
     with pytest.raises(ValueError, match=f"{encoder} is incomplete, it lacks layers.2.attention.k_proj.weight: "):
         DCALForImageClassification.from_backbone(encoder, num_labels=3)
 
 
-def test_an_encoder_that_is_not_finite_is_refused(encoder):
+def test_a_non_finite_encoder_is_rejected(encoder):
     change(encoder, lambda tensors: tensors["vit.embeddings.cls_token"].fill_(torch.nan))
     with pytest.raises(ValueError, match=f"{encoder} has NaN or infinity in embeddings.cls_token"):
         DCALForImageClassification.from_backbone(encoder, num_labels=3)

@@ -128,7 +128,7 @@ def test_invalid_options_raise_clear_errors(run, gallery, command, arguments, se
     assert sorted(gallery.rglob("*")) == before
 
 
-def test_what_only_the_checkpoint_and_the_gallery_can_tell_is_a_sentence_too(run, gallery, checkpoint, photographs):
+def test_mistakes_found_while_loading_print_one_sentence(run, gallery, checkpoint, photographs):
     arguments = ["--model_name_or_path", checkpoint, "--images", photographs[3]]
     with pytest.raises(ValueError, match="has the column identity, too: give its value by --columns"):
         run("add", *arguments)

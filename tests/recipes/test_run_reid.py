@@ -320,7 +320,7 @@ def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, optio
         (["--do_eval", "--test_fraction", "nan"], "test_fraction must be from 0 to 1, not nan"),
     ],
 )
-def test_a_share_that_leaves_nobody_gets_its_sentence(tmp_path, run_main, arguments, sentence):
+def test_a_fraction_that_leaves_no_identity_raises_a_clear_error(tmp_path, run_main, arguments, sentence):
     for identity in range(4):
         for number in range(3):
             save(tmp_path / "turtles" / f"{identity}" / f"{number}.png", identity, number)
