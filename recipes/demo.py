@@ -19,7 +19,7 @@ search a gallery of recipes/embed.py:
 
 from dataclasses import dataclass, field
 
-# Nothing of torch, gradio or dcal_hf: `--help` answers at once.
+# torch, gradio and dcal_hf are imported later, so that `--help` is fast.
 from arguments import HubArguments, parse_arguments
 
 

@@ -167,6 +167,18 @@ def test_the_extra_is_named_if_a_package_is_missing(tmp_path, monkeypatch):
         export_onnx(tiny_reid((256, 128)), ViTImageProcessor(), tmp_path / "a.onnx")
 
 
+def test_an_encoder_that_cannot_be_exported_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("step 1") from RuntimeError("no data-dependent shapes\nand so on")
+
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    model, processor = tiny_reid((256, 128)), reid_processor(ViTImageProcessor(), (256, 128))
+    chosen = model.config._attn_implementation
+    with pytest.raises(ValueError, match="torch.onnx cannot export the encoder 'vit': no data-dependent shapes$"):
+        export_onnx(model, processor, tmp_path / "a.onnx")
+    assert model.config._attn_implementation == chosen and not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.5, IMAGENET_MEAN.tolist()], ids=["converted", "imagenet"])
 def test_tracker_input(tmp_path, mean):
