@@ -229,16 +229,17 @@ def _read_parquet(path: Path) -> dict[str, Sequence[object] | Dataset]:
     """Columns as lists; a column of encoded images stays on disk as a data set."""
     try:
         table = Dataset.from_parquet(str(path))
+        # Damaged text is only found here.
+        columns = {column: _named(table, column) for column in table.column_names if column != "image"}
+        if "image" in table.column_names:
+            images = table.select_columns("image")
+            by_path = table.features["image"] in (Value("string"), Value("large_string"))
+            columns["image"] = images["image"][:] if by_path else images.cast_column("image", IMAGE_FEATURE)
     except Exception as error:
         # What pyarrow raises on damaged files has no common base class; datasets wraps some of it.
         raise ValueError(
             f"{path} cannot be read as a Parquet table ({reason_of(error.__cause__ or error)}); write it again"
         ) from error
-    columns = {column: _named(table, column) for column in table.column_names if column != "image"}
-    if "image" in table.column_names:
-        images = table.select_columns("image")
-        by_path = table.features["image"] in (Value("string"), Value("large_string"))
-        columns["image"] = images["image"][:] if by_path else images.cast_column("image", IMAGE_FEATURE)
     return columns
 
 
