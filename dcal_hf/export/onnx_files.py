@@ -220,14 +220,18 @@ def save_graph(graph: OnnxGraph, pixel_values: Tensor, path: Path) -> None:
 
 def quantise(path: Path, target: Path) -> None:
     """Writes a graph whose linear layers have weights of 8 bits, one scale per channel."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(path)
+    # Of torch 2.11, some shapes between layers are wrong. onnxruntime infers them again.
+    del model.graph.value_info[:]
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         # Unsigned: on processors without VNNI, signed weights saturate.
         kinds = {"weight_type": QuantType.QUInt8, "op_types_to_quantize": ["MatMul", "Gemm"]}
-        quantize_dynamic(path, target, per_channel=True, **kinds)
+        quantize_dynamic(model, target, per_channel=True, **kinds)
     finally:
         logging.disable(level)
 
