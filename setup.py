@@ -15,9 +15,10 @@ INSTALL_REQUIRES = [
     "evaluate>=0.4.6,<0.5",
     # Required by transformers.
     "huggingface_hub>=1.31,<3",
-    "filelock>=3.10,<5",
-    # `Attention.gate`; `attn_layer` was added in 1.0.23.
-    "timm>=1.0.28,<2",
+    # Older ones erase the name of the process that holds a lock.
+    "filelock>=4.0,<5",
+    # All constructor arguments that a checkpoint's configuration may set.
+    "timm>=1.0.30,<2",
     # Up to 1.13, results of a search depend on the number of queries in it.
     "faiss-cpu>=1.14.2,<2",
     # timm's RandAugment posterizes to 0 bits, which Pillow 13 rejects.
