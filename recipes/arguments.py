@@ -12,9 +12,8 @@ import yaml
 from transformers import HfArgumentParser
 from usage import help_text
 
-from dcal_hf.errors import one_line, reason_of
 
-
+# dcal_hf is imported where an error needs it: that takes seconds, and `--help` answers without it.
 RECIPES = Path(__file__).parent
 CONFIGURATIONS = RECIPES / "configs"
 CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
@@ -168,6 +167,8 @@ def parse_arguments(
     try:
         return _parsed(parser, options + argv[1:], files)
     except (ValueError, TypeError) as error:
+        from dcal_hf.errors import reason_of
+
         raise ValueError(f"{path}, or an option after it: {reason_of(error)}.") from error
 
 
@@ -234,6 +235,8 @@ def options_of(path: Path) -> list[str]:
             # YAML reads a date as such.
             texts = [json.dumps(v, default=str) if isinstance(v, dict) else str(v) for v in values]
         except (TypeError, ValueError) as error:
+            from dcal_hf.errors import reason_of
+
             raise ValueError(f"{path}: {name} cannot be written as JSON: {reason_of(error)}.") from error
         argv += [f"--{name}", *texts]
     return argv
@@ -260,6 +263,8 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
         text = path.read_text(encoding="utf-8")
         options = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        from dcal_hf.errors import reason_of
+
         raise ValueError(f"The configuration file {path} cannot be read: {reason_of(error)}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values.")
@@ -267,6 +272,8 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
     if base is None:
         return options
     if not isinstance(base, str) or not base.isprintable() or len(base) > MAX_PATH:
+        from dcal_hf.errors import one_line
+
         raise ValueError(f"{path} has the base {one_line(repr(base))}: it must be the path of another configuration.")
     over = (*over, path.resolve())
     if (path.parent / base).resolve() in over:
