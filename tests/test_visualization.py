@@ -22,33 +22,10 @@ from dcal_hf.visualization import (
     selection_overlay,
 )
 
+from pictures import MARKS, brightness, gray, mark, one_hot
+
 
 BOX = (0, 255, 255)
-
-
-# Colour and sign of the frame.
-MARKS = {True: (to_rgba("#009e73"), "\u2713"), False: (to_rgba("#d55e00"), "\u2717")}
-
-
-def mark(cell):
-    """Colour and sign of the frame of a picture, or None."""
-    color = tuple(cell.spines["left"].get_edgecolor())
-    signs = [text.get_text() for text in cell.texts]
-    return (color, *signs) if cell.axison and color[3] else None
-
-
-def gray(width, height, level=100):
-    return Image.new("RGB", (width, height), (level, level, level))
-
-
-def one_hot(index, count):
-    rollout = np.zeros(count, dtype=np.float32)
-    rollout[index] = 1.0
-    return rollout
-
-
-def brightness(picture):
-    return np.asarray(picture.convert("L"), dtype=np.int64)
 
 
 def box_pixels(picture):
