@@ -21,6 +21,7 @@ from predict import find_images, folder_labels, load_classifier, predict, thumbn
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
+from dcal_hf.training import class_names
 
 
 BASELINE = "baseline"
@@ -80,7 +81,7 @@ def main() -> None:
         model, processor, is_classifier = load_model(checkpoint_args, name == BASELINE)
         if not model.config.has_cls:
             raise ValueError(f"The encoder of {source} has no CLS token, so there is no attention rollout to draw.")
-        names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+        names = class_names(model)
         labels = folder_labels(chosen, names) if args.labelled and is_classifier else [None] * len(chosen)
         predictions = list(predict(model, processor, chosen, labels, checkpoint_args, True))
         rollouts[name] = [prediction.rollout for prediction in predictions]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import datasets
+import torch
 import transformers
 from arguments import ModelArguments
 from console import print_training
@@ -183,6 +184,11 @@ def check_source(name: str) -> None:
     is_path = name.startswith((".", "/", "~")) or len(path.parts) > 2 or len(path.parts) > 1 and path.parent.is_dir()
     if is_path and not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {name}; check the path.")
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, otherwise the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from arguments import HubArguments
+from common import default_device
 from datasets import Dataset
 from embed import CheckpointArguments, load_task_model
 from PIL import Image
 from predict import Prediction, overlay, predict
-from search import caption, search
+from search import caption, has_calibrated_scale, search
 from transformers import BaseImageProcessor, PreTrainedModel
 from verify import load_threshold, measure, verdict
 
@@ -89,8 +90,8 @@ class Demo:
     @property
     def search_threshold(self) -> float | None:
         """The calibrated threshold, if distances in the gallery are those that it was calibrated on."""
-        same_scale = self.gallery.metric == "euclidean" or self.model.config.normalize_embeddings
-        return self.threshold.threshold if self.threshold is not None and same_scale else None
+        has_threshold = self.threshold is not None and has_calibrated_scale(self.gallery, self.model)
+        return self.threshold.threshold if has_threshold else None
 
     @torch.inference_mode()
     def look(self, path: str) -> Image.Image | None:
@@ -110,8 +111,7 @@ def load_demo(hub_args: HubArguments, gallery_dir: str | Path | None = None, tit
     """Loads the checkpoint, the gallery, and the calibrated threshold if there is one."""
     args = CheckpointArguments(**vars(hub_args))
     model, processor = load_task_model(args)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    demo = Demo(model.to(device).eval(), processor, args, title or Path(args.model_name_or_path).name)
+    demo = Demo(model.to(default_device()).eval(), processor, args, title or Path(args.model_name_or_path).name)
     if gallery_dir is not None:
         demo.gallery = GalleryIndex.load(gallery_dir, model_fingerprint(model))
     try:

@@ -172,6 +172,11 @@ def load_checkpoint(
     return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
 
 
+def readable_rows(embeddings: np.ndarray) -> np.ndarray:
+    """The rows of images that could be read; with `skip_broken`, the others are rows of NaN."""
+    return np.flatnonzero(~np.isnan(embeddings).any(axis=1))
+
+
 def build_gallery(
     embeddings: np.ndarray,
     dataset: Dataset,
@@ -181,7 +186,7 @@ def build_gallery(
 ) -> GalleryIndex:
     """Builds a gallery of the images. With `--skip_broken`, rows of NaN are left out."""
     if gallery_args.skip_broken:
-        kept = np.flatnonzero(~np.isnan(embeddings).any(axis=1))
+        kept = readable_rows(embeddings)
         logger.info("%d of %d images could be read", len(kept), len(dataset))
         embeddings, dataset = embeddings[kept], dataset.select(kept)
     return GalleryIndex.from_embeddings(

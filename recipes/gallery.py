@@ -25,11 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from arguments import parse_arguments
 from common import set_up_logging
 from datasets import ClassLabel, Dataset, Features
-from embed import CheckpointArguments, load_checkpoint
+from embed import CheckpointArguments, load_checkpoint, readable_rows
 from predict import find_images
 from usage import help_text
 
@@ -113,7 +112,7 @@ def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
         embeddings = embed_images(
             model, processor, images, skip_broken=args.skip_broken, **checkpoint_args.reader_kwargs
         )
-        kept = np.flatnonzero(~np.isnan(embeddings).any(axis=1))
+        kept = readable_rows(embeddings)
         new = [new[row] for row in kept]
     if new:
         records = {"image": [as_image(path, gallery) for path in new]}
@@ -178,9 +177,7 @@ def show(args: ShowArguments) -> None:
         print(f"{name}: {len(counts):,} different, most often {most}")
     print(f"{'row':>8}  {', '.join(['image', *others])}")
     for row in range(args.start, min(args.start + args.count, len(gallery))):
-        item = gallery.items[row]
-        values = [path_of(item["image"]), *(named(gallery.items.features, name, item[name]) for name in others)]
-        print(f"{row:>8}  {', '.join(map(str, values))}")
+        print(f"{row:>8}  {', '.join(map(str, describe(gallery.items[row], gallery.items.features)))}")
 
 
 def read_columns(text: str, features: Features) -> dict[str, Any]:
@@ -204,6 +201,12 @@ def read_columns(text: str, features: Features) -> dict[str, Any]:
                 raise ValueError(f"--columns: {name} {value!r} is none of {', '.join(features[name].names[:10])}, ...")
             values[name] = features[name].str2int(value)
     return values
+
+
+def describe(item: dict[str, Any], features: Features) -> list[Any]:
+    """The path of the image, and the other columns, with the names of classes and identities."""
+    others = (named(features, name, value) for name, value in item.items() if name != "image")
+    return [path_of(item["image"]), *others]
 
 
 def named(features: Features, name: str, value: Any) -> Any:

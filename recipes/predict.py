@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from arguments import parse_arguments
-from common import set_up_logging
+from common import default_device, set_up_logging
 from embed import CheckpointArguments
 from PIL import Image
 from temperature import load_temperature
@@ -36,6 +36,7 @@ from dcal_hf import DCALForImageClassification
 from dcal_hf.data import MAX_PIXELS, open_image, unlabelled_images
 from dcal_hf.files import save_table
 from dcal_hf.metrics import confusion_matrix
+from dcal_hf.training import class_names
 from dcal_hf.transforms import EvalTransform
 
 
@@ -106,7 +107,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     paths = find_images(args.images)
     model, processor = load_classifier(checkpoint_args)
-    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    names = class_names(model)
     labels = folder_labels(paths, names) if args.labelled else [None] * len(paths)
     with_rollout = args.attention or (args.labelled and args.sheet_images > 0)
     name, hub_kwargs = checkpoint_args.model_name_or_path, checkpoint_args.hub_kwargs
@@ -163,9 +164,8 @@ def load_classifier(args: CheckpointArguments) -> tuple[DCALForImageClassificati
     model = AutoModelForImageClassification.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
     if not isinstance(model, DCALForImageClassification):
         raise ValueError(f"{args.model_name_or_path} is a {model.config.model_type} checkpoint, no DCAL classifier.")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
-    return model.to(device).eval(), processor
+    return model.to(default_device()).eval(), processor
 
 
 def predict(

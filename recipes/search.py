@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from arguments import parse_arguments
 from common import set_up_logging
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 from embed import CheckpointArguments, load_checkpoint
+from gallery import describe
 from transformers import PreTrainedModel
 from verify import load_threshold
 
@@ -99,7 +100,7 @@ def read_threshold(
     if given is None:
         return None
     if given == "calibrated":
-        if gallery.metric == "cosine" and not model.config.normalize_embeddings:
+        if not has_calibrated_scale(gallery, model):
             raise ValueError(
                 "The calibrated threshold is a distance of the model's own embeddings, and the gallery compares them "
                 "at length 1: embed the gallery again, with --metric euclidean."
@@ -109,6 +110,11 @@ def read_threshold(
         return float(given)
     except ValueError as error:
         raise ValueError(f"--threshold is a distance, or calibrated, not {given!r}.") from error
+
+
+def has_calibrated_scale(gallery: GalleryIndex, model: PreTrainedModel) -> bool:
+    """Whether distances in the gallery are those of the model's own embeddings, which thresholds are calibrated on."""
+    return gallery.metric == "euclidean" or model.config.normalize_embeddings
 
 
 def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
@@ -121,16 +127,6 @@ def search(gallery: GalleryIndex, embeddings: np.ndarray, top_k: int) -> list[li
             for distance, row, item in zip(gallery.distances(scores), rows, items)
         ])
     return results
-
-
-def describe(item: dict[str, Any], features: Features) -> list[Any]:
-    """The path of the image, and the other columns, with the names of classes and identities."""
-    path = item["image"]["path"] if isinstance(item["image"], dict) else item["image"]
-    return [path or ""] + [
-        features[name].int2str(value) if isinstance(features[name], ClassLabel) else value
-        for name, value in item.items()
-        if name != "image"
-    ]
 
 
 def report(
