@@ -12,18 +12,14 @@ from functools import partial
 
 import torch
 from harness import Figures, run, table
+from steps import vit
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedConfig, SwinConfig, TimmWrapperConfig, ViTConfig
+from transformers import PreTrainedConfig, SwinConfig, TimmWrapperConfig
 from transformers.initialization import no_init_weights
 
 from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 from dcal_hf.models import DCALPreTrainedModel
-
-
-def vit(width: int, heads: int) -> ViTConfig:
-    """DeiT's and ViT's sizes: 12 blocks, patches of 16 pixels, an MLP four times as wide."""
-    return ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
 
 
 VITS = {

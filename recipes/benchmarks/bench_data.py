@@ -17,7 +17,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from harness import Figures, run, table, timed
+from harness import Figures, median_seconds, run, table
 from PIL import Image
 from steps import SHAPES
 from torch.utils.data import DataLoader
@@ -83,9 +83,9 @@ def run_case(args: argparse.Namespace) -> Figures:
     dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
     dataset = dataset.with_transform(TRANSFORMS[label][1])
     loader = DataLoader(dataset, BATCH, num_workers=workers, persistent_workers=workers > 0)
-    seconds = [timed(partial(deque, loader, maxlen=0))[1] for _ in range(1 + PASSES)][1:]
+    seconds = median_seconds(partial(deque, loader, maxlen=0), PASSES)
     size = statistics.mean(path.stat().st_size for path in paths)
-    return {"images_per_second": len(paths) / statistics.median(seconds), "file_bytes": size}
+    return {"images_per_second": len(paths) / seconds, "file_bytes": size}
 
 
 def row(label: str, results: dict[str, Figures], speeds: dict[str, float]) -> dict[str, str]:

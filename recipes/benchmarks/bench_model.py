@@ -1,10 +1,9 @@
-"""Measures time, memory and FLOPs of DCAL and of the plain ViT: training steps, inference and `Trainer` runs.
+"""Measures time and memory of DCAL and of the plain ViT: training steps, inference and `Trainer` runs.
 
     python recipes/benchmarks/bench_model.py --repeats 5 --steps 2               # writes recipes/benchmarks/model.md
     python recipes/benchmarks/bench_model.py --report switches --shapes deit_tiny --steps 2      # writes switches.md
     python recipes/benchmarks/bench_model.py --report memory                     # writes memory.md: largest tensors
     python recipes/benchmarks/bench_model.py --shapes deit_tiny --batch 2 --steps 1 --output small.md
-    python recipes/benchmarks/bench_model.py --models local-12 local-6-half      # only these and the plain ViT
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16      # writes model_cuda.md, batch 64
     python recipes/benchmarks/bench_model.py --device cuda --dtype bfloat16 --compile --attention flash_attention_2
 
@@ -15,14 +14,13 @@ Weights and images are random.
 
 import argparse
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import steps
 import torch
 from flops import inference_flops, training_flops
-from harness import Figures, resident_memory, run, table, timed
+from harness import Figures, median_seconds, resident_memory, run, table
 from steps import MODELS, PLAIN, SHAPES, Setting, Shape
 from tensors import made_tensors
 
@@ -31,8 +29,6 @@ from dcal_hf.models.attention_dcal import ROLLOUT_CHUNK
 
 # Inference steps per training step: they are short, so other work on the machine disturbs them more.
 STEPS_OF_INFERENCE = 5
-# FLOPs are counted on this many images and scaled: half of their pairs is still one pair.
-IMAGES_COUNTED = 4
 TENSORS_SHOWN = 8
 
 
@@ -41,8 +37,8 @@ class Case:
     """A measurement on one shape, made in its own process.
 
     Args:
-        work: "train" or "infer": single steps; "alternate": alternating steps of the plain model and this one;
-            "tensors": the largest tensors of a training step; "trainer" or "predict": steps of a `Trainer` run.
+        work: "train" or "infer": single steps; "trainer" or "predict": steps of a `Trainer` run; "tensors": the
+            largest tensors of a training step.
         model: A key of `MODELS`.
         options: Arguments of the `Trainer` run, or fields of `Setting` for "tensors".
     """
@@ -53,36 +49,20 @@ class Case:
 
 
 def run_case(args: argparse.Namespace) -> Figures:
-    """Runs a case in this process: seconds per step, bytes above the imports and, for single steps, FLOPs."""
+    """Runs a case in this process: seconds per step and bytes above the imports, or the largest tensors."""
     before, (shape_name, case) = resident_memory(), CASES[args.case]
     torch.manual_seed(0)
     shape, setting = SHAPES[shape_name], Setting(args.device, args.dtype, args.compile, args.attention)
     batch = steps.batch_size(args, shape)
-    if case.work == "alternate":
-        return alternate(shape, case.model, batch, args.steps, setting)
     if case.work == "tensors":
         return largest_tensors(steps.make_step("train", shape, case.model, batch, replace(setting, **case.options)))
     if case.work in ("trainer", "predict"):
         model, predicts = steps.build(shape, case.model, setting), case.work == "predict"
         seconds = steps.trainer_seconds(model, shape, batch, setting, args.steps, predicts, **case.options)
-        return {"seconds": statistics.median(seconds), "bytes": steps.memory(before, setting)}
-    step = steps.make_step(case.work, shape, case.model, batch, setting)
-    count = args.steps * (STEPS_OF_INFERENCE if case.work == "infer" else 1)
-    seconds = [timed(step)[1] for _ in range(1 + count)][1:]
-    figures = {"seconds": statistics.median(seconds), "bytes": steps.memory(before, setting)}
-    few = min(batch, IMAGES_COUNTED)
-    # torch counts only its own kernels; flash attention has the same matrix products as sdpa.
-    attention = "sdpa" if args.attention.startswith("flash") else args.attention
-    counted = steps.make_step(case.work, shape, case.model, few, replace(setting, compile=False, attention=attention))
-    return figures | {"flops": steps.counted_flops(counted) * batch / few}
-
-
-def alternate(shape: Shape, model: str, batch: int, count: int, setting: Setting) -> Figures:
-    """Alternates steps of the plain model and of DCAL."""
-    plain, dcal = (steps.make_step("train", shape, name, batch, setting) for name in (PLAIN, model))
-    times = [(timed(plain)[1], timed(dcal)[1]) for _ in range(1 + count)][1:]
-    plain_seconds, seconds = map(statistics.median, zip(*times))
-    return {"seconds": seconds, "plain_seconds": plain_seconds}
+    else:
+        step = steps.make_step(case.work, shape, case.model, batch, setting)
+        seconds = median_seconds(step, args.steps * (STEPS_OF_INFERENCE if case.work == "infer" else 1))
+    return {"seconds": seconds, "bytes": steps.memory(before, setting)}
 
 
 def largest_tensors(step: Callable[[], None]) -> Figures:
@@ -117,24 +97,10 @@ def rows_relative_to_plain(results: Results, shape: Shape, batch: int) -> list[d
             "floor, x plain": f"{floor:.2f}",
             "time / floor": f"{ratio / floor:.2f}",
             "GFLOP needed": f"{needed(case) / 1e9:.1f}",
-            "GFLOP counted": f"{figures['flops'] / 1e9:.1f}" if "flops" in figures else "",
             "MB": f"{figures['bytes'] / 1e6:,.0f}",
             "MB, x plain": f"**{figures['bytes'] / plain['bytes']:.2f}**",
         })
     return rows
-
-
-def alternating_rows(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
-    """The results that a benchmark in one process would give."""
-    return [
-        {
-            "": title,
-            "seconds": f"{figures['seconds']:.4g}",
-            "seconds, plain": f"{figures['plain_seconds']:.4g}",
-            "x plain": f"{figures['seconds'] / figures['plain_seconds']:.2f}",
-        }
-        for title, _, figures in results
-    ]
 
 
 def rows_relative_to_none(results: Results, shape: Shape, batch: int) -> list[dict[str, str]]:
@@ -185,7 +151,6 @@ SWITCHES = {
     }.items()
 } | {"`num_pwca_blocks=6`": Case("trainer", "local-6"), '`glca_readout="cls"`': Case("trainer", "cls-12")}
 INFERENCE_SWITCHES = {"none": Case("predict"), '`inference_branches=("sa",)`': Case("predict", "sa")}
-LOCAL = ("local-12", "local-6", "local-12-half", "local-6-half")
 Tables = dict[str, tuple[Callable[[Results, Shape, int], list[dict[str, str]]], dict[str, Case]]]
 # For each report: the title, a description of the measurement, and its tables (rows and cases by heading).
 REPORTS: dict[str, tuple[str, str, Tables]] = {
@@ -194,11 +159,10 @@ REPORTS: dict[str, tuple[str, str, Tables]] = {
         "{dtype}, {attention}, compile={compile}; medians of {steps} training steps, or five times as many inference "
         "steps, in each of {repeats} processes per case.",
         {
-            "Training step": (rows_relative_to_plain, titled("train", PLAIN, *LOCAL, "similarity-12", "cls-12")),
-            # PWCA does not run at inference; `sa` is an inference option.
+            # `sa` is an option of inference, where PWCA does not run.
+            "Training step": (rows_relative_to_plain, titled("train", *(name for name in MODELS if name != "sa"))),
             "Inference": (rows_relative_to_plain, titled("infer", PLAIN, "local-12", "similarity-12", "cls-12", "sa")),
             "Training step in a `Trainer` run": (rows_relative_to_plain, titled("trainer", PLAIN, "local-12")),
-            "Alternating training steps in one process": (alternating_rows, titled("alternate", "local-12")),
         },
     ),
     "switches": (
@@ -227,7 +191,6 @@ CASES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", choices=REPORTS, default="model")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="compared with plain ViT")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -237,10 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[str]:
-    return [
-        name for name, (shape, case) in CASES.items()
-        if name.startswith(f"{args.report}/") and shape in args.shapes and case.model in (PLAIN, *args.models)
-    ]
+    return [name for name, (shape, _) in CASES.items() if name.startswith(f"{args.report}/") and shape in args.shapes]
 
 
 def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
@@ -250,10 +210,9 @@ def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
         shape, batch = SHAPES[name], steps.batch_size(args, SHAPES[name])
         blocks.append(f"## {shape.title}, batch {batch}")
         for heading, (rows, cases) in tables.items():
-            names = {title: f"{args.report}/{name}/{heading}/{title}" for title in cases}
-            measured = [(title, cases[title], results[key]) for title, key in names.items() if key in results]
-            if measured:
-                blocks += [f"### {heading}", table(rows(measured, shape, batch))]
+            prefix = f"{args.report}/{name}/{heading}/"
+            measured = [(title, case, results[prefix + title]) for title, case in cases.items()]
+            blocks += [f"### {heading}", table(rows(measured, shape, batch))]
     return blocks
 
 

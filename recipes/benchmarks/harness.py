@@ -45,6 +45,11 @@ def timed(work: Callable[[], Result]) -> tuple[Result, float]:
     return result, now() - start
 
 
+def median_seconds(work: Callable[[], object], count: int) -> float:
+    """The median time of `count` runs of `work`, after one to warm up."""
+    return statistics.median([timed(work)[1] for _ in range(1 + count)][1:])
+
+
 def peak_memory() -> int:
     """The peak resident memory of the process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -93,25 +98,24 @@ def run(
         return
     names = cases if chosen is None else chosen(args)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure([name for name in names if name not in once], args.repeats, folder)
-        results |= measure([name for name in names if name in once], 1, folder)
+        results = measure({name: 1 if name in once else args.repeats for name in names}, folder)
     write_report(args, vars(args).get("report", name), report(args, results), packages)
 
 
-def measure(cases: Sequence[str], repeats: int, folder: str) -> dict[str, Figures]:
-    """Runs each case in its own process, `repeats` times, with the cases alternating; returns their [`summary`].
+def measure(repeats: Mapping[str, int], folder: str) -> dict[str, Figures]:
+    """Runs each case in its own process, as often as `repeats` says; returns their [`summary`].
 
     In turn, so that a machine that slows down does so for all of them.
     """
-    runs: dict[str, list[Figures]] = {name: [] for name in cases}
-    for repeat in range(repeats):
-        for number, name in enumerate(cases, start=1):
-            command = [sys.executable, *sys.argv, "--case", name, "--folder", folder]
-            process, seconds = timed(lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True))
-            # Libraries may print before it.
-            runs[name].append(json.loads(process.stdout.splitlines()[-1]))
-            figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
-            print(f"[{repeat + 1}/{repeats}, {number}/{len(cases)}, {seconds:.0f} s] {name}: {figures}", flush=True)
+    runs: dict[str, list[Figures]] = {name: [] for name in repeats}
+    turns = [name for turn in range(max(repeats.values())) for name, count in repeats.items() if turn < count]
+    for number, name in enumerate(turns, start=1):
+        command = [sys.executable, *sys.argv, "--case", name, "--folder", folder]
+        process, seconds = timed(lambda: subprocess.run(command, stdout=subprocess.PIPE, check=True))
+        # Libraries may print before it.
+        runs[name].append(json.loads(process.stdout.splitlines()[-1]))
+        figures = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items())
+        print(f"[{number}/{len(turns)}, {seconds:.0f} s] {name}: {figures}", flush=True)
     return {name: summary(figures) for name, figures in runs.items()}
 
 
@@ -130,12 +134,11 @@ def machine(packages: Sequence[str], device: str) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     gpu = f", {torch.cuda.get_device_name()} (CUDA {torch.version.cuda})" if device == "cuda" else ""
     versions = "".join(f", {name} {importlib.import_module(name).__version__}" for name in ("numpy", *packages))
     return (
-        f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GB{gpu}; Python {platform.python_version()}, "
-        f"torch {torch.__version__} ({torch.get_num_threads()} threads){versions}"
+        f"{cpu}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB{gpu}; "
+        f"Python {platform.python_version()}, torch {torch.__version__} ({torch.get_num_threads()} threads){versions}"
     )
 
 

@@ -1,15 +1,16 @@
 """The models of `bench_model.py`, plain and with DCAL, and their steps: single ones, and those of a Trainer run."""
 
 import argparse
+import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from harness import now, peak_memory
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import (
     AutoModelForImageClassification,
     PreTrainedModel,
@@ -25,6 +26,11 @@ from dcal_hf import DCALConfig, DCALForImageClassification, DCALTrainer, DCALTra
 NUM_CLASSES = 200
 
 
+def vit(width: int, heads: int, **fields: object) -> ViTConfig:
+    """DeiT's and ViT's sizes: 12 blocks, patches of 16 pixels, an MLP four times as wide."""
+    return ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width, **fields)
+
+
 @dataclass(frozen=True)
 class Shape:
     """A backbone of twelve blocks at an input size, and DCAL's ratio of local queries for it."""
@@ -38,13 +44,7 @@ class Shape:
 
     @property
     def backbone(self) -> ViTConfig:
-        return ViTConfig(
-            hidden_size=self.width,
-            num_attention_heads=self.heads,
-            intermediate_size=4 * self.width,
-            image_size=list(self.image_size),
-            num_labels=NUM_CLASSES,
-        )
+        return vit(self.width, self.heads, image_size=list(self.image_size), num_labels=NUM_CLASSES)
 
 
 SHAPES = {
@@ -142,13 +142,11 @@ def make_step(work: str, shape: Shape, model_name: str, batch: int, setting: Set
     inputs = random_batch(shape, batch, setting.device) | pairs(model, batch, MODELS[model_name].pwca_fraction)
     model.train(work == "train")
     run = torch.compile(model) if setting.compile else model
-    if work == "infer":
-        def infer() -> None:
-            with torch.no_grad(), setting.autocast():
-                run(inputs["pixel_values"])
-
-        return infer
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+
+    def infer() -> None:
+        with torch.no_grad(), setting.autocast():
+            run(inputs["pixel_values"])
 
     def train() -> None:
         with setting.autocast():
@@ -157,25 +155,7 @@ def make_step(work: str, shape: Shape, model_name: str, batch: int, setting: Set
         optimizer.step()
         optimizer.zero_grad()
 
-    return train
-
-
-# Passes torch's formula for the CPU's fused attention, which the counter of torch up to 2.14 ignores.
-FUSED_ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda query, key, value, *args, **kwargs: sdpa_flop_count(query, key, value)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, query, key, value, *args, **kwargs: sdpa_backward_flop_count(grad, query, key, value)
-    ),
-}
-
-
-def counted_flops(step: Callable[[], None]) -> int:
-    """FLOPs of the matrix products of a step, including recomputation in fused attention."""
-    with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
-        step()
-    return counter.get_total_flops()
+    return train if work == "train" else infer
 
 
 class StepTimes(TrainerCallback):
@@ -192,8 +172,8 @@ class StepTimes(TrainerCallback):
 
 def trainer_seconds(
     model: nn.Module, shape: Shape, batch: int, setting: Setting, steps: int, predicts: bool = False, **options: object
-) -> list[float]:
-    """Seconds between the ends of the steps of a Trainer run, including data loading.
+) -> float:
+    """The median of the seconds between the ends of the steps of a Trainer run, including data loading.
 
     The data are random tensors, decoded already. The first step is left out.
 
@@ -227,4 +207,4 @@ def trainer_seconds(
             trainer.predict(images * (steps + 1))
         else:
             trainer.train()
-    return torch.tensor(step_times.times, dtype=torch.float64).diff().tolist()
+    return statistics.median(later - earlier for earlier, later in pairwise(step_times.times))
