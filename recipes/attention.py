@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arguments import parse_arguments
-from common import check_source, set_up_logging
+from common import set_up_logging
 from embed import CheckpointArguments
-from predict import find_images, folder_labels, load_classifier, predict, thumbnail
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
+from loading import load_classifier, read_config, read_processor
+from predict import find_images, folder_labels, predict, thumbnail
+from transformers import BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
 from dcal_hf.training import class_names
@@ -108,14 +109,13 @@ def load_model(
     Returns:
         The model, its image processor, and whether its predictions mean anything.
     """
-    check_source(args.model_name_or_path)
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
-    if config.model_type == "dcal" or not may_be_plain:
+    name = args.model_name_or_path
+    if not may_be_plain or read_config(name, **args.hub_kwargs).model_type == "dcal":
         return *load_classifier(args), True
     model = DCALForImageClassification.from_backbone(
-        args.model_name_or_path, branches=("sa",), num_labels=2, pretrained_kwargs=args.hub_kwargs
+        name, branches=("sa",), num_labels=2, pretrained_kwargs=args.hub_kwargs
     )
-    return model.eval(), AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs), False
+    return model.eval(), read_processor(name, **args.hub_kwargs), False
 
 
 if __name__ == "__main__":

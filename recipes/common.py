@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import datasets
-import torch
 import transformers
 from arguments import ModelArguments
 from console import print_training
 from datasets import Dataset
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTImageProcessor, set_seed
+from loading import read_config, read_processor
+from transformers import AutoConfig, BaseImageProcessor, ViTImageProcessor, set_seed
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import unlabelled_images
@@ -109,11 +109,8 @@ def load_model(
     if source is None:
         backbone, processor = AutoConfig.for_model(**json.loads(model_args.backbone_config)), ViTImageProcessor()
     else:
-        for name in (source, model_args.image_processor_name or source):
-            check_source(name)
-        backbone = source
-        processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name or source, **hub_kwargs)
-        config = AutoConfig.from_pretrained(source, **hub_kwargs)
+        backbone, config = source, read_config(source, **hub_kwargs)
+        processor = read_processor(model_args.image_processor_name or source, **hub_kwargs)
         if isinstance(config, DCALConfig):
             if model_args.image_size is not None:
                 raise ValueError(f"--image_size: {source} is a DCAL checkpoint, of {tuple(config.image_size)} pixels.")
@@ -171,24 +168,6 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     plural = "" if not noun else f"{noun} " if len(names) == 1 else f"{noun}es "
     return plural + shown + rest
-
-
-def check_source(name: str) -> None:
-    """Distinguishes a mistyped path from the ID of a model on the Hub.
-
-    Raises:
-        FileNotFoundError: If `name` is a path that does not exist. It is a path, not an ID, if it starts like one, has
-            more than two parts, or its parent folder exists.
-    """
-    path = Path(name).expanduser()
-    is_path = name.startswith((".", "/", "~")) or len(path.parts) > 2 or len(path.parts) > 1 and path.parent.is_dir()
-    if is_path and not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint {name}; check the path.")
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, otherwise the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:

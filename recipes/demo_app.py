@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from arguments import HubArguments
-from common import default_device
 from datasets import Dataset
-from embed import CheckpointArguments, load_task_model
+from embed import CheckpointArguments
+from loading import default_device, load_checkpoint
 from PIL import Image
 from predict import Prediction, overlay, predict
 from search import caption, has_calibrated_scale, search
@@ -110,8 +110,8 @@ class Demo:
 def load_demo(hub_args: HubArguments, gallery_dir: str | Path | None = None, title: str | None = None) -> Demo:
     """Loads the checkpoint, the gallery, and the calibrated threshold if there is one."""
     args = CheckpointArguments(**vars(hub_args))
-    model, processor = load_task_model(args)
-    demo = Demo(model.to(default_device()).eval(), processor, args, title or Path(args.model_name_or_path).name)
+    model, processor = load_checkpoint(args, classifies=True)
+    demo = Demo(model.to(default_device()), processor, args, title or Path(args.model_name_or_path).name)
     if gallery_dir is not None:
         demo.gallery = GalleryIndex.load(gallery_dir, model_fingerprint(model))
     try:

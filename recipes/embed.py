@@ -19,24 +19,17 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from arguments import HubArguments, parse_arguments
-from common import check_source, set_up_logging
+from common import set_up_logging
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    BaseImageProcessor,
-    PreTrainedModel,
-)
+from loading import load_checkpoint
+from transformers import PreTrainedModel
 
-import dcal_hf  # noqa: F401
 from dcal_hf.data import MAX_PIXELS, PROTOCOLS, load_fgvc, load_reid, unlabelled_images
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
@@ -145,31 +138,6 @@ def load_images(args: GalleryArguments) -> Dataset:
     if args.split not in dataset:
         raise ValueError(f"--split {args.split}: {args.dataset_name} has only {', '.join(dataset)}.")
     return dataset[args.split]
-
-
-def load_task_model(args: HubArguments, **model_kwargs: Any) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Loads a classifier with its classifiers, and any other checkpoint as [`load_checkpoint`] does."""
-    check_source(args.model_name_or_path)
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
-    is_classifier = "DCALForImageClassification" in (config.architectures or ())
-    return load_checkpoint(args, AutoModelForImageClassification if is_classifier else AutoModel, **model_kwargs)
-
-
-def load_checkpoint(
-    args: HubArguments, auto_class: type = AutoModel, **model_kwargs: Any
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """
-    Raises:
-        ValueError: If it is no DCAL checkpoint.
-    """
-    check_source(args.model_name_or_path)
-    model = auto_class.from_pretrained(args.model_name_or_path, **args.hub_kwargs, **model_kwargs)
-    if model.config.model_type != "dcal":
-        raise ValueError(
-            f"{args.model_name_or_path} is a {model.config.model_type} checkpoint: give a DCAL one, such as the "
-            "output_dir of run_fgvc.py or run_reid.py."
-        )
-    return model, AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
 
 
 def readable_rows(embeddings: np.ndarray) -> np.ndarray:

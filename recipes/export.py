@@ -76,13 +76,13 @@ def main() -> None:
 
     import torch
     from common import set_up_logging
-    from embed import load_task_model
+    from loading import load_checkpoint
 
     from dcal_hf.export import export_onnx
 
     set_up_logging(logging.WARNING)
     images = None if args.images is None else open_images(args.images)
-    model, processor = load_task_model(hub_args, dtype=torch.float32)
+    model, processor = load_checkpoint(hub_args, classifies=True, dtype=torch.float32)
     report(
         export_onnx(
             model,

@@ -28,7 +28,8 @@ from typing import Any
 from arguments import parse_arguments
 from common import set_up_logging
 from datasets import ClassLabel, Dataset, Features
-from embed import CheckpointArguments, load_checkpoint, readable_rows
+from embed import CheckpointArguments, readable_rows
+from loading import load_checkpoint
 from predict import find_images
 from usage import help_text
 

@@ -24,13 +24,14 @@ from pathlib import Path
 
 import torch
 from arguments import parse_arguments
-from common import default_device, set_up_logging
+from common import set_up_logging
 from embed import CheckpointArguments
+from loading import load_classifier
 from PIL import Image
 from temperature import load_temperature
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+from transformers import BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
 from dcal_hf.data import MAX_PIXELS, open_image, unlabelled_images
@@ -110,8 +111,7 @@ def main() -> None:
     names = class_names(model)
     labels = folder_labels(paths, names) if args.labelled else [None] * len(paths)
     with_rollout = args.attention or (args.labelled and args.sheet_images > 0)
-    name, hub_kwargs = checkpoint_args.model_name_or_path, checkpoint_args.hub_kwargs
-    temperature = load_temperature(model, name, **hub_kwargs) if args.calibrated else 1.0
+    temperature = load_temperature(model, checkpoint_args) if args.calibrated else 1.0
     predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout, temperature))
     output_dir = Path(args.output_dir)
     save_predictions(predictions, names, min(args.top_k, len(names)), output_dir / "predictions.csv")
@@ -154,18 +154,6 @@ def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
                 f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})."
             )
     return [numbers[Path(path).parent.name] for path in paths]
-
-
-def load_classifier(args: CheckpointArguments) -> tuple[DCALForImageClassification, BaseImageProcessor]:
-    """
-    Raises:
-        ValueError: If the checkpoint is not a DCAL classifier.
-    """
-    model = AutoModelForImageClassification.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
-    if not isinstance(model, DCALForImageClassification):
-        raise ValueError(f"{args.model_name_or_path} is a {model.config.model_type} checkpoint, no DCAL classifier.")
-    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **args.hub_kwargs)
-    return model.to(default_device()).eval(), processor
 
 
 def predict(

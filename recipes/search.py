@@ -27,8 +27,9 @@ import numpy as np
 from arguments import parse_arguments
 from common import set_up_logging
 from datasets import Dataset
-from embed import CheckpointArguments, load_checkpoint
+from embed import CheckpointArguments
 from gallery import describe
+from loading import load_checkpoint
 from transformers import PreTrainedModel
 from verify import load_threshold
 

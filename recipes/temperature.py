@@ -7,24 +7,28 @@ are not in the training set. It changes the confidences, but not the predictions
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from arguments import HubArguments
+from loading import find_calibration
 from scipy.special import softmax
 from transformers.trainer_utils import PredictionOutput
-from transformers.utils import cached_file
 
 from dcal_hf import DCALForImageClassification
+from dcal_hf.errors import one_line
 from dcal_hf.files import write_atomically
 from dcal_hf.metrics import expected_calibration_error, fit_temperature
 from dcal_hf.retrieval import model_fingerprint
+from dcal_hf.retrieval.atomic_folder import parse_description
 
 
 logger = logging.getLogger(__name__)
 
+FORMAT_VERSION = 1
 TEMPERATURE_FILE = "temperature.json"
 
 
@@ -73,34 +77,32 @@ def save_temperature(
         return
     facts = {name: metrics[name] for name in ("temperature", "ece", "ece_scaled")}
     facts |= {"dataset": dataset, "num_images": num_images, "date": datetime.now(timezone.utc).date().isoformat()}
-    write_atomically(path, json.dumps({**facts, "model_id": model_fingerprint(model)}, indent=2) + "\n")
+    facts |= {"model_id": model_fingerprint(model)}
+    write_atomically(path, json.dumps({"format_version": FORMAT_VERSION, **facts}, indent=2) + "\n")
 
 
-def load_temperature(model: DCALForImageClassification, name: str, **hub_kwargs: Any) -> float:
+def load_temperature(model: DCALForImageClassification, args: HubArguments) -> float:
     """Reads the temperature of a checkpoint.
-
-    Args:
-        name (`str`): Folder or Hub id of the checkpoint.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged, or was fitted for other weights.
     """
-    try:
-        path = cached_file(name, TEMPERATURE_FILE, **hub_kwargs)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{name} has no {TEMPERATURE_FILE}: fit its temperature first, by recipes/run_fgvc.py --do_eval with "
-            f"--model_name_or_path {name} and --output_dir {name}."
-        ) from error
-    try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        temperature, model_id = float(facts["temperature"]), facts["model_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: fit the temperature again.") from error
-    if model_id != model_fingerprint(model) or not 0 < temperature < float("inf"):
-        raise ValueError(f"The temperature in {path} was fitted for {model_id}, not for these weights: fit it again.")
-    return temperature
+    name, model_id = args.model_name_or_path, model_fingerprint(model)
+    advice = f"fit it first, by recipes/run_fgvc.py --do_eval with --model_name_or_path {name} and --output_dir {name}"
+    path = find_calibration(args, TEMPERATURE_FILE, advice)
+    with path.open("rb") as file:
+        facts = parse_description(file, path, FORMAT_VERSION, {"temperature": (float, int), "model_id": str})
+    if not 0 < facts["temperature"] <= sys.float_info.max:
+        raise ValueError(
+            f"{path.parent} is damaged: {TEMPERATURE_FILE} has a temperature that is not positive and finite."
+        )
+    if facts["model_id"] != model_id:
+        raise ValueError(
+            f"The temperature in {path} was fitted for model {one_line(facts['model_id'])}, not for {model_id}: fit "
+            "it again."
+        )
+    return facts["temperature"]
 
 
 def describe_calibration(metrics: Mapping[str, float]) -> str:

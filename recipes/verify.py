@@ -23,9 +23,9 @@ import numpy as np
 from arguments import parse_arguments
 from common import set_up_logging
 from datasets import Dataset, concatenate_datasets
-from embed import CheckpointArguments, load_checkpoint
+from embed import CheckpointArguments
+from loading import find_calibration, load_checkpoint
 from transformers import BaseImageProcessor, PreTrainedModel
-from transformers.utils import cached_file
 
 from dcal_hf.data import load_reid
 from dcal_hf.files import save_table
@@ -179,15 +179,12 @@ def measure(
 
 def load_threshold(checkpoint_args: CheckpointArguments, model: PreTrainedModel) -> VerificationThreshold:
     """Loads the threshold that [`calibrate_checkpoint`] saved, from a checkpoint folder or the Hub."""
-    name = checkpoint_args.model_name_or_path
-    try:
-        path = cached_file(name, VERIFICATION_FILE, **checkpoint_args.hub_kwargs)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{name} has no {VERIFICATION_FILE}: calibrate its threshold first, python recipes/verify.py "
-            f"--model_name_or_path {name} --calibrate --data_dir a_folder_of_identities."
-        ) from error
-    return VerificationThreshold.load(Path(path).parent, model_fingerprint(model))
+    advice = (
+        "calibrate its threshold first, python recipes/verify.py --model_name_or_path "
+        f"{checkpoint_args.model_name_or_path} --calibrate --data_dir a_folder_of_identities"
+    )
+    path = find_calibration(checkpoint_args, VERIFICATION_FILE, advice)
+    return VerificationThreshold.load(path.parent, model_fingerprint(model))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,17 @@ NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
 # The number of tensors that an error message lists, and of characters that it quotes from another error.
 SHOWN = 3
 MAX_REASON = 300
+# Longer messages, such as transformers' lists of all models, are quoted as well.
+MAX_SENTENCE = 1_000
 
 
 @contextmanager
-def naming(source: str) -> Iterator[None]:
+def naming(source: str, file: str | None = None) -> Iterator[None]:
     """Converts errors while a checkpoint is read to one that names it, because any size or name in it can be wrong.
 
     Args:
         source (`str`): Name or path of the checkpoint, for the message.
+        file (`str`, *optional*): The file of it that is read, if it is only one.
 
     Raises:
         ValueError: If the block fails. Errors are kept if the checkpoint cannot be found (`OSError`), a library is
@@ -31,12 +34,12 @@ def naming(source: str) -> Iterator[None]:
     except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if type(error) is ValueError and source in str(error):
+        message = str(error)
+        if type(error) is ValueError and source in message and "\n" not in message and len(message) < MAX_SENTENCE:
             raise
-        reason = " ".join(str(error).split()).rstrip(".")[:MAX_REASON] or type(error).__name__
-        raise ValueError(
-            f"The checkpoint {source} cannot be read: {reason}; check the options, or download it again."
-        ) from error
+        reason = " ".join(message.split()).rstrip(".")[:MAX_REASON] or type(error).__name__
+        what = f"The checkpoint {source}" if file is None else f"{file} of the checkpoint {source}"
+        raise ValueError(f"{what} cannot be read: {reason}; check the options, or download it again.") from error
 
 
 def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:

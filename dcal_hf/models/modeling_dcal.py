@@ -145,7 +145,10 @@ class DCALPreTrainedModel(PreTrainedModel):
         config_kwargs = {**cls.config_defaults, **config_kwargs}
         pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
         is_config = isinstance(backbone, PreTrainedConfig)
-        source_config = backbone if is_config else AutoConfig.from_pretrained(backbone, **pretrained_kwargs)
+        source_config = backbone
+        if not is_config:
+            with naming(str(backbone), "config.json"):
+                source_config = AutoConfig.from_pretrained(backbone, **pretrained_kwargs)
         if source_config.model_type == "dcal":
             raise ValueError(f"'{backbone}' is a DCAL checkpoint already: load it with from_pretrained.")
         if not {"num_labels", "id2label"} & set(config_kwargs):

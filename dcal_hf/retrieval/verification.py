@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -76,7 +77,7 @@ class VerificationThreshold:
         with path.open("rb") as file:
             types = {field.name: (float, int) if field.type is float else field.type for field in fields(cls)}
             description = parse_description(file, path, FORMAT_VERSION, types)
-        if not abs(description["threshold"]) < math.inf:
+        if not abs(description["threshold"]) <= sys.float_info.max:
             raise ValueError(f"{folder} is damaged: {VERIFICATION_FILE} has a threshold that is not finite.")
         if description["model_id"] != model_id:
             raise ValueError(

@@ -123,7 +123,7 @@ def test_class_weights_can_be_a_mapping(tmp_path, parse_arguments):
 
 @pytest.mark.parametrize("name", ["here/nothing", "./nothing", "~/nothing", "a/b/c"])
 def test_a_mistyped_path_is_not_a_hub_id(tmp_path, monkeypatch, import_recipe, name):
-    check_source = import_recipe("common").check_source
+    check_source = import_recipe("loading").check_source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "something").mkdir(parents=True)
     for there in ("here/something", "facebook/deit-tiny-patch16-224", "gpt2"):

@@ -116,7 +116,7 @@ def test_probabilities_are_calibrated_on_the_evaluated_images(tmp_path, run_main
         found = [float(row["probability_both"]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(found, confidence, atol=1e-4)
     (out / "temperature.json").write_text(json.dumps({**saved, "model_id": "another"}))
-    with pytest.raises(ValueError, match="was fitted for another, not for these weights"):
+    with pytest.raises(ValueError, match="was fitted for model another, not for dcal-"):
         run_recipe("predict", *arguments, "--output_dir", tmp_path / "answer", "--calibrated")
 
 
