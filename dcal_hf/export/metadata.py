@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor
 
+from ..classes import class_names
 from ..models import DCALForImageClassification
 from ..retrieval.embedding import model_fingerprint
 from ..version import __version__
@@ -47,7 +48,7 @@ def describe(graph: OnnxGraph, processor: BaseImageProcessor, model_name: str | 
             "shape": ["batch", *([height, width, 3] if graph.input_kind == "uint8" else [3, height, width])],
         },
         "outputs": graph.outputs,
-        "labels": [config.id2label[index] for index in range(config.num_labels)] if is_classifier else None,
+        "labels": class_names(model) if is_classifier else None,
         "embedding_dim": len(config.inference_branches) * config.backbone_config.hidden_size,
         "normalisation": {
             "mean": [round(-value / s, 6) for value, s in zip(graph.black.flatten().tolist(), spread)],

@@ -1,7 +1,8 @@
 """Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
+from ..classes import class_names, has_class_names, name_classes
 from .checkpoints import checkpoint_folders, last_checkpoint
-from .classes import class_names, has_class_names, name_classes, set_classes
+from .classes import set_classes
 from .pairs import DistractedDataset, PairCollator, PairSampler, register_pair_strategy
 from .reid_trainer import DCALReIDTrainer, column, protocol_columns
 from .reid_training_args import DCALReIDTrainingArguments

@@ -5,23 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..classes import class_names, name_classes
 from ..models.modeling_dcal import DCALPreTrainedModel
-
-
-def class_names(model: DCALPreTrainedModel) -> list[str]:
-    """The classes of a model, in the order of its logits."""
-    return [model.config.id2label[number] for number in range(model.config.num_labels)]
-
-
-def has_class_names(model: DCALPreTrainedModel) -> bool:
-    """Whether the classes have names other than the defaults of transformers (`LABEL_0`, ...)."""
-    return class_names(model) != [f"LABEL_{number}" for number in range(model.config.num_labels)]
-
-
-def name_classes(model: DCALPreTrainedModel, names: Sequence[str]) -> None:
-    """Sets the class names of a model, in the order of its logits."""
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: number for number, name in enumerate(names)}
 
 
 @torch.no_grad()
@@ -55,4 +40,4 @@ def _is_classifier(name: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and "classifier" in name
 
 
-__all__ = ["class_names", "has_class_names", "name_classes", "set_classes"]
+__all__ = ["set_classes"]

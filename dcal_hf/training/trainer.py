@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from ..classes import class_names
 from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
-from .classes import class_names
 from .finite import FiniteWatch, as_step, image_labels
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
