@@ -11,7 +11,8 @@ It is saved in the checkpoint folder, as verification.json. Then verify any numb
     python recipes/verify.py --model_name_or_path out a.jpg b.jpg
 
 Calibrate on individuals that the model was not trained on. Folders without query, gallery and test are split as by
-recipes/run_reid.py; put individuals into a folder `test` to use them all.
+recipes/run_reid.py; put individuals into a folder `test` to use them all. Images of the identity `unknown` are left
+out.
 """
 
 import logging
@@ -21,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 from arguments import parse_arguments
-from common import set_up_logging
+from common import dataset_title, set_up_logging
 from datasets import Dataset, concatenate_datasets
 from embed import CheckpointArguments
 from loading import find_calibration, load_checkpoint
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from dcal_hf.data import load_reid
+from dcal_hf.data import OFFICIAL_REID, load_reid
 from dcal_hf.files import save_table
 from dcal_hf.retrieval import (
     VERIFICATION_FILE,
@@ -76,8 +77,8 @@ class VerifyArguments:
 
     @property
     def title(self) -> str:
-        name = self.dataset_name or self.data_dir
-        return name if not Path(name).exists() else Path(name).resolve().stem
+        layout = self.dataset_name if self.dataset_name in OFFICIAL_REID else None
+        return dataset_title(self.dataset_name, self.data_dir, layout)
 
 
 ARGUMENTS = (VerifyArguments, CheckpointArguments)
@@ -128,13 +129,17 @@ def calibrate_checkpoint(checkpoint_args: CheckpointArguments, verify_args: Veri
 
 
 def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
-    """The images of query and gallery, and the distractor identities, which have several images but no query."""
+    """The images of query and gallery, and the distractor identities, which have several images but no query.
+
+    Images of unknown individuals are left out: they may show the same individual as any other image.
+    """
     splits = load_reid(
         args.dataset_name or "imagefolder",
         args.data_dir,
         splits=("query", "gallery"),
         test_fraction=args.test_fraction,
         seed=args.split_seed,
+        keep_unknown=False,
     )
     asked, images = set(splits["query"]["identity"]), concatenate_datasets(list(splits.values()))
     counts = Counter(images["identity"])

@@ -70,6 +70,7 @@ def load_reid(
     test_fraction: float = 0.3,
     query_fraction: float = 0.2,
     seed: int = 42,
+    keep_unknown: bool = True,
     max_unpacked_bytes: int | None = None,
     warn_duplicates: bool = True,
 ) -> DatasetDict:
@@ -91,6 +92,8 @@ def load_reid(
         test_fraction (`float`, *optional*, defaults to 0.3): Fraction of the identities to hold out.
         query_fraction (`float`, *optional*, defaults to 0.2): Fraction of the images to use as queries.
         seed (`int`, *optional*, defaults to 42): Seed of both choices; see [`dcal_hf.data.reid`].
+        keep_unknown (`bool`, *optional*, defaults to `True`): Whether images of unknown individuals may be in query
+            and gallery. They are never in train.
         max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if your own data set has the same
             image under two identities or in two splits. [`inspect_images`] checks this for any data set.
@@ -106,7 +109,7 @@ def load_reid(
             cannot be created, the protocol does not suit the data set, or no query has a match in the gallery.
     """
     _check_arguments(splits, test_fraction, query_fraction, protocol)
-    choice = Choice(test_fraction, query_fraction, seed)
+    choice = Choice(test_fraction, query_fraction, seed, keep_unknown)
     if is_table(name) or name not in ("drawn", *OFFICIAL_REID):
         rows, where = _read_own(name, data_dir, camera_column, max_unpacked_bytes)
         columns, parts = _split_own(rows, where, protocol, choice, splits, warn_duplicates)

@@ -52,11 +52,12 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Choice:
-    """Arguments of [`~dcal_hf.data.load_reid`] for splits that the data set does not define."""
+    """Arguments of [`~dcal_hf.data.load_reid`] that determine the splits, the first three if they are not defined."""
 
     test_fraction: float
     query_fraction: float
     seed: int
+    keep_unknown: bool = True
 
 
 @dataclass
@@ -89,9 +90,9 @@ def split_by_protocol(
         ValueError: If the protocol cannot be applied.
     """
     result = _FUNCTIONS[protocol](photographs, dict(found), choice)
-    if "train" in result.parts:
-        train = result.parts["train"]
-        result.leave_out("train", photographs.is_unknown[train], "of unknown individuals")
+    for part, rows in result.parts.items():
+        if part == "train" or not choice.keep_unknown:
+            result.leave_out(part, photographs.is_unknown[rows], "of unknown individuals")
     logger.info("%s, %s. %s", photographs.where, PROTOCOLS[protocol], describe_use(photographs, result))
     overlaps = describe_overlaps(photographs, result.parts)
     if overlaps:

@@ -5,11 +5,13 @@ import importlib
 import itertools
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import AutoModel, ViTConfig, ViTImageProcessor
 
@@ -202,6 +204,37 @@ def test_distractors_are_not_an_individual(run_here, tmp_path):
         noise_picture().save(path)
     images, distractor_ids = verify.labelled_images(verify.VerifyArguments(calibrate=True, data_dir=str(tmp_path)))
     assert (sorted(images["identity"]), distractor_ids) == ([0, 0, 1, 1, 2, 2, 3], [0])
+
+
+@pytest.mark.parametrize("names", [("Ann", "Bob"), ("1", "2")])
+def test_images_of_unknown_individuals_are_left_out(run_here, tmp_path, caplog, names):
+    """They may show an individual of another image, so that a pair with one is neither the same nor different."""
+    verify = importlib.import_module("verify")
+    for individual in (*names, "unknown"):
+        (tmp_path / "birds" / "test" / individual).mkdir(parents=True)
+        for number in range(3):
+            noise_picture(number).save(tmp_path / "birds" / "test" / individual / f"{number}.png")
+    arguments = verify.VerifyArguments(calibrate=True, data_dir=str(tmp_path / "birds"))
+    with caplog.at_level("INFO"):
+        images, distractor_ids = verify.labelled_images(arguments)
+    records = images.cast_column("image", ImageFeature(decode=False))["image"]
+    counts = Counter(Path(record["path"]).parent.name for record in records)
+    assert counts == dict.fromkeys(names, 3) and distractor_ids == []
+    assert len(set(images["identity"])) == 2
+    assert "left out: 3 images of gallery of unknown individuals" in caplog.text
+    assert "Calibrating on 6 images of 2 individuals of birds" in caplog.text
+
+
+@pytest.mark.parametrize("dataset_name", [None, "market1501"])
+def test_a_data_set_has_the_name_that_training_gives_it(run_here, tmp_path, dataset_name):
+    folder = tmp_path / "pigeons.v2"
+    folder.mkdir()
+    given = {"dataset_name": dataset_name, "data_dir": str(folder)}
+    titles = [
+        importlib.import_module("verify").VerifyArguments(calibrate=True, **given).title,
+        importlib.import_module("run_reid").DataArguments(**given).title,
+    ]
+    assert titles == ["pigeons.v2"] * 2
 
 
 @pytest.mark.parametrize(
