@@ -149,7 +149,7 @@ def test_the_signatures_of_the_trainers_methods(name, taken):
 
 
 def test_the_trainer_has_its_parts():
-    assert "is_training" in parameters_of(Trainer._get_dataloader)
+    assert {"is_training", "dataloader_key"} <= set(parameters_of(Trainer._get_dataloader))
     state = ["self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"]
     assert list(inspect.signature(Trainer._init_training_state).parameters) == state
     source = inspect.getsource(Trainer)

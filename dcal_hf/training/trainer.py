@@ -193,14 +193,21 @@ class DCALTrainer(ResumableTrainer):
         finally:
             self.data_collator = collate
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        """Applies `dataloader_drop_last` to training only, so that an evaluation scores all images."""
-        drop_last = self.args.dataloader_drop_last
+    def _get_dataloader(
+        self, *args: Any, is_training: bool = False, dataloader_key: str | None = None, **kwargs: Any
+    ) -> DataLoader:
+        """Applies `dataloader_drop_last` to training only, so that an evaluation scores all images, and
+        `dataloader_persistent_workers` to training and to dataloaders that the Trainer keeps under a key.
+
+        accelerate holds every dataloader, so workers of the others would idle until the end of the process.
+        """
+        drop_last, persistent = self.args.dataloader_drop_last, self.args.dataloader_persistent_workers
         self.args.dataloader_drop_last = drop_last and is_training
+        self.args.dataloader_persistent_workers = persistent and (is_training or dataloader_key is not None)
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(*args, is_training=is_training, dataloader_key=dataloader_key, **kwargs)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.args.dataloader_persistent_workers = drop_last, persistent
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains with adapters if `lora_rank` is set."""

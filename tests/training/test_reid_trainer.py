@@ -1,5 +1,6 @@
 import io
 import logging
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -306,11 +307,20 @@ def test_the_checkpoint_with_the_best_map_is_restored(tmp_path, make_trainer):
     assert_same_weights(trainer.model.state_dict(), remember.weights[4])
 
 
-def test_persistent_workers_load_query_and_gallery(tmp_path, make_trainer):
+def test_workers_of_an_evaluation_end_with_it(tmp_path, make_trainer):
+    """Also persistent ones: accelerate holds every dataloader, so that each evaluation would add workers."""
     arguments = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    trainer, alone = make_trainer(tmp_path, **arguments), make_trainer(tmp_path)
-    for _ in range(2):
-        assert trainer.evaluate()["eval_map"] == alone.evaluate()["eval_map"]
+    trainer, before = make_trainer(tmp_path, **arguments), multiprocessing.active_children()
+    assert trainer.evaluate()["eval_map"] == make_trainer(tmp_path).evaluate()["eval_map"]
+    assert set(multiprocessing.active_children()) <= set(before)
+
+
+def test_only_dataloaders_that_are_used_again_keep_their_workers(tmp_path, make_trainer, dataset):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    assert trainer.get_train_dataloader().persistent_workers
+    assert trainer.get_eval_dataloader("query") is trainer.get_eval_dataloader("query")
+    assert trainer.get_eval_dataloader("query").persistent_workers
+    assert not trainer.get_test_dataloader(dataset["query"]).persistent_workers
 
 
 def test_evaluation_needs_query_and_gallery(tmp_path, make_trainer, dataset):
