@@ -58,13 +58,13 @@ def locked(path: Path, occupied: str) -> Iterator[None]:
         occupied (`str`): Error message for a process that finds the lock held, with a placeholder `{holder}`.
 
     Raises:
-        RuntimeError: If another process holds the lock; the message names the process and its host.
+        BlockingIOError: If another process holds the lock; the message names the process and its host.
     """
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise RuntimeError(occupied.format(holder=path.read_text(encoding="utf-8") or "another process")) from error
+        raise BlockingIOError(occupied.format(holder=path.read_text(encoding="utf-8") or "another process")) from error
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield

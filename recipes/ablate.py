@@ -161,7 +161,7 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
         Whether it was resumed from a checkpoint.
 
     Raises:
-        RuntimeError: If it fails.
+        ChildProcessError: If it fails.
     """
     folder = Path(options["output_dir"])
     config = write_atomically(folder / "config.yaml", yaml.safe_dump(dict(options), sort_keys=False))
@@ -179,7 +179,7 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
     if code != 0:
-        raise RuntimeError(f"{recipe} failed with exit status {code}; see its output in {log.name}.")
+        raise ChildProcessError(f"{recipe} failed with exit status {code}; see its output in {log.name}.")
     return resumes
 
 

@@ -39,7 +39,7 @@ def save_folder(
 
     Raises:
         FileExistsError: If the folder has files of another kind.
-        RuntimeError: If another process is saving the folder; the message names it.
+        BlockingIOError: If another process is saving the folder; the message names it.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def load_folder(
     Raises:
         FileNotFoundError: If the folder has no description file.
         ValueError: If it is damaged or has another `format_version`.
-        RuntimeError: If writers keep replacing it.
+        TimeoutError: If writers keep replacing it.
     """
     folder = Path(folder)
     path = folder / description_file
@@ -104,7 +104,7 @@ def load_folder(
                 if _lies_at(file, path):
                     return loaded
         time.sleep(PAUSE)
-    raise RuntimeError(f"{folder} keeps being replaced while it is read: load it when the writers have finished.")
+    raise TimeoutError(f"{folder} keeps being replaced while it is read: load it when the writers have finished.")
 
 
 def parse_description(file: BinaryIO, path: Path, format_version: int, fields: Fields) -> dict[str, Any]:

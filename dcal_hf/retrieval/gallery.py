@@ -237,7 +237,7 @@ class GalleryIndex:
 
         Raises:
             FileExistsError: If the folder contains anything else.
-            RuntimeError: If another process is saving the gallery; the message names it.
+            BlockingIOError: If another process is saving the gallery; the message names it.
         """
 
         def write_files(new: Path) -> None:
@@ -261,7 +261,7 @@ class GalleryIndex:
         Raises:
             FileNotFoundError: If the folder does not contain a gallery.
             ValueError: If the gallery is damaged, or of another model, dimension or format version.
-            RuntimeError: If other processes keep replacing it.
+            TimeoutError: If other processes keep replacing it.
         """
         return load_folder(
             folder,

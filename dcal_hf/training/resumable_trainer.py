@@ -38,7 +38,7 @@ class ResumableTrainer(Trainer):
 
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
-            RuntimeError: If another run is training in the output folder; the message names its process and host.
+            BlockingIOError: If another run is training in the output folder; the message names its process and host.
             FloatingPointError: At the first step whose loss or gradients are not finite; on devices other than the
                 CPU, at the next log or checkpoint. The previous checkpoint is kept.
             ValueError: If the checkpoint is incomplete, or if `lora_rank` is set under DeepSpeed or FSDP, since

@@ -1,11 +1,16 @@
 """The console command runs a recipe with its options, and prints one sentence for a mistake."""
 
+import ast
+import builtins
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dcal_hf.integrity import locked
+
+from galleries import make
 from helpers import noise_picture
 
 
@@ -75,6 +80,27 @@ def test_a_configuration_that_transformers_cannot_read_prints_one_sentence(dcal,
     with pytest.raises(SystemExit, match="^dcal predict: It looks like the config file at .* is not a valid JSON"):
         options = {"--model_name_or_path": tmp_path, "--images": tmp_path / "bird.png", "--output_dir": tmp_path}
         dcal("predict", *(str(part) for option in options.items() for part in option))
+
+
+def test_every_error_that_is_raised_for_a_user_prints_one_sentence(import_recipe):
+    """Of the others, TypeErrors are mistakes in code, and KeyErrors are caught."""
+    raised = set()
+    for folder in (RECIPES, RECIPES.parent / "dcal_hf"):
+        for path in folder.rglob("*.py"):
+            calls = (node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise))
+            raised |= {call.func.id for call in calls if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+    errors = {name: getattr(builtins, name) for name in raised if hasattr(builtins, name)}
+    assert {"ValueError", "FileNotFoundError", "BlockingIOError", "FloatingPointError"} <= errors.keys()
+    others = {name for name, error in errors.items() if not issubclass(error, import_recipe("cli").MISTAKES)}
+    assert others == {"TypeError", "KeyError", "AttributeError", "NotImplementedError", "SystemExit"}
+
+
+def test_a_folder_that_another_process_writes_prints_one_sentence(dcal, tmp_path):
+    make(count=3).save(tmp_path / "gallery")
+    remove = ("gallery", "remove", "--gallery_dir", str(tmp_path / "gallery"), "--rows", "0")
+    with locked(tmp_path / ".gallery.lock", ""), pytest.raises(SystemExit, match="^dcal gallery: .*saved by process"):
+        dcal(*remove)
+    dcal(*remove)
 
 
 def test_debug_shows_the_traceback(dcal, monkeypatch):

@@ -196,7 +196,7 @@ def test_a_second_run_in_the_same_folder_is_rejected(tmp_path):
 
     class SecondRun(TrainerCallback):
         def on_save(self, *args, **kwargs):
-            with pytest.raises(RuntimeError) as error:
+            with pytest.raises(BlockingIOError) as error:
                 saving_trainer(tmp_path).train()
             refused.append(str(error.value))
 
