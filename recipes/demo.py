@@ -3,7 +3,8 @@
 # ///
 """Shows a DCAL checkpoint in the browser, with gradio.
 
-A classifier: drop a photograph to see its classes and where the model looked.
+A classifier: drop a photograph to see its classes and where the model looked. `--calibrated` applies the temperature
+that recipes/run_fgvc.py has fitted and saved beside the checkpoint.
 
     python recipes/demo.py --model_name_or_path out/birds
 
@@ -29,6 +30,10 @@ class DemoArguments:
 
     gallery_dir: str | None = field(default=None, metadata={"help": "Folder of a gallery to search."})
     title: str | None = field(default=None, metadata={"help": "Title of the page; by default the model's name."})
+    calibrated: bool = field(
+        default=False,
+        metadata={"help": "Divide the logits of both branches together by the temperature fitted by run_fgvc.py."},
+    )
     server_name: str = field(
         default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 lets other computers in."}
     )
@@ -53,7 +58,7 @@ def main() -> None:
     from space import write_space
 
     set_up_logging(logging.WARNING)
-    demo = load_demo(hub_args, args.gallery_dir, args.title)
+    demo = load_demo(hub_args, args.gallery_dir, args.title, args.calibrated)
     if args.export_space is not None:
         print(write_space(demo, args.export_space))
         return

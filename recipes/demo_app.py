@@ -14,6 +14,7 @@ from loading import default_device, load_checkpoint
 from PIL import Image
 from predict import Prediction, overlay, predict
 from search import caption, has_calibrated_scale, search
+from temperature import load_temperature
 from transformers import BaseImageProcessor, PreTrainedModel
 from verify import load_threshold, measure, verdict
 
@@ -38,6 +39,7 @@ class Demo:
     Args:
         gallery (`GalleryIndex`, *optional*): The gallery to search.
         threshold (`VerificationThreshold`, *optional*): The threshold calibrated for the checkpoint.
+        temperature (`float`): Divides the logits of both branches together.
     """
 
     model: PreTrainedModel
@@ -46,6 +48,7 @@ class Demo:
     title: str
     gallery: GalleryIndex | None = None
     threshold: VerificationThreshold | None = None
+    temperature: float = 1.0
 
     @property
     def is_classifier(self) -> bool:
@@ -53,7 +56,7 @@ class Demo:
 
     def classify(self, path: str) -> tuple[dict[str, dict[str, float]], Image.Image | None]:
         """The probability of each class, of both branches together and of each, and the attention."""
-        (prediction,) = predict(self.model, self.processor, [path], [None], self.args, True)
+        (prediction,) = predict(self.model, self.processor, [path], [None], self.args, True, self.temperature)
         names = self.model.config.id2label
         answers = {
             branch: {names[label]: probability for label, probability in enumerate(probabilities.tolist())}
@@ -107,11 +110,18 @@ class Demo:
         return overlay(prediction, self.processor, self.model.config.grid, self.args.max_pixels)
 
 
-def load_demo(hub_args: HubArguments, gallery_dir: str | Path | None = None, title: str | None = None) -> Demo:
-    """Loads the checkpoint, the gallery, and the calibrated threshold if there is one."""
+def load_demo(
+    hub_args: HubArguments,
+    gallery_dir: str | Path | None = None,
+    title: str | None = None,
+    calibrated: bool = False,
+) -> Demo:
+    """Loads the checkpoint, the gallery, with `calibrated` the temperature, and the threshold if there is one."""
     args = CheckpointArguments(**vars(hub_args))
     model, processor = load_checkpoint(args, classifies=True)
     demo = Demo(model.to(default_device()), processor, args, title or Path(args.model_name_or_path).name)
+    if calibrated:
+        demo.temperature = load_temperature(model, args)
     if gallery_dir is not None:
         demo.gallery = GalleryIndex.load(gallery_dir, model_fingerprint(model))
     try:
@@ -150,6 +160,8 @@ def add_classification(demo: Demo) -> None:
         attention = picture("Attention", demo)
     with gradio.Row():
         titles = BRANCH_TITLES if len(branches) > 1 else {"both": BRANCH_TITLES[branches[0]]}
+        if demo.temperature != 1:
+            titles = {**titles, "both": f"{titles['both']}, calibrated"}
         labels = [gradio.Label(label=titles[branch], num_top_classes=TOP_CLASSES) for branch in shown]
 
     def classify(path: str | None) -> list[Any]:

@@ -5,7 +5,8 @@
 
     python recipes/export.py --model_name_or_path out/birds --output birds.onnx --images photographs
 
-`birds.onnx.metadata.json` describes inputs, outputs and class names. With `--input uint8` the graph takes resized RGB
+`birds.onnx.metadata.json` describes inputs, outputs and class names. `--calibrated` applies the temperature that
+recipes/run_fgvc.py has fitted and saved beside the checkpoint. With `--input uint8` the graph takes resized RGB
 images and normalises them:
 
     python recipes/export.py --model_name_or_path out/birds --output birds.onnx --input uint8 --int8 \
@@ -52,6 +53,12 @@ class ExportArguments:
             "sa_logits, glca_probabilities, glca_logits; by default probabilities, otherwise embeddings."
         },
     )
+    calibrated: bool = field(
+        default=False,
+        metadata={
+            "help": "In the graph, divide the logits of both branches together by the temperature of run_fgvc.py."
+        },
+    )
     images: list[str] | None = field(
         default=None,
         metadata={
@@ -77,6 +84,7 @@ def main() -> None:
     import torch
     from common import set_up_logging
     from loading import load_checkpoint
+    from temperature import load_temperature
 
     from dcal_hf.export import export_onnx
 
@@ -90,6 +98,7 @@ def main() -> None:
             args.output,
             outputs=args.outputs,
             input_kind=args.input,
+            temperature=load_temperature(model, hub_args) if args.calibrated else 1.0,
             images=images,
             int8=args.int8,
             tolerance=args.tolerance,

@@ -13,13 +13,15 @@ import yaml
 from datasets import Dataset, Features, Value
 from demo_app import Demo
 from packaging.requirements import Requirement
+from temperature import TEMPERATURE_FILE
 
 import dcal_hf
 from dcal_hf.data import open_image
-from dcal_hf.retrieval import GalleryIndex
+from dcal_hf.retrieval import VERIFICATION_FILE, GalleryIndex
 
 
-CHECKPOINT_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*", "verification.json")
+CHECKPOINT_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*")
+CHECKPOINT_FILES += (TEMPERATURE_FILE, VERIFICATION_FILE)
 THUMBNAIL_PIXELS = 512
 APP = '''"""Written by `dcal demo --export_space`."""
 
@@ -34,7 +36,7 @@ from arguments import HubArguments  # noqa: E402
 from demo_app import load_demo, page  # noqa: E402
 
 
-demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}))
+demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}, calibrated={calibrated}))
 
 if __name__ == "__main__":
     demo.launch()
@@ -84,7 +86,8 @@ def write_files(demo: Demo, folder: Path) -> None:
     if demo.gallery is not None:
         gallery = 'HERE / "gallery"'
         with_thumbnails(demo.gallery, demo.args.max_pixels).save(folder / "gallery")
-    (folder / "app.py").write_text(APP.format(model=model, gallery=gallery, title=demo.title), encoding="utf-8")
+    app = APP.format(model=model, gallery=gallery, title=demo.title, calibrated=demo.temperature != 1)
+    (folder / "app.py").write_text(app, encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(readme(demo, source.is_dir()), encoding="utf-8")
 

@@ -65,13 +65,20 @@ class OnnxGraph(nn.Module):
     """A model whose input is converted to pixel values and whose outputs are a tuple."""
 
     def __init__(
-        self, model: DCALPreTrainedModel, outputs: list[str], input_kind: InputKind, black: Tensor, white: Tensor
+        self,
+        model: DCALPreTrainedModel,
+        outputs: list[str],
+        input_kind: InputKind,
+        black: Tensor,
+        white: Tensor,
+        temperature: float = 1.0,
     ):
         super().__init__()
         self.model = model
         self.outputs = outputs
         self.input_kind = input_kind
         self.black, self.white = black, white
+        self.temperature = temperature
         scale, shift = torch.ones_like(black), torch.zeros_like(black)
         if input_kind == "uint8":
             scale, shift = (white - black) / 255, black
@@ -96,6 +103,8 @@ class OnnxGraph(nn.Module):
     def read(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The outputs for pixel values (B, 3, height, width)."""
         fields = self.model(pixel_values, output_rollout="rollout" in self.outputs)
+        if self.temperature != 1:
+            fields.logits = fields.logits / self.temperature
         return tuple(
             getattr(fields, name.replace("probabilities", "logits")).float().softmax(dim=-1)
             if name.endswith("probabilities")

@@ -49,6 +49,8 @@ def describe(graph: OnnxGraph, processor: BaseImageProcessor, model_name: str | 
         },
         "outputs": graph.outputs,
         "labels": class_names(model) if is_classifier else None,
+        # The graph has divided the logits of all branches together by it.
+        "temperature": graph.temperature if is_classifier else None,
         "embedding_dim": len(config.inference_branches) * config.backbone_config.hidden_size,
         "normalisation": {
             "mean": [round(-value / s, 6) for value, s in zip(graph.black.flatten().tolist(), spread)],

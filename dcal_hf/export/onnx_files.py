@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..files import write_atomically
+from ..models import DCALForImageClassification
 from ..models.modeling_dcal import DCALPreTrainedModel
 from .comparison import agreement, check_parity, prepare, run_batches
 from .graph import InputKind, OnnxGraph, choose_outputs, measure_normalisation
@@ -57,6 +58,7 @@ def export_onnx(
     *,
     outputs: Sequence[str] | None = None,
     input_kind: InputKind = "pixel_values",
+    temperature: float = 1.0,
     images: Sequence[Image.Image] | None = None,
     int8: bool = False,
     tolerance: float = 1e-4,
@@ -78,6 +80,8 @@ def export_onnx(
             `"uint8"`: RGB images of shape (B, height, width, 3), already resized; the graph normalises them.
             `"tracker"`: float32 of shape (B, 3, height, width) normalised by the mean and the standard deviation of
             ImageNet, as BoxMOT passes them; the graph converts them to those of the image processor.
+        temperature (`float`): Divides the logits of all branches together in the graph, so that `probabilities` are
+            calibrated; see [`~dcal_hf.metrics.fit_temperature`]. Those of each branch stay as they are.
         images (`Sequence` of `PIL.Image.Image`, *optional*): Photographs to compare on; defaults to noise images.
         int8 (`bool`): Also write the graph with weights of 8 bits (dynamic quantisation of onnxruntime).
         tolerance (`float`): Largest allowed difference of an output, relative to its largest value, at least 1.
@@ -92,7 +96,7 @@ def export_onnx(
     path = Path(path)
     files = [path, path.with_suffix(".int8.onnx")] if int8 else [path]
     check_files(files, overwrite)
-    graph, outputs = build_graph(model, image_processor, outputs, input_kind, path.name)
+    graph, outputs = build_graph(model, image_processor, outputs, input_kind, temperature, path.name)
     pixel_values, num_images = prepare(image_processor, images, tuple(model.config.image_size))
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -116,16 +120,19 @@ def build_graph(
     image_processor: BaseImageProcessor,
     outputs: Sequence[str] | None,
     input_kind: InputKind,
+    temperature: float,
     file_name: str,
 ) -> tuple[OnnxGraph, list[str]]:
     """Checks that the model can be exported, and returns its graph and the names of the outputs."""
     check_model(model)
+    if temperature != 1 and not isinstance(model, DCALForImageClassification):
+        raise ValueError("A temperature scales the logits of a classifier, and the model is none.")
     outputs = choose_outputs(model, outputs, input_kind)
     image_size = tuple(model.config.image_size)
     if input_kind == "tracker":
         check_tracker(file_name, image_size)
     black, white = measure_normalisation(image_processor, image_size)
-    return OnnxGraph(model.eval(), outputs, input_kind, black, white), outputs
+    return OnnxGraph(model.eval(), outputs, input_kind, black, white, temperature), outputs
 
 
 def move(written: Sequence[Path], files: Sequence[Path], abouts: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The demo: what the page answers, and the Space that it becomes. The page itself needs gradio."""
 
 import runpy
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,6 +92,32 @@ def test_a_photograph_gets_the_classes_of_the_pipeline(load, classifier_folder, 
     assert attention.size == (800, 40)
 
 
+@pytest.fixture
+def calibrated_folder(import_recipe, classifier_folder, tmp_path) -> Path:
+    """The classifier with a temperature of 2.5 beside it."""
+    folder = shutil.copytree(classifier_folder, tmp_path / "calibrated")
+    model = DCALForImageClassification.from_pretrained(folder)
+    metrics = {"temperature": 2.5, "ece": 0.2, "ece_scaled": 0.1}
+    import_recipe("temperature").save_temperature(model, folder, metrics, "birds", 9)
+    return folder
+
+
+def scaled(answers: dict[str, float], temperature: float) -> dict[str, float]:
+    """Probabilities of logits that are divided by a temperature."""
+    powers = {name: probability ** (1 / temperature) for name, probability in answers.items()}
+    return {name: power / sum(powers.values()) for name, power in powers.items()}
+
+
+def test_calibrated_probabilities_are_those_of_the_pipeline_scaled(load, calibrated_folder, photographs):
+    photograph = str(photographs[0])
+    found = {calibrated: load(calibrated_folder, None, None, calibrated) for calibrated in (False, True)}
+    raw, answers = (demo.classify(photograph)[0] for demo in found.values())
+    expected = pipeline("image-classification", model=str(calibrated_folder))(photograph)
+    assert raw["both"] == pytest.approx({answer["label"]: answer["score"] for answer in expected}, abs=1e-5)
+    assert answers["both"] == pytest.approx(scaled(raw["both"], 2.5), abs=1e-5)
+    assert (answers["sa"], answers["glca"]) == (raw["sa"], raw["glca"])
+
+
 def test_two_photographs_are_compared_by_the_calibrated_threshold(load, reid_folder, photographs):
     one, two = embeddings_of(reid_folder, photographs[:2])
     distance = np.linalg.norm(one - two)
@@ -138,6 +165,19 @@ def test_a_space_runs_on_what_is_in_its_folder(run_recipe, reid_folder, gallery_
     assert {function.api_name for function in page.fns.values()} == {"compare", "search"}
     with pytest.raises(FileExistsError, match="exists and is not empty: choose another folder"):
         run_recipe("demo", *options)
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_a_space_is_calibrated_as_the_demo_is(run_recipe, load, calibrated_folder, photographs, tmp_path):
+    options = ["--model_name_or_path", calibrated_folder, "--calibrated", "--export_space", tmp_path / "space"]
+    run_recipe("demo", *options)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        page = runpy.run_path(str(tmp_path / "space" / "app.py"))["demo"]
+    (classify,) = (function.fn for function in page.fns.values() if function.api_name == "classify")
+    answers, _ = load(calibrated_folder, None, None, True).classify(str(photographs[0]))
+    assert classify(str(photographs[0]))[1] == pytest.approx(answers["both"], abs=1e-5)
 
 
 @needs_gradio

@@ -1,8 +1,10 @@
 """ONNX export: the example in the README, outputs at any batch size, and unsupported models."""
 
+import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +91,7 @@ def test_the_metadata_describes_inputs_and_outputs(exported, folder):
     assert about["model_id"] == model_fingerprint(AutoModel.from_pretrained(folder / "out" / "birds"))
     assert about["normalisation"] == {"mean": [0.5] * 3, "std": [0.5] * 3, "in_graph": True}
     assert (about["resize"], about["crop"]) == ([36, 24], [6, 4, 30, 20])
-    assert about["compared"]["photographs"] and about["compared"]["images"] == 3
+    assert about["compared"]["photographs"] and about["compared"]["images"] == 3 and about["temperature"] == 1
 
 
 def test_the_file_holds_no_paths_of_this_computer(exported):
@@ -105,6 +107,51 @@ def test_int8_is_close_to_torch(exported):
     assert 1e-6 < differences < 0.2 * np.abs(embeddings[0]).max()
     about = json.loads(small.with_name("birds.int8.onnx.metadata.json").read_text())
     assert about["int8"] and 0.99 < about["compared"]["agreement"]["embeddings"]["cosine"] <= 1
+
+
+@pytest.fixture
+def without_onnx(monkeypatch) -> list[dict[str, np.ndarray]]:
+    """Exports without the graph, which takes seconds; returns the outputs of torch by name, per export."""
+    outputs = []
+
+    def run(graph, pixel_values, files):
+        batch = tuple(output.detach().numpy() for output in graph.read(pixel_values))
+        outputs.append(dict(zip(graph.outputs, batch, strict=True)))
+        return [batch], [[batch]]
+
+    monkeypatch.setattr("dcal_hf.export.onnx_files.save_graph", lambda graph, pixel_values, path: path.touch())
+    monkeypatch.setattr("dcal_hf.export.onnx_files.run_batches", run)
+    return outputs
+
+
+def test_calibrated_probabilities_are_those_of_predict(
+    folder, import_recipe, run_recipe, without_onnx, tmp_path
+):
+    source = shutil.copytree(folder / "out" / "birds", tmp_path / "birds")
+    model = ["--model_name_or_path", source]
+    metrics = {"temperature": 2.5, "ece": 0.2, "ece_scaled": 0.1}
+    classifier = DCALForImageClassification.from_pretrained(source)
+    import_recipe("temperature").save_temperature(classifier, source, metrics, "birds", 9)
+    outputs = ["probabilities", "logits", "sa_probabilities", "glca_probabilities"]
+    images = ["--images", folder / "photographs"]
+    run_recipe("export", *model, "--output", tmp_path / "a.onnx", "--calibrated", "--outputs", *outputs, *images)
+    run_recipe("predict", *model, *images, "--output_dir", tmp_path, "--calibrated", "--sheet_images", 0)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    (found,) = without_onnx
+    for branch, name in (("both", "probabilities"), ("sa", "sa_probabilities"), ("glca", "glca_probabilities")):
+        expected = [float(row[f"probability_{branch}"]) for row in rows]
+        labels = [NAMES.index(row["class"]) for row in rows]
+        np.testing.assert_allclose(found[name][np.repeat(range(3), 3), labels], expected, atol=1e-4, err_msg=name)
+    exponents = np.exp(found["logits"])
+    np.testing.assert_allclose(exponents / exponents.sum(1, keepdims=True), found["probabilities"], atol=1e-6)
+    assert json.loads((tmp_path / "a.onnx.metadata.json").read_text())["temperature"] == 2.5
+
+
+def test_a_temperature_is_for_classifiers(tmp_path):
+    model, processor = tiny_reid((256, 128)), reid_processor(ViTImageProcessor(), (256, 128))
+    with pytest.raises(ValueError, match="A temperature scales the logits of a classifier, and the model is none"):
+        export_onnx(model, processor, tmp_path / "a.onnx", temperature=2.5)
 
 
 def test_files_are_overwritten_only_on_request(exported, folder, run_recipe):
