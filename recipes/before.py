@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from dcal_hf import DCALReIDTrainingArguments, DCALTrainingArguments
-from dcal_hf.data import Finding, inspect_images, leave_out, misplaced_images
+from dcal_hf.data import MAX_PIXELS, Finding, inspect_images, leave_out, misplaced_images, unlabelled_images
 from dcal_hf.files import save_table
 from dcal_hf.training import IdentityBalancedSampler, column
 
@@ -37,6 +37,9 @@ class CheckArguments:
         default=False,
         metadata={"help": "Leave out images with problems (listed in data_check.csv) instead of failing."},
     )
+    max_pixels: int = field(
+        default=MAX_PIXELS, metadata={"help": "Largest number of pixels (width times height) of an image."}
+    )
 
     def __post_init__(self):
         if self.skip_broken and self.check_files == "off":
@@ -49,23 +52,26 @@ def check_data(
     class_column: str,
     check_args: CheckArguments,
     training_args: DCALTrainingArguments,
-    max_pixels: int,
     has_class_folders: bool,
-) -> DatasetDict:
+    distractors: Dataset | None,
+) -> tuple[DatasetDict, Dataset | None]:
     """Checks the images of the splits that are used. Prints a summary of all problems, and lists them in a table.
 
     Args:
         has_class_folders (`bool`): Whether to report images next to the class folders or in subfolders of them.
+        distractors (`datasets.Dataset`, *optional*): Images of another data set, see [`load_distractors`].
 
     Returns:
-        `datasets.DatasetDict`: the data set; with `--skip_broken`, without the images found.
+        The data set and the distractors; with `--skip_broken`, without the images found.
 
     Raises:
         ValueError: If images cannot be read and `--skip_broken` is not given.
     """
     if check_args.check_files == "off":
-        return dataset
+        return dataset, distractors
     used = DatasetDict({split: dataset[split] for split in splits})
+    if distractors is not None:
+        used["distractors"] = distractors
     is_main = training_args.process_index == 0
     # Only the main process reads the images; all processes must leave out the same ones.
     shared = [None]
@@ -76,7 +82,7 @@ def check_data(
                 used,
                 class_column,
                 decode=check_args.check_files == "full",
-                max_pixels=max_pixels,
+                max_pixels=check_args.max_pixels,
                 progress=not training_args.disable_tqdm,
             )
         ]
@@ -93,7 +99,15 @@ def check_data(
             f"{unreadable[0].image}: replace them, or leave them out with --skip_broken. All are listed in "
             f"{Path(training_args.output_dir, CHECK_FILE)}."
         )
-    return DatasetDict({**dataset, **leave_out(used, findings)}) if check_args.skip_broken else dataset
+    if check_args.skip_broken:
+        used = leave_out(used, findings)
+    distractors = used.pop("distractors", None)
+    return DatasetDict({**dataset, **used}), distractors
+
+
+def load_distractors(folder: str | None) -> Dataset | None:
+    """Loads the images of `--distractor_dir`."""
+    return None if folder is None else unlabelled_images(Path(folder))
 
 
 def image_paths(dataset: DatasetDict) -> list[str]:
@@ -120,7 +134,8 @@ def report(
         path.unlink(missing_ok=True)
         return
     rows = [[cell.replace(f"{folder}{os.sep}", "") for cell in row] for row in rows]
-    print(f"Of the images in {folder}," if folder else "Of the images,")
+    others = " and of the distractors" if any(finding.split == "distractors" for finding in findings) else ""
+    print(f"Of the images{f' in {folder}' if folder else ''}{others},")
     for problem, count in Counter(problem for _, _, problem, _, _ in rows).items():
         examples = [f"{image} ({detail})" for _, image, other, detail, _ in rows if other == problem][:EXAMPLES]
         print(f"  {count:,} {problem}:")

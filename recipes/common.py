@@ -12,12 +12,10 @@ import datasets
 import transformers
 from arguments import ModelArguments
 from console import print_training
-from datasets import Dataset
 from loading import read_config, read_processor
 from transformers import AutoConfig, BaseImageProcessor, ViTImageProcessor, set_seed
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import unlabelled_images
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import (
     checkpoint_folders,
@@ -168,11 +166,6 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     plural = "" if not noun else f"{noun} " if len(names) == 1 else f"{noun}es "
     return plural + shown + rest
-
-
-def load_distractors(folder: str | None, transform: Callable[[dict[str, list]], dict[str, list]]) -> Dataset | None:
-    """Loads the images of `--distractor_dir`, with the transform of the training images."""
-    return None if folder is None else unlabelled_images(Path(folder)).with_transform(transform)
 
 
 def train(trainer: DCALTrainer) -> None:

@@ -21,11 +21,10 @@ from pathlib import Path
 import datasets
 from arguments import ModelArguments, parse_arguments, require_at_least
 from attention_examples import save_attention
-from before import CHECK_FILE, CheckArguments, check_data, common_folder, print_splits
+from before import CHECK_FILE, CheckArguments, check_data, common_folder, load_distractors, print_splits
 from common import (
     dataset_title,
     hyperparameters,
-    load_distractors,
     load_model,
     model_card_facts,
     start_run,
@@ -37,7 +36,7 @@ from temperature import calibration_metrics, describe_calibration, main_scores, 
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import MAX_PIXELS, OFFICIAL_FGVC, load_fgvc, with_classes
+from dcal_hf.data import OFFICIAL_FGVC, load_fgvc, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import ModelCardFacts, write_model_card
@@ -99,9 +98,6 @@ class DataArguments(CheckArguments):
         default=None,
         metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
     )
-    max_pixels: int = field(
-        default=MAX_PIXELS, metadata={"help": "Largest number of pixels (width times height) of an image."}
-    )
     resize_ratio: float = field(
         default=550 / 448, metadata={"help": "Resize images to this multiple of the input size before the crop."}
     )
@@ -159,7 +155,7 @@ def main() -> None:
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
     start_run(training_args, model_args.overwrite_output_dir)
-    dataset = prepare_data(data_args, training_args)
+    dataset, distractors = prepare_data(data_args, training_args)
     prepare = partial(fine_grained_processor, resize_ratio=data_args.resize_ratio)
     names = dataset["train"].features["label"].names
     model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
@@ -167,10 +163,10 @@ def main() -> None:
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing, data_args.max_pixels
     )
-    train_dataset = distractors = None
+    train_dataset = None
     if training_args.do_train:
         train_dataset = dataset["train"].with_transform(train_transform)
-        distractors = load_distractors(data_args.distractor_dir, train_transform)
+        distractors = distractors and distractors.with_transform(train_transform)
     eval_transform = EvalTransform(processor, data_args.max_pixels)
     trainer = DCALTrainer(
         model,
@@ -198,21 +194,24 @@ def main() -> None:
         trainer.push_to_hub(create_model_card=False)
 
 
-def prepare_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
-    """Loads the data set, checks its images, and prints the sizes of the splits."""
+def prepare_data(
+    data_args: DataArguments, training_args: DCALTrainingArguments
+) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
+    """Loads the data set and the distractors, checks the images, and prints the sizes of the splits."""
     dataset = load_data(data_args, training_args)
+    distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     splits = dict.fromkeys(
         ["train"] * training_args.do_train + [data_args.eval_split] * evaluates + ["test"] * training_args.do_predict
     )
     if training_args.do_predict and "test" not in dataset:
         raise ValueError(f"--do_predict needs a test split, and {data_args.title} has none.")
-    dataset = check_data(
-        dataset, [*splits], "label", data_args, training_args, data_args.max_pixels, data_args.has_class_folders
+    dataset, distractors = check_data(
+        dataset, [*splits], "label", data_args, training_args, data_args.has_class_folders, distractors
     )
     if training_args.process_index == 0:
         print_splits(data_args.title, dataset, [*splits], "label", "classes")
-    return dataset
+    return dataset, distractors
 
 
 def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:

@@ -36,11 +36,10 @@ from pathlib import Path
 
 import datasets
 from arguments import ModelArguments, parse_arguments, require_at_least
-from before import CHECK_FILE, CheckArguments, check_data, check_reid_sizes, print_splits
+from before import CHECK_FILE, CheckArguments, check_data, check_reid_sizes, load_distractors, print_splits
 from common import (
     dataset_title,
     hyperparameters,
-    load_distractors,
     load_model,
     model_card_facts,
     start_run,
@@ -51,7 +50,7 @@ from ranked_lists import identity_name, save_ranked_lists
 from reid_protocol import describe_evaluation, describe_open_set, is_same, prepare_open_set
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
+from dcal_hf.data import OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.training import class_names, column
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
@@ -129,9 +128,6 @@ class DataArguments(CheckArguments):
         default=None,
         metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
     )
-    max_pixels: int = field(
-        default=MAX_PIXELS, metadata={"help": "Largest number of pixels (width times height) of an image."}
-    )
     padding: int = field(default=10, metadata={"help": "Pixels of padding before the random crop."})
     random_erasing: float = field(default=0.5, metadata={"help": "Probability of random erasing."})
     horizontal_flip: float = field(
@@ -187,16 +183,15 @@ def main() -> None:
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train or --do_eval.")
     start_run(training_args, model_args.overwrite_output_dir)
-    dataset = prepare_data(data_args, training_args)
+    dataset, distractors = prepare_data(data_args, training_args)
     prepare_open_set(dataset, data_args.protocol, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
     if data_args.is_own and data_args.protocol == "disjoint" and not training_args.do_train:
         warn_of_known_individuals(model, dataset, model_args.model_name_or_path)
+    train_dataset = None
     if training_args.do_train:
         dataset["train"] = with_classes(dataset["train"], class_names(model))
-    train_dataset = distractors = None
-    if training_args.do_train:
         train_transform = ReIDTrainTransform(
             processor,
             data_args.padding,
@@ -206,7 +201,7 @@ def main() -> None:
             data_args.max_pixels,
         )
         train_dataset = dataset["train"].with_transform(train_transform)
-        distractors = load_distractors(data_args.distractor_dir, train_transform)
+        distractors = distractors and distractors.with_transform(train_transform)
     trainer = DCALReIDTrainer(
         model,
         training_args,
@@ -232,13 +227,16 @@ def main() -> None:
         trainer.push_to_hub(create_model_card=False)
 
 
-def prepare_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:
-    """Loads the data set, checks its images, and prints the sizes of the splits."""
+def prepare_data(
+    data_args: DataArguments, training_args: DCALReIDTrainingArguments
+) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
+    """Loads the data set and the distractors, checks the images, and prints the sizes of the splits."""
     dataset = load_data(data_args, training_args)
+    distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     train_is_gallery = {"train", "gallery"} <= set(dataset) and is_same(dataset["train"], dataset["gallery"])
     splits = [split for split in dataset if split != "gallery" or not train_is_gallery]
-    dataset = check_data(
-        dataset, splits, "identity", data_args, training_args, data_args.max_pixels, data_args.has_identity_folders
+    dataset, distractors = check_data(
+        dataset, splits, "identity", data_args, training_args, data_args.has_identity_folders, distractors
     )
     if train_is_gallery:
         # Without what the check has left out.
@@ -246,7 +244,7 @@ def prepare_data(data_args: DataArguments, training_args: DCALReIDTrainingArgume
     check_reid_sizes(dataset, training_args)
     if training_args.process_index == 0:
         print_splits(data_args.title, dataset, [*dataset], "identity", "identities")
-    return dataset
+    return dataset, distractors
 
 
 def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments) -> datasets.DatasetDict:

@@ -19,7 +19,7 @@ from .images import MAX_PIXELS, check_image, reason_of
 # Smaller images are usually placeholders for missing ones.
 MIN_SIDE = 8
 # Of copies in two splits, the one in the later of these splits is kept: it is the one that is evaluated.
-_SPLIT_ORDER = ("train", "validation", "gallery", "query", "test")
+_SPLIT_ORDER = ("distractors", "train", "validation", "gallery", "query", "test")
 _ROWS_AT_ONCE = 512
 
 
@@ -72,10 +72,11 @@ def inspect_images(
 
     Of an image with copies in two classes, all copies are found, because its class is unknown. Of an image with copies
     in two splits, all are found except the one that is evaluated (in the order test, query, gallery, validation,
-    train). Of any other, all are found except the first.
+    train, distractors). Of any other, all are found except the first.
 
     Args:
-        dataset (`datasets.DatasetDict`): Splits with a column image (files or encoded images) and the class column.
+        dataset (`datasets.DatasetDict`): Splits with a column image (files or encoded images) and the class column,
+            which distractors need not have.
         class_column (`str`): The column of the classes or identities.
         decode (`bool`, *optional*, defaults to `True`):
             Whether to read the complete files, see [`check_image`]; otherwise only headers and files of the same size.
@@ -125,7 +126,7 @@ def leave_out(dataset: DatasetDict, findings: Sequence[Finding]) -> DatasetDict:
 def _look(part: Dataset, split: str, class_column: str, examine: partial, pool: ThreadPoolExecutor) -> Iterator[_Seen]:
     """Yields the images of a split in order, with a part of them in memory at a time."""
     part = part.with_format(None)
-    classes = part[class_column][:]
+    classes = part[class_column][:] if class_column in part.column_names else [None] * len(part)
     images = part.select_columns("image").cast_column("image", Image(decode=False))
     boxes = [box and tuple(box) for box in part["bbox"][:]] if "bbox" in part.column_names else [None] * len(part)
     for start in range(0, len(images), _ROWS_AT_ONCE):

@@ -1,12 +1,13 @@
 """The check of the images before training."""
 
 import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from datasets import Image
 
-from dcal_hf.data import load_fgvc
+from dcal_hf.data import load_fgvc, unlabelled_images
 
 from helpers import noise_picture
 
@@ -32,12 +33,13 @@ def folder(tmp_path):
 
 @pytest.fixture
 def check(before, folder, tmp_path):
-    def run(**options):
+    def run(distractors=None, **options):
         dataset = load_fgvc("imagefolder", folder, validation_fraction=0, warn_duplicates=False)
         dataset = dataset.cast_column("image", Image(decode=False))
         training_args = SimpleNamespace(process_index=0, disable_tqdm=True, output_dir=str(tmp_path / "out"))
         arguments = before.CheckArguments(**options)
-        return before.check_data(dataset, ["train", "test"], "label", arguments, training_args, 10**6, True)
+        splits = ["train", "test"]
+        return before.check_data(dataset, splits, "label", arguments, training_args, True, distractors)
 
     return run
 
@@ -63,13 +65,32 @@ def test_all_problems_are_reported_at_once(check, folder, tmp_path, capsys):
 
 
 def test_skip_broken_leaves_the_images_out_and_reports_their_number(check, before, tmp_path, capsys):
-    dataset = check(skip_broken=True)
+    dataset, _ = check(skip_broken=True)
     assert {split: len(part) for split, part in dataset.items()} == {"train": 4, "test": 2}
     assert "2 are left out. All are listed in" in capsys.readouterr().out
     assert [row[4] for row in listed(tmp_path)] == ["yes", "yes", "not read"]
     before.print_splits("birds", dataset, ["train", "test"], "label", "classes")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [["train", "4", "2", "finch", "(2)"], ["test", "2", "1", "wren", "(0)"]]
+
+
+def test_distractors_are_checked_and_compared_with_what_is_evaluated(check, tmp_path, capsys):
+    """Of the images of another data set, one is damaged, one tiny, one there twice, and one is evaluated."""
+    for name, seed in (("cut", 20), ("one", 21), ("tested", 7), ("two", 21), ("used", 22)):
+        (tmp_path / "others" / "inner").mkdir(parents=True, exist_ok=True)
+        noise_picture(seed).save(tmp_path / "others" / "inner" / f"{name}.png")
+    (tmp_path / "others" / "inner" / "cut.png").write_bytes(b"no image")
+    noise_picture(23, 3, 3).save(tmp_path / "others" / "small.png")
+    dataset, distractors = check(unlabelled_images(tmp_path / "others"), skip_broken=True)
+    assert set(dataset) == {"train", "test"}
+    assert [Path(path).name for path in distractors["image"]] == ["one.png", "used.png"]
+    found = {Path(row[1]).name: row[2:4] for row in listed(tmp_path) if row[0] == "distractors"}
+    assert found["tested.png"] == ["in two splits", "also test/finch/7.png, in test"]
+    assert found["two.png"][0] == "repeated" and found["small.png"] == ["tiny", "3 x 3 pixels"]
+    assert found["cut.png"][0] == "unreadable" and len(found) == 4
+    assert "and of the distractors,\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="2 of 14 images cannot be read"):
+        check(unlabelled_images(tmp_path / "others"))
 
 
 def test_the_table_is_deleted_once_the_problems_are_fixed(check, folder, tmp_path):
@@ -82,6 +103,6 @@ def test_the_table_is_deleted_once_the_problems_are_fixed(check, folder, tmp_pat
 
 
 def test_without_the_check_no_image_is_opened(check, before):
-    assert len(check(check_files="off")["train"]) == 6
+    assert len(check(check_files="off")[0]["train"]) == 6
     with pytest.raises(ValueError, match="--skip_broken needs a check of the images"):
         before.CheckArguments(check_files="off", skip_broken=True)

@@ -124,11 +124,15 @@ def test_distractors_from_a_folder_are_in_the_model_card(tmp_path, run_main):
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "disable_tqdm": True, "logging_steps": 1}
     options |= {"pwca_fraction": 0.5, "local_query_selection": "similarity"}
     others = make_folder(tmp_path / "others")
+    for folder in (others, tmp_path / "birds" / "validation" / "wren"):
+        noise_picture(99).save(folder / "evaluated.png")
     run_main(tmp_path, "--do_train", "--do_eval", "--distractor_dir", str(others), **options)
     history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
     assert "loss_pwca" in history[0] and not any("unpaired_images" in line for line in history)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "others" in card and "similarity" in card and "pwca_fraction" in card
+    check = (tmp_path / "out" / "data_check.csv").read_text()
+    assert f"distractors,{others / 'evaluated.png'},in two splits,\"also validation/wren/evaluated.png" in check
     with pytest.raises(FileNotFoundError, match="The folder of images .*nowhere does not exist"):
         arguments = ["--do_train", "--overwrite_output_dir", "--distractor_dir", str(tmp_path / "nowhere")]
         run_main(tmp_path, *arguments, **options)

@@ -259,8 +259,11 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
 
 def test_distractors_from_a_folder(tmp_path, run_main):
     others = make_market(tmp_path / "others", first=30) / "query"
+    (others / "broken.jpg").write_bytes(b"no image")
     options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "logging_steps": 1}
-    run_main(tmp_path, "--do_train", "--distractor_dir", str(others), **options)
+    with pytest.raises(ValueError, match="1 of .* images cannot be read, the first is .*broken.jpg"):
+        run_main(tmp_path, "--do_train", "--distractor_dir", str(others), **options)
+    run_main(tmp_path, "--do_train", "--skip_broken", "--distractor_dir", str(others), **options)
     history = read_json(tmp_path / "out" / "trainer_state.json")["log_history"]
     assert all(line["loss_pwca"] > 0 for line in history if "loss" in line) and "loss" in history[0]
 
