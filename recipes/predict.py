@@ -63,7 +63,11 @@ class PredictionArguments:
     )
     attention: bool = field(default=False, metadata={"help": "Write an attention overlay of each photograph."})
     sheet_images: int = field(
-        default=60, metadata={"help": "Photographs in contact_sheet.png; 0 for no figures and without matplotlib."}
+        default=60,
+        metadata={
+            "help": "Photographs in contact_sheet.png, evenly spaced in the list; 0 for no figures and without "
+            "matplotlib."
+        },
     )
     mistake_images: int = field(default=12, metadata={"help": "Number of photographs in mistakes.png."})
 
@@ -212,8 +216,10 @@ def save_mistakes(predictions: Sequence[Prediction], names: Sequence[str], path:
 
 
 def caption(prediction: Prediction, names: Sequence[str]) -> str:
-    answer = f"{Path(prediction.path).name}\n{names[prediction.best]} {prediction.confidence:.2f}"
-    return f"{answer}\ntrue: {names[prediction.label]}" if prediction.is_right is False else answer
+    lines = [f"{names[prediction.best]} {prediction.confidence:.2f}"]
+    if prediction.is_right is False:
+        lines.append(f"true: {names[prediction.label]}")
+    return "\n".join([*lines, Path(prediction.path).name])
 
 
 def save_pictures(
@@ -230,7 +236,7 @@ def save_pictures(
         )
         save_figure(figure, output_dir / name)
 
-    save_sheet(predictions[:args.sheet_images], "contact_sheet.png")
+    save_sheet(evenly_spaced(predictions, args.sheet_images), "contact_sheet.png")
     if not args.labelled:
         return
     wrong = mistakes(predictions)[:args.mistake_images]
@@ -241,6 +247,12 @@ def save_pictures(
     seen = sorted({*best, *labels})
     matrix = confusion_matrix(best, labels, len(names))[seen][:, seen]
     save_figure(confusion_figure(matrix, [names[label] for label in seen]), output_dir / "confusion_matrix.png")
+
+
+def evenly_spaced(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
+    """At most `count` predictions in order, from all folders rather than from the first ones."""
+    count = min(count, len(predictions))
+    return [predictions[number * len(predictions) // count] for number in range(count)]
 
 
 def confused_pairs(predictions: Sequence[Prediction]) -> list[tuple[Prediction, Prediction | None]]:
@@ -277,7 +289,10 @@ def save_confused_pairs(
             cells[1] = (overlay, "", None)
         return cells
 
-    headings = ["mistaken", "where the model looked", "of the predicted class", "where the model looked"]
+    looked = "where the model looked"
+    if predictions[0].selected is not None:
+        looked += " (frames: patches that GLCA reads)"
+    headings = ["mistaken", looked, "of the predicted class", looked]
     rows = [side(wrong) + side(example) for wrong, example in confused_pairs(predictions)[:PAIRS]]
     # Without a rollout or any photograph of a predicted class, columns would be empty.
     kept = [column for column in range(len(headings)) if any(row[column] is not None for row in rows)]

@@ -39,6 +39,7 @@ def save_ranked_lists(
             "\n".join([identity_name(sets["query"], protocol.query_ids[query]), *first_match(matches, num_matches)])
             for query, matches in zip(chosen, is_match)
         ],
+        score_name="distance",
     )
     save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
 

@@ -157,6 +157,7 @@ def save_picture(queries: list[str], results: list[list[Match]], output_dir: Pat
         [[match.distance for match in matches] for matches in results],
         titles=[[caption(match) for match in matches] for matches in results],
         query_title=[Path(query).name for query in queries],
+        score_name="distance",
     )
     save_figure(figure, output_dir / "ranked_list.png")
 

@@ -9,13 +9,17 @@ from dcal_hf.visualization import (
     attention_figure,
     confusion_figure,
     contact_sheet,
-    lettering,
     ranked_list,
     save_figure,
 )
+from dcal_hf.visualization.lettering import wrapped as wrapped_text
 
 
 BLANK = Image.new("RGB", (8, 8))
+
+
+def wrapped(text, inches, weight="normal"):
+    return wrapped_text(text, inches, 8, weight)
 
 
 def drawn(figure, tmp_path):
@@ -39,24 +43,39 @@ def test_names_in_any_script_are_rendered_or_spelled_out(tmp_path):
     drawn(ranked_list(BLANK, [BLANK], [1.0], titles=names[2:3], query_title=names[2]), tmp_path)
 
 
+def rendered_width(text, weight="normal"):
+    """In inches, at 8 points."""
+    drawn_text = Figure(dpi=720).text(0, 0, text, fontsize=8, weight=weight, parse_math=False)
+    return drawn_text.get_window_extent().width / 720
+
+
 @pytest.mark.parametrize(
     "text, lines",
     [
         ("wren", ["wren"]),
         ("Black_footed_Albatross 0.93", ["Black_", "footed_", "Albatross", "0.93"]),
         ("a.jpg\nKing-fisher-bird", ["a.jpg", "King-", "fisher-", "bird"]),
-        ("Oystercatcher", ["Oystercatc", "her"]),
-        ("\u9e1f" * 7, ["\u9e1f" * 5, "\u9e1f" * 2]),
         ("", [""]),
     ],
 )
-def test_lines_break_between_words(monkeypatch, text, lines):
-    monkeypatch.setattr(lettering, "font_of", lambda character: "DejaVu Sans")
-    # 10 columns of 0.6 times the font size.
-    assert lettering.wrapped(text, 10 * 0.6 * 7 / 72, 7).split("\n") == lines
+def test_lines_break_between_words(text, lines):
+    assert wrapped(text, rendered_width("Albatross.")).split("\n") == lines
 
 
-def test_a_caption_of_common_width_fits_its_line():
-    figure = Figure(dpi=72)
-    line = lettering.wrapped("Black-footed albatross, seen from the side " * 3, 3.0, 7).split("\n")[0]
-    assert figure.text(0, 0, line, fontsize=7).get_window_extent().width <= 3 * 72
+@pytest.mark.parametrize(
+    "text",
+    ["Black-footed albatross, from the side " * 2, "W" * 30, "i" * 60, "\u0416\u0443\u043a" * 10],
+    ids=["words", "wide", "narrow", "cyrillic"],
+)
+@pytest.mark.parametrize("weight", ["normal", "bold"])
+def test_lines_are_full_but_fit(text, weight):
+    lines = wrapped(text, 1.5, weight).split("\n")
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "") and len(lines) > 1
+    # Kerning and hinting.
+    assert all(rendered_width(line, weight) <= 1.53 for line in lines)
+    first, second = lines[0], lines[1].split()[0]
+    assert rendered_width(first + (second if " " in text else second[0]), weight) > 1.47
+
+
+def test_a_column_narrower_than_a_character_has_one_in_each_line():
+    assert wrapped("wren", 0.01) == "w\nr\ne\nn"

@@ -13,12 +13,10 @@ from transformers import BaseImageProcessor
 
 from ..data.images import open_image
 from ..models.modeling_dcal import DCALPreTrainedModel
-from .figures import ATTENTION_WIDTH, draw_picture
+from .figures import ATTENTION_WIDTH
+from .layout import HEADING_SIZE, Picture, draw_picture
 from .lettering import use_fonts, wrapped
 from .overlays import photograph_overlay
-
-
-HEADING_SIZE = 9
 
 
 @dataclass
@@ -124,9 +122,8 @@ def distractor_figure(
     share = float(attention.shares.mean())
     for cell, image, patches, title, part in zip(cells, (photograph, distractor), maps, titles, (1 - share, share)):
         picture = photograph_overlay(open_image(image), processor, patches, grid, limits=limits)
-        draw_picture(cell, picture, None)
         heading = wrapped(f"{title}\n{part:.0%} of the attention", ATTENTION_WIDTH, HEADING_SIZE)
-        cell.set_title(heading, fontsize=HEADING_SIZE, parse_math=False)
+        draw_picture(cell, Picture(picture, heading=heading))
     chart.plot(np.array(attention.blocks) + 1, attention.shares, "o-", color="black")
     chart.axhline(0.5, color="0.6", linestyle=":")
     chart.set(ylim=(0, 1), xlabel="block", box_aspect=1)

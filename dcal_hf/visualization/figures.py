@@ -7,32 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.images import open_image
 from ..files import write_atomically
-from .lettering import use_fonts, wrapped
+from .layout import DOTS_PER_INCH, Picture, picture_figure
 from .overlays import dimmed, model_view, pasted, rollout_overlay, selection_overlay
 
 
-# Also told apart by people who do not see red or green: bluish green and vermilion of Okabe and Ito's palette.
-MARK_COLORS = {True: "#009e73", False: "#d55e00"}
-# Besides the colour, a sign.
-MARKS = {True: "\N{CHECK MARK}", False: "\N{BALLOT X}"}
 QUERY_COLOR = "black"
-FRAME_WIDTH = 4
 # In points.
-CAPTION_SIZE, HEADING_SIZE, ROW_CAPTION_SIZE = 7, 8, 10
-# In inches: the cells, and a line of text of one point.
+ROW_CAPTION_SIZE = 10
+# In inches, of a column.
 ATTENTION_WIDTH, MATCH_WIDTH = 3, 1.6
-LINE_HEIGHT = 1.4 / 72
-# Of a picture: in a flatter one there is no room for its mark.
-MIN_RATIO = 0.4
 MAX_DIGITS = 7
-DOTS_PER_INCH = 150
 
 
 def attention_figure(
@@ -79,21 +69,14 @@ def attention_figure(
             f"{len(correct)} marks."
         )
     images = [image.convert("RGB") if processor is None else open_image(image) for image in images]
-    titles = [wrapped(title, 3 * ATTENTION_WIDTH, ROW_CAPTION_SIZE) for title in titles]
-    figure, axes = picture_grid(
-        [[image] for image in images], 3, ATTENTION_WIDTH, [[title] for title in titles], ROW_CAPTION_SIZE
-    )
-    for row, image, rollout, patches, title, mark in zip(axes, images, rollouts, selected, titles, correct):
+    rows = []
+    for image, rollout, patches, title, mark in zip(images, rollouts, selected, titles, correct):
         view = (0, 0, *image.size) if processor is None else model_view(image.size, processor)
         heat = pasted(image, rollout_overlay(image.crop(view), rollout, grid), view)
         bright = pasted(dimmed(image), selection_overlay(image.crop(view), grid, patches), view)
-        for cell, picture, sign in zip(row, (image, heat, bright), (mark, None, None), strict=True):
-            draw_picture(cell, picture, sign)
-        # The layout makes no room for the width of a label, so it may be as wide as the row.
-        row[1].set_xlabel(title, fontsize=ROW_CAPTION_SIZE, parse_math=False)
-    for cell, name in zip(axes[0], ("image", "rollout", "selected patches"), strict=True):
-        cell.set_title(name, weight="bold")
-    return use_fonts(figure)
+        rows.append([Picture(image, mark), Picture(heat, caption=title), Picture(bright)])
+    headings = ["image", "attention rollout", "selected patches"]
+    return picture_figure(rows, ATTENTION_WIDTH, ROW_CAPTION_SIZE, headings, 3 * ATTENTION_WIDTH)
 
 
 def ranked_list(
@@ -103,6 +86,7 @@ def ranked_list(
     correct: Sequence[bool | None] | Sequence[Sequence[bool | None]] | None = None,
     titles: Sequence[str] | Sequence[Sequence[str]] | None = None,
     query_title: str | Sequence[str] | None = None,
+    score_name: str = "",
 ) -> Figure:
     """Draws a query and its best matches in a row, or one row per query.
 
@@ -119,6 +103,8 @@ def ranked_list(
             Written below each match, such as its name.
         query_title (`str`, *optional*):
             Written below the query, such as its name.
+        score_name (`str`, *optional*):
+            Written before each score, such as `"distance"`.
 
     Returns:
         `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it.
@@ -143,74 +129,24 @@ def ranked_list(
             f"each match, got {len(query_image)} queries, {len(query_titles)} titles of them and rows of "
             f"{[[*map(len, row)] for row in rows]}."
         )
-    pictures = [[query, *matches] for query, matches in zip(query_image, gallery_images)]
-    captions = [
-        [wrapped(title, MATCH_WIDTH, CAPTION_SIZE) for title in row]
-        for row in ([query_title, *row] for query_title, row in zip(query_titles, titles))
-    ]
-    figure, axes = picture_grid(pictures, max(map(len, pictures)), MATCH_WIDTH, captions, CAPTION_SIZE)
-    for cells, row, names, values, marks in zip(axes, pictures, captions, scores, correct, strict=True):
-        headings = ["query", *(f"{rank}: {value}" for rank, value in enumerate(told_apart(values), start=1))]
-        for cell, image, mark, name, heading in zip(cells, row, [None, *marks], names, headings):
-            draw_picture(cell, image, mark, name, heading)
-        cells[0].spines[:].set(edgecolor=QUERY_COLOR)
-        cells[0].title.set_weight("bold")
-    return use_fonts(figure)
+    pictures = []
+    for query, name, written, *matches in zip(query_image, query_titles, told_apart(scores), *rows):
+        headings = [f"{rank}: {score_name} {score}" for rank, score in enumerate(written, start=1)]
+        found = [
+            Picture(image, mark, title, " ".join(heading.split()))
+            for image, _, mark, title, heading in zip(*matches, headings)
+        ]
+        pictures.append([Picture(query, caption=name, heading="query", frame=QUERY_COLOR), *found])
+    return picture_figure(pictures, MATCH_WIDTH)
 
 
-def told_apart(scores: Sequence[float]) -> list[str]:
-    """Scores with three decimals, or with as many more as tell different ones apart."""
-    for digits in range(3, MAX_DIGITS):
-        written = [f"{score:.{digits}f}" for score in scores]
-        if len(set(written)) == len({float(score) for score in scores}):
-            return written
-    return [f"{score:.{MAX_DIGITS}f}" for score in scores]
-
-
-def picture_grid(
-    rows: Sequence[Sequence[Image.Image]],
-    columns: int,
-    width: float,
-    captions: Sequence[Sequence[str]],
-    font_size: float,
-) -> tuple[Figure, np.ndarray]:
-    """Lays out rows of pictures, each row as high as its tallest picture.
-
-    Args:
-        rows (`Sequence` of `Sequence[PIL.Image.Image]`): The pictures that a row has to hold.
-        columns (`int`): Cells per row.
-        width (`float`): Width of a cell in inches.
-        captions (`Sequence` of `Sequence[str]`): Their captions, whose lines need room.
-        font_size (`float`): Of the captions, in points.
-
-    Returns:
-        The figure and its cells, of shape `(rows, columns)`, not yet visible.
-    """
-    heights = [width * max(MIN_RATIO, *(image.height / image.width for image in row)) for row in rows]
-    lines = sum(2 + max(caption.count("\n") for caption in row) for row in captions)
-    figure = Figure(
-        figsize=(width * columns, sum(heights) + LINE_HEIGHT * font_size * lines + 0.4), layout="constrained"
-    )
-    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for cell in axes.flat:
-        cell.axis("off")
-    return figure, axes
-
-
-def draw_picture(cell: Axes, image: Image.Image, mark: bool | None, caption: str = "", heading: str = "") -> None:
-    """Draws an image in a frame, green with a tick (True), red with a cross (False) or none (None)."""
-    cell.axis("on")
-    cell.imshow(image.convert("RGB"))
-    cell.set(xticks=[], yticks=[], anchor="N")
-    cell.set_title(heading, fontsize=HEADING_SIZE)
-    cell.set_xlabel(caption, fontsize=CAPTION_SIZE, parse_math=False)
-    cell.spines[:].set(edgecolor="none" if mark is None else MARK_COLORS[mark], linewidth=FRAME_WIDTH)
-    if mark is not None:
-        box = {"boxstyle": "square,pad=0.2", "facecolor": MARK_COLORS[mark], "edgecolor": "none"}
-        cell.annotate(
-            MARKS[mark], (0, 1), (2, -2), "axes fraction", "offset points", color="white", weight="bold", bbox=box,
-            ha="left", va="top", fontsize=ROW_CAPTION_SIZE
-        )
+def told_apart(rows: Sequence[Sequence[float]]) -> list[list[str]]:
+    """Scores with three decimals, or with as many more as tell different ones of a row apart."""
+    for digits in range(3, MAX_DIGITS + 1):
+        written = [[f"{score:.{digits}f}" for score in row] for row in rows]
+        if all(len({*texts}) == len({float(score) for score in row}) for texts, row in zip(written, rows)):
+            break
+    return written
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
@@ -230,4 +166,4 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     write_atomically(path, content.getvalue())
 
 
-__all__ = ["attention_figure", "draw_picture", "picture_grid", "ranked_list", "save_figure"]
+__all__ = ["attention_figure", "ranked_list", "save_figure"]

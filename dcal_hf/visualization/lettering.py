@@ -1,13 +1,12 @@
 """Text in figures: fonts for any script, and line breaks."""
 
 import re
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
-from matplotlib.ft2font import FT2Font
+from matplotlib.ft2font import FT2Font, LoadFlags
 from matplotlib.text import Text
 from transformers.utils import logging
 
@@ -16,9 +15,9 @@ logger = logging.get_logger(__name__)
 
 # Renders every character as a box that names its script, not the character.
 PLACEHOLDER_FONT = "Last Resort"
-# Mean width of a character, relative to the font size.
-CHARACTER_WIDTH = 0.6
 POINTS_PER_INCH = 72
+# In pixels: where the widths of characters are measured.
+MEASURED_SIZE = 100
 
 
 def legible(text: str) -> str:
@@ -48,8 +47,7 @@ def use_fonts(figure: Figure) -> Figure:
 def font_of(character: str) -> str | None:
     """The default font if it has the character, else the first other installed font that has it."""
     for family in families():
-        path = findfont(FontProperties(family=[family]))
-        if FT2Font(path, face_index=path.face_index).get_char_index(ord(character)):
+        if opened(family).get_char_index(ord(character)):
             return family
     logger.warning_once(
         "Pictures show the codes of characters that no installed font has: install a font of their script, such as "
@@ -66,7 +64,27 @@ def families() -> list[str]:
     return [FontProperties().get_family()[0], *others]
 
 
-def wrapped(text: str, inches: float, font_size: float) -> str:
+@cache
+def opened(family: str, weight: str = "normal") -> FT2Font:
+    path = findfont(FontProperties(family=[family], weight=weight))
+    font = FT2Font(path, face_index=path.face_index)
+    font.set_size(MEASURED_SIZE, POINTS_PER_INCH)
+    return font
+
+
+@cache
+def advance(character: str, weight: str) -> float:
+    """Width of a legible character, relative to the font size."""
+    glyph = opened(font_of(character), weight).load_char(ord(character), flags=LoadFlags.NO_HINTING)
+    return glyph.horiAdvance / 64 / MEASURED_SIZE
+
+
+def text_width(text: str, font_size: float, weight: str = "normal") -> float:
+    """Width of a line in inches, without kerning; see [`wrapped`] for the arguments."""
+    return sum(advance(character, weight) for character in legible(text)) * font_size / POINTS_PER_INCH
+
+
+def wrapped(text: str, inches: float, font_size: float, weight: str = "normal") -> str:
     """Breaks lines after spaces, hyphens, underscores and slashes, or else anywhere, so that they fit a width.
 
     Characters that no installed font has become their codes; see [`legible`].
@@ -75,28 +93,26 @@ def wrapped(text: str, inches: float, font_size: float) -> str:
         text (`str`): Text of one or several lines.
         inches (`float`): The width.
         font_size (`float`): In points.
+        weight (`str`, *optional*, defaults to `"normal"`): Of the font, such as `"bold"`.
     """
-    columns = max(1, int(inches * POINTS_PER_INCH / (CHARACTER_WIDTH * font_size)))
-    return "\n".join(line for paragraph in legible(text).split("\n") for line in _lines(paragraph, columns))
+    lines = []
+    for paragraph in legible(text).split("\n"):
+        lines += _lines(paragraph, lambda line: text_width(line, font_size, weight) <= inches)
+    return "\n".join(lines)
 
 
-def _lines(paragraph: str, columns: int) -> Iterable[str]:
+def _lines(paragraph: str, fits: Callable[[str], bool]) -> Iterable[str]:
     line = ""
     for piece in re.findall(r"[^\s\-_/]*[\s\-_/]|[^\s\-_/]+", paragraph):
-        if line and _width(line + piece.rstrip()) > columns:
+        if line and not fits(line + piece.rstrip()):
             yield line.rstrip()
             line = ""
         for character in piece:
-            if _width(line + character) > columns and not character.isspace():
+            if line and not fits(line + character) and not character.isspace():
                 yield line
                 line = ""
             line += character
     yield line.rstrip()
 
 
-def _width(text: str) -> int:
-    """Number of columns of a text; an East Asian character takes two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-__all__ = ["legible", "use_fonts", "wrapped"]
+__all__ = ["legible", "text_width", "use_fonts", "wrapped"]

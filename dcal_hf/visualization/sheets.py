@@ -10,14 +10,14 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from .figures import CAPTION_SIZE, HEADING_SIZE, draw_picture, picture_grid
-from .lettering import CHARACTER_WIDTH, POINTS_PER_INCH, legible, use_fonts, wrapped
+from .layout import Picture, picture_figure
+from .lettering import legible, text_width, use_fonts
 from .overlays import photograph_overlay
 
 
 SHEET_COLUMNS = 6
 # In inches: the cells.
-SHEET_WIDTH, TABLE_WIDTH = 1.9, 2.6
+SHEET_WIDTH, TABLE_WIDTH = 1.9, 2
 # In more classes, the counts and the names of a confusion matrix are too small to read.
 COUNTED_CLASSES, NAMED_CLASSES = 60, 250
 # Longer names of classes are cut in it.
@@ -46,13 +46,9 @@ def contact_sheet(
             "A contact sheet needs a caption and a mark for each of at least one image, got "
             f"{len(images)} images, {len(captions)} captions and {len(correct)} marks."
         )
-    columns = min(SHEET_COLUMNS, len(images))
-    captions = [wrapped(caption, SHEET_WIDTH, CAPTION_SIZE) for caption in captions]
-    pictures, texts = ([x[i:i + columns] for i in range(0, len(x), columns)] for x in (images, captions))
-    figure, axes = picture_grid(pictures, columns, SHEET_WIDTH, texts, CAPTION_SIZE)
-    for cell, image, caption, mark in zip(axes.ravel(), images, captions, correct):
-        draw_picture(cell, image, mark, caption)
-    return use_fonts(figure)
+    pictures = [Picture(*facts) for facts in zip(images, correct, captions)]
+    rows = [pictures[start:start + SHEET_COLUMNS] for start in range(0, len(pictures), SHEET_COLUMNS)]
+    return picture_figure(rows, SHEET_WIDTH)
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
@@ -72,7 +68,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     is_counted, is_named = number <= COUNTED_CLASSES, number <= NAMED_CLASSES
     cell, font_size = (0.3, 7) if is_counted else (0.12, 6)
     side = max(3, cell * min(number, NAMED_CLASSES))
-    margin = 0.7 + is_named * max(map(len, names)) * CHARACTER_WIDTH * font_size / POINTS_PER_INCH
+    margin = 0.7 + is_named * max(text_width(name, font_size) for name in names)
     figure = Figure(figsize=(side + margin + 1, side + margin), layout="constrained")
     axes = figure.subplots()
     # A few confusions among many images of a class are to be seen, too.
@@ -155,18 +151,10 @@ def picture_table(
             f"A table of {len(headings)} columns needs a picture or None for each in at least one row, got rows of "
             f"{[*map(len, rows)]}."
         )
-    shown = [[cell for cell in row if cell is not None] for row in rows]
-    captions = [[wrapped(caption, TABLE_WIDTH, CAPTION_SIZE) for _, caption, _ in row] for row in shown]
-    pictures = [[image for image, _, _ in row] for row in shown]
-    figure, axes = picture_grid(pictures, len(headings), TABLE_WIDTH, captions, CAPTION_SIZE)
-    for cells, row in zip(axes, rows):
-        for cell, entry in zip(cells, row):
-            if entry is not None:
-                image, caption, mark = entry
-                draw_picture(cell, image, mark, wrapped(caption, TABLE_WIDTH, CAPTION_SIZE))
-    for cell, heading in zip(axes[0], headings):
-        cell.set_title(wrapped(heading, TABLE_WIDTH, HEADING_SIZE), weight="bold", fontsize=HEADING_SIZE)
-    return use_fonts(figure)
+    pictures = [
+        [cell and Picture(image=cell[0], caption=cell[1], mark=cell[2]) for cell in row] for row in rows
+    ]
+    return picture_figure(pictures, TABLE_WIDTH, headings=headings)
 
 
 __all__ = ["attention_comparison", "confusion_figure", "contact_sheet", "picture_table"]

@@ -101,7 +101,14 @@ def test_a_table_of_confused_classes_has_no_empty_columns(run_recipe, checkpoint
     monkeypatch.setattr(visualization, "picture_table", lambda *args: drawn.extend(args) or Figure())
     run_recipe("predict", *arguments, "--images", mistake)
     rows, headings = drawn
-    assert headings == ["mistaken", "where the model looked"] and [len(row) for row in rows] == [2]
+    assert headings == ["mistaken", "where the model looked (frames: patches that GLCA reads)"]
+    assert [len(row) for row in rows] == [2]
+
+
+def test_the_contact_sheet_shows_photographs_of_all_folders(import_recipe):
+    chosen = import_recipe("predict").evenly_spaced
+    assert chosen([*range(7)], 60) == [*range(7)]
+    assert chosen([*range(100)], 4) == [0, 25, 50, 75] and chosen([*range(7)], 3) == [0, 2, 4]
 
 
 def test_attention_overlays_have_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
@@ -127,7 +134,7 @@ def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoin
     assert titles["baseline"] == [""] * 3 and correct["baseline"] == [None] * 3
     assert titles["SA"] == titles["DCAL"]
     for name, title, is_right in zip(names, titles["DCAL"], correct["DCAL"]):
-        assert is_right == (Path(name).parent.name == title.split()[0])
+        assert is_right == (name.split()[1] == title.split()[0])
     assert not torch.equal(rollouts["baseline"][0], rollouts["SA"][0])
     width, height = open_image(tmp_path / "a.png").size
     assert width > 4 * 150 and height > 3 * 100
