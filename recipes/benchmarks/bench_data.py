@@ -120,9 +120,7 @@ def report(args: argparse.Namespace, results: dict[str, Figures]) -> list[str]:
 
 
 def main() -> None:
-    run(
-        __doc__, "data", CASES, run_case, report, packages=("torchvision", "PIL"), add_arguments=add_arguments
-    )
+    run(__doc__, "data", CASES, run_case, report, packages=("torchvision", "PIL"), add_arguments=add_arguments)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,8 @@ CASES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", choices=REPORTS, default="model")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--report", choices=REPORTS, default="model", help="name of the report")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: both")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per process")
     parser.add_argument("--batch", type=int, help="default: 4 and 8 on the CPU, 64 on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -89,7 +89,8 @@ def run(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="the report; by default next to the script")
     parser.add_argument("--repeats", type=int, default=repeats, help="processes per case")
-    parser.add_argument("--case", choices=list(cases), help="run only this case here, and print the results")
+    # The metavar keeps the help from listing all names twice; a wrong name lists them.
+    parser.add_argument("--case", metavar="NAME", choices=list(cases), help="run only this case; print its results")
     parser.add_argument("--folder", type=Path, help="folder for files that cases share")
     add_arguments(parser)
     args = parser.parse_args()
