@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 # Default limit of the unpacked size: photographs hardly compress, but lists and padding do.
 FREE_BYTES, FREE_RATIO = 100 << 20, 100
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# Also a quota, and files larger than a file system or a process may have.
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _TooLarge(Exception):

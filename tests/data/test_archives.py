@@ -318,12 +318,15 @@ class TestDamage:
             assert "\n" not in str(caught.value)
         assert unpacked(cache) == []
 
-    def test_a_full_disk_is_not_reported_as_damage(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=os.strerror)
+    def test_a_full_disk_is_not_reported_as_damage(self, tmp_path, monkeypatch, number):
+        """Nor is a quota, or the largest file of a file system or process."""
+
         def full(*args, **kwargs):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "owl"))
+            raise OSError(number, os.strerror(number), str(tmp_path / "owl"))
 
         monkeypatch.setattr(tarfile.TarFile, "extractall", full)
-        with pytest.raises(OSError, match="No space left on device: .*owl"):
+        with pytest.raises(OSError, match=f"{os.strerror(number)}: .*owl"):
             data_folder(write_tar(tmp_path / "birds.tgz"))
 
     def test_an_encrypted_zip(self, tmp_path, cache):

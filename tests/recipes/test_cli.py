@@ -88,8 +88,8 @@ def test_every_error_that_is_raised_for_a_user_prints_one_sentence(import_recipe
     for folder in (RECIPES, RECIPES.parent / "dcal_hf"):
         for path in folder.rglob("*.py"):
             calls = (node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise))
-            raised |= {call.func.id for call in calls if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
-    errors = {name: getattr(builtins, name) for name in raised if hasattr(builtins, name)}
+            raised |= {getattr(call.func, "id", None) for call in calls if isinstance(call, ast.Call)}
+    errors = {name: value for name, value in vars(builtins).items() if name in raised}
     assert {"ValueError", "FileNotFoundError", "BlockingIOError", "FloatingPointError"} <= errors.keys()
     others = {name for name, error in errors.items() if not issubclass(error, import_recipe("cli").MISTAKES)}
     assert others == {"TypeError", "KeyError", "AttributeError", "NotImplementedError", "SystemExit"}
