@@ -31,6 +31,12 @@ Seeds are paired: with the same seed, the modules that arms share start from the
 same order with the same augmentation. No model is selected on the test images: the last epoch is evaluated.
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import argparse
 import hashlib
 import json

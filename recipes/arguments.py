@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
-from usage import help_text
+
+from dcal_hf.errors import one_line, reason_of
 
 
-# dcal_hf is imported where an error needs it: that takes seconds, and `--help` answers without it.
 RECIPES = Path(__file__).parent
 CONFIGURATIONS = RECIPES / "configs"
 CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
@@ -149,10 +149,6 @@ def parse_arguments(
         ValueError: If it is not a mapping, or an option of it is unknown or has an invalid value; the message names
             the file.
     """
-    recipe = RECIPES / Path(sys.argv[0]).name
-    if argv is None and {"-h", "--help"} & set(sys.argv) and recipe.is_file():
-        print(help_text(recipe, f"python recipes/{recipe.name}"))
-        raise SystemExit
     argv = sys.argv[1:] if argv is None else list(argv)
     is_configuration = bool(argv) and not argv[0].startswith("-")
     if files is not None:
@@ -167,8 +163,6 @@ def parse_arguments(
     try:
         return _parsed(parser, options + argv[1:], files)
     except (ValueError, TypeError) as error:
-        from dcal_hf.errors import reason_of
-
         raise ValueError(f"{path}, or an option after it: {reason_of(error)}.") from error
 
 
@@ -235,8 +229,6 @@ def options_of(path: Path) -> list[str]:
             # YAML reads a date as such.
             texts = [json.dumps(v, default=str) if isinstance(v, dict) else str(v) for v in values]
         except (TypeError, ValueError) as error:
-            from dcal_hf.errors import reason_of
-
             raise ValueError(f"{path}: {name} cannot be written as JSON: {reason_of(error)}.") from error
         argv += [f"--{name}", *texts]
     return argv
@@ -263,8 +255,6 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
         text = path.read_text(encoding="utf-8")
         options = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        from dcal_hf.errors import reason_of
-
         raise ValueError(f"The configuration file {path} cannot be read: {reason_of(error)}.") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values.")
@@ -272,8 +262,6 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
     if base is None:
         return options
     if not isinstance(base, str) or not base.isprintable() or len(base) > MAX_PATH:
-        from dcal_hf.errors import one_line
-
         raise ValueError(f"{path} has the base {one_line(repr(base))}: it must be the path of another configuration.")
     over = (*over, path.resolve())
     if (path.parent / base).resolve() in over:

@@ -9,6 +9,12 @@
 predictions that are right and wrong by the names of the photographs' folders.
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import logging
 import random
 from dataclasses import dataclass, field

@@ -18,10 +18,20 @@ search a gallery of recipes/embed.py:
     python recipes/demo.py --model_name_or_path out/birds --export_space space
 """
 
-from dataclasses import dataclass, field
+if __name__ == "__main__":
+    from usage import answer_help
 
-# torch, gradio and dcal_hf are imported later, so that `--help` is fast.
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
+import logging
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
 from arguments import HubArguments, parse_arguments
+from common import set_up_logging
+from demo_app import load_demo, page
+from space import write_space
 
 
 @dataclass
@@ -48,15 +58,8 @@ ARGUMENTS = (DemoArguments, HubArguments)
 
 def main() -> None:
     args, hub_args = parse_arguments(ARGUMENTS)
-    import logging
-    from importlib.util import find_spec
-
     if find_spec("gradio") is None:
         raise ImportError("The demo needs gradio: pip install dcal_hf[demo]")
-    from common import set_up_logging
-    from demo_app import load_demo, page
-    from space import write_space
-
     set_up_logging(logging.WARNING)
     demo = load_demo(hub_args, args.gallery_dir, args.title, args.calibrated)
     if args.export_space is not None:

@@ -15,6 +15,12 @@ only useful for searches with `ht`):
         --factory IVF256,PQ64np --search_parameters '{"nprobe": 32}'
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import json
 import logging
 from dataclasses import dataclass, field

@@ -17,18 +17,28 @@ Embedding for a multi-object tracker (BoxMOT), of 256 x 128 pixels, or 256 x 256
     python recipes/export.py --model_name_or_path out/reid --output persons.onnx --input tracker
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-# torch and dcal_hf are imported later, so that `--help` is fast.
+import torch
 from arguments import HubArguments, parse_arguments
+from common import set_up_logging
+from loading import load_checkpoint
+from PIL import Image
+from predict import find_images
+from temperature import load_temperature
 
+from dcal_hf.data import open_image
+from dcal_hf.export import OnnxExport, export_onnx
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from dcal_hf.export import OnnxExport
 
 # The largest number of photographs to compare outputs on; more would only take time.
 MAX_IMAGES = 64
@@ -79,15 +89,6 @@ ARGUMENTS = (ExportArguments, HubArguments)
 
 def main() -> None:
     args, hub_args = parse_arguments(ARGUMENTS)
-    import logging
-
-    import torch
-    from common import set_up_logging
-    from loading import load_checkpoint
-    from temperature import load_temperature
-
-    from dcal_hf.export import export_onnx
-
     set_up_logging(logging.WARNING)
     images = None if args.images is None else open_images(args.images)
     model, processor = load_checkpoint(hub_args, classifies=True, dtype=torch.float32)
@@ -108,19 +109,15 @@ def main() -> None:
     )
 
 
-def open_images(given: list[str]) -> "list[Image.Image]":
+def open_images(given: list[str]) -> list[Image.Image]:
     """The given photographs and those in the given folders; `MAX_IMAGES` of them, evenly spaced, if there are more."""
-    from predict import find_images
-
-    from dcal_hf.data import open_image
-
     paths = find_images(given)
     if not paths:
         raise ValueError(f"--images: there is no photograph in {', '.join(given)}.")
     return [open_image(path) for path in paths[::-(-len(paths) // MAX_IMAGES)]]
 
 
-def report(export: "OnnxExport") -> None:
+def report(export: OnnxExport) -> None:
     """Prints the files, and the differences from torch."""
     about = export.metadata
     compared = f"{export.num_images} {'photographs' if about['compared']['photographs'] else 'images of noise'}"

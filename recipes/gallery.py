@@ -17,6 +17,12 @@ to remove:
 The gallery is replaced once the new one is complete. Image files are neither copied nor deleted.
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import json
 import logging
 import sys
@@ -31,7 +37,6 @@ from datasets import ClassLabel, Dataset, Features
 from embed import CheckpointArguments, readable_rows
 from loading import load_checkpoint
 from predict import find_images
-from usage import help_text
 
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
@@ -86,9 +91,6 @@ ARGUMENTS = {
 def main() -> None:
     program, *arguments = sys.argv
     command = arguments[0] if arguments else ""
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(Path(__file__), program, command))
-        return
     if command not in ARGUMENTS:
         raise ValueError(f"Give one of {', '.join(ARGUMENTS)} first, such as `gallery show --gallery_dir gallery`.")
     sys.argv = [f"{program} {command}", *arguments[1:]]

@@ -16,6 +16,12 @@ classes that are confused most often beside one of the class it is taken for, an
     python recipes/predict.py --model_name_or_path out/birds --images birds/test --labelled --output_dir answer
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence

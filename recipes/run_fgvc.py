@@ -13,6 +13,12 @@ From scratch on the built-in synthetic birds, with a configuration file (options
     python recipes/run_fgvc.py recipes/configs/quickstart.yaml --output_dir out
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import os
 from dataclasses import dataclass, field
 from functools import partial

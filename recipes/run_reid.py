@@ -30,6 +30,12 @@ From scratch on the built-in synthetic birds, with a configuration file (options
     python recipes/run_reid.py recipes/configs/quickstart_reid.yaml --output_dir out
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -17,6 +17,12 @@ probably new individuals. Its false-accept rate is that of one pair: a query mee
         --threshold calibrated
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import json
 import logging
 from dataclasses import dataclass, field

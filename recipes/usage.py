@@ -7,6 +7,7 @@ subclass's group only. POSITIONAL, if there, is the name and the help of the pos
 
 import ast
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ class Option:
     required: bool
     default: Any
     help: str
+
+
+def answer_help(script: str) -> None:
+    """Prints the help of a script and exits, if the command line asks for it."""
+    path, arguments = Path(script), sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(path, f"python recipes/{path.name}", arguments[0]), end="")
+        raise SystemExit
 
 
 def help_text(

@@ -15,6 +15,12 @@ recipes/run_reid.py; put individuals into a folder `test` to use them all. Image
 out.
 """
 
+if __name__ == "__main__":
+    from usage import answer_help
+
+    # Before the imports below, which take seconds.
+    answer_help(__file__)
+
 import logging
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,6 +1,9 @@
 """`--help` is read from the source code; it must agree with the parser of the argument classes."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,8 +60,31 @@ def test_required_options_are_marked_and_in_the_first_line(import_recipe):
     assert text.count("(required)") == 4
 
 
-def test_a_script_prints_the_same_help(run_recipe, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_recipe("verify", "--help")
-    assert stop.value.code in (0, None)
-    assert capsys.readouterr().out.startswith("usage: python recipes/verify.py [IMAGES ...] --model_name_or_path TEXT")
+def test_scripts_print_their_help_before_they_import_torch():
+    """So that it is fast."""
+    program = (
+        "import runpy, sys\n"
+        "for script, *options in ([path, '--help'] for path in sys.argv[1:]):\n"
+        "    sys.argv = [script, *options]\n"
+        "    try:\n"
+        "        runpy.run_path(script, run_name='__main__')\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'dcal_hf'} & set(sys.modules)"
+    )
+    scripts = [path for path in sorted(RECIPES.glob("*.py")) if "\n# dependencies = " in path.read_text()]
+    # As Python does for a script.
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES)}
+    run = subprocess.run([sys.executable, "-c", program, *scripts], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert all(f"usage: python recipes/{script.name} " in run.stdout for script in scripts)
+    assert "usage: python recipes/verify.py [IMAGES ...] --model_name_or_path TEXT" in run.stdout
+    assert "usage: python recipes/gallery.py {add,remove,show} [--option value ...]" in run.stdout
+
+
+def test_a_subcommand_has_a_help_of_its_own(import_recipe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "remove", "--help"])
+    with pytest.raises(SystemExit):
+        import_recipe("usage").answer_help(str(RECIPES / "gallery.py"))
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: python recipes/gallery.py remove ") and "  --rows INTEGER ..." in printed
