@@ -1,5 +1,7 @@
 """What the tests of figures draw, and what they read from a figure."""
 
+from itertools import combinations
+
 import numpy as np
 from matplotlib.colors import to_rgba
 from PIL import Image
@@ -28,3 +30,11 @@ def one_hot(index, count):
 
 def brightness(picture):
     return np.asarray(picture.convert("L"), dtype=np.int64)
+
+
+def count_overlaps(boxes):
+    """Number of pairs of boxes that share more than a pixel in both directions."""
+    return sum(
+        min(one.x1, other.x1) - max(one.x0, other.x0) > 1 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
+        for one, other in combinations(boxes, 2)
+    )

@@ -7,7 +7,7 @@ from transformers import ViTImageProcessor
 
 from dcal_hf.visualization import attention_comparison, confusion_figure, contact_sheet, picture_table
 
-from pictures import MARKS, brightness, gray, mark, one_hot
+from pictures import MARKS, brightness, count_overlaps, gray, mark, one_hot
 
 
 def test_a_contact_sheet_marks_right_and_wrong_predictions():
@@ -43,12 +43,40 @@ def test_models_are_compared_on_the_same_photographs():
         assert max(places[0]) < 12 and places[1][0] > photograph.height // 2 and places[1][1] > photograph.width // 2
 
 
-def test_many_classes_have_names_but_no_counts(tmp_path):
-    figure = confusion_figure(np.eye(61, dtype=int), [f"{i}" + "x" * 50 for i in range(61)])
-    axes = figure.axes[0]
-    assert [len(label.get_text()) for label in axes.get_xticklabels()] == [40] * 61 and not axes.texts
-    figure = confusion_figure(np.eye(300, dtype=int), ["wren"] * 300)
-    assert list(figure.axes[0].get_xticklabels()) == [] and max(figure.get_size_inches()) < 40
+def test_many_classes_are_shown_without_names_but_the_confused_ones():
+    names = [f"{number}" + "x" * 50 for number in range(61)]
+    matrix = 9 * np.eye(61, dtype=int)
+    matrix[3, 50], matrix[50, 7], matrix[20, 3] = 5, 4, 1
+    axes, _, whole = confusion_figure(matrix, names).axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert [int(label.split("x")[0]) for label in labels] == [3, 7, 20, 50] and {*map(len, labels)} == {40}
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
+        *(((place, place), "9") for place in range(4)), ((3, 0), "5"), ((1, 3), "4"), ((0, 2), "1")
+    }
+    # A row has the share of all images of its class.
+    assert axes.images[0].get_array()[2, 0] == pytest.approx(0.1)
+    np.testing.assert_allclose(whole.images[0].get_array(), matrix / matrix.sum(axis=1, keepdims=True))
+    generator = np.random.default_rng(0)
+    counts = generator.integers(1, 5, (300, 300))
+    counts[250, 251], counts[100, 12] = 9, 8
+    axes = confusion_figure(counts, [*map(str, range(300))]).axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == 30 and {"250", "251", "100", "12"} <= {*labels}
+
+
+@pytest.mark.parametrize("count", [2, 40, 41])
+def test_names_of_a_confusion_matrix_do_not_overlap(count):
+    figure = confusion_figure(np.eye(count, dtype=int), ["W" * 50] * count)
+    figure.draw_without_rendering()
+    axes, bar, *whole = figure.axes
+    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    labels = [part.label for cell in figure.axes for part in (cell.xaxis, cell.yaxis) if part.label.get_text()]
+    boxes = [text.get_window_extent() for text in [*ticks, *labels, *axes.texts, *(cell.title for cell in whole)]]
+    # Numbers of the bar, which need no test, are beside it.
+    boxes += [cell.get_window_extent() for cell in figure.axes if cell is not axes]
+    for box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert count_overlaps(boxes) == 0
 
 
 def test_a_table_with_missing_entries():

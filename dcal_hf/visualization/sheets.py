@@ -1,27 +1,20 @@
-"""Figures of many photographs: contact sheets, confusion matrices, attention of several models side by side."""
+"""Figures of many photographs: contact sheets, and attention of several models side by side."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from transformers import BaseImageProcessor
 
 from .layout import Picture, picture_figure
-from .lettering import legible, text_width, use_fonts
 from .overlays import photograph_overlay
 
 
 SHEET_COLUMNS = 6
 # In inches: the cells.
 SHEET_WIDTH, TABLE_WIDTH = 1.9, 2
-# In more classes, the counts and the names of a confusion matrix are too small to read.
-COUNTED_CLASSES, NAMED_CLASSES = 60, 250
-# Longer names of classes are cut in it.
-NAME_LENGTH = 40
 
 
 def contact_sheet(
@@ -49,46 +42,6 @@ def contact_sheet(
     pictures = [Picture(*facts) for facts in zip(images, correct, captions)]
     rows = [pictures[start:start + SHEET_COLUMNS] for start in range(0, len(pictures), SHEET_COLUMNS)]
     return picture_figure(rows, SHEET_WIDTH)
-
-
-def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draws a confusion matrix whose rows, one per true class, are normalised by their number of images.
-
-    Counts are written if there are at most `COUNTED_CLASSES` classes, names if there are at most `NAMED_CLASSES`.
-
-    Args:
-        matrix (`np.ndarray` of shape `(classes, classes)`):
-            Counts, one row per true class.
-        names (`Sequence[str]` of length `classes`):
-            The class names.
-    """
-    counts, number = np.asarray(matrix), len(names)
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    names = [legible(name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH - 1]}…") for name in names]
-    is_counted, is_named = number <= COUNTED_CLASSES, number <= NAMED_CLASSES
-    cell, font_size = (0.3, 7) if is_counted else (0.12, 6)
-    side = max(3, cell * min(number, NAMED_CLASSES))
-    margin = 0.7 + is_named * max(text_width(name, font_size) for name in names)
-    figure = Figure(figsize=(side + margin + 1, side + margin), layout="constrained")
-    axes = figure.subplots()
-    # A few confusions among many images of a class are to be seen, too.
-    mappable = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    figure.colorbar(mappable, label="share of the true class", shrink=min(1, 4 / side), format=PercentFormatter(1))
-    axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
-    if is_named:
-        places = range(number)
-        axes.set_xticks(places, names, rotation=90, parse_math=False, fontsize=font_size)
-        axes.set_yticks(places, names, parse_math=False, fontsize=font_size)
-        axes.tick_params(length=2)
-        axes.set_xticks(np.arange(1, number) - 0.5, minor=True)
-        axes.set_yticks(np.arange(1, number) - 0.5, minor=True)
-        axes.tick_params(which="minor", length=0)
-        axes.grid(which="minor", color="0.9", linewidth=0.4)
-    if is_counted:
-        for row, column in zip(*counts.nonzero()):
-            color = "white" if shares[row, column] > 0.4 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=font_size)
-    return use_fonts(figure)
 
 
 def attention_comparison(
@@ -157,4 +110,4 @@ def picture_table(
     return picture_figure(pictures, TABLE_WIDTH, headings=headings)
 
 
-__all__ = ["attention_comparison", "confusion_figure", "contact_sheet", "picture_table"]
+__all__ = ["attention_comparison", "contact_sheet", "picture_table"]
