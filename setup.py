@@ -39,7 +39,7 @@ EXTRAS = {
     "heic": ["pillow-heif>=0.22,<2"],
     # Older ones were not tried; onnxruntime 1.24.1 and onnx 1.20 are what BoxMOT 25 pins.
     "export": ["onnx>=1.20,<2", "onnxruntime>=1.24.1,<2", "onnxscript>=0.7,<1"],
-    "demo": ["gradio>=6,<7", "matplotlib>=3.8.4,<4"],
+    "demo": ["gradio>=6,<7", "matplotlib>=3.11,<4"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
 }
 EXTRAS["test"] = [
