@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .families_dcal import find_adapter, read_fields
 from .loading_dcal import naming
 from .positions_dcal import as_pair
 from .sentence_transformers_dcal import save_for_sentence_transformers
-from .validation_dcal import BRANCHES, CHECKS, INFERENCE_BRANCHES
+from .validation_dcal import BRANCHES, CHECKS, INFERENCE_BRANCHES, check_resizing
 
 
 @strict
@@ -130,12 +131,36 @@ class DCALConfig(PreTrainedConfig):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As in transformers, but raises a `ValueError` for a checkpoint of another type of model."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a checkpoint of type '{model_type}', not of DCAL: build a DCAL "
+                "model with its weights with from_backbone."
+            )
+        return config_dict, kwargs
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; errors name the source of the configuration."""
+        """As in transformers, but fields in `kwargs` are checked like those of `config_dict`, and errors name the
+        source of the configuration.
+
+        With other `branches`, inference runs those of them that have a classifier, unless `kwargs` say otherwise.
+        """
         # `AutoConfig` calls this instead, with the name.
         source = kwargs.get("name_or_path")
         with nullcontext() if source is None else naming(str(source)):
-            return super().from_dict(config_dict, **kwargs)
+            # transformers would set these on the finished configuration, where nothing checks them.
+            own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+            given = {name: kwargs.pop(name) for name in own - {"backbone_config"} if name in kwargs}
+            if "branches" in given and set(given["branches"]) != set(config_dict.get("branches", BRANCHES)):
+                config_dict = {**config_dict, "inference_branches": None}
+            read = super().from_dict({**config_dict, **given}, **kwargs)
+            # With `return_unused_kwargs`, a configuration and a dictionary.
+            check_resizing(read[0] if isinstance(read, tuple) else read, config_dict.get("image_size"))
+            return read
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in transformers; beside a model's configuration it tells sentence-transformers how to read embeddings."""

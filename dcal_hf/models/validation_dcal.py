@@ -95,7 +95,16 @@ def check_switches(config: PreTrainedConfig) -> None:
         )
 
 
+def check_resizing(config: PreTrainedConfig, saved_size: int | list[int] | None) -> None:
+    """The image size of a checkpoint can be changed only if none of its weights depends on it."""
+    if saved_size is not None and config.adapter.positions is not None and config.image_size != as_pair(saved_size):
+        raise ValueError(
+            f"image_size={config.image_size} cannot replace the checkpoint's {as_pair(saved_size)}, for which its "
+            "position embeddings were made"
+        )
+
+
 CHECKS = (check_image_size, check_branches, check_blocks, check_ratios, check_switches)
 
 
-__all__ = ["BRANCHES", "CHECKS", "INFERENCE_BRANCHES"]
+__all__ = ["BRANCHES", "CHECKS", "INFERENCE_BRANCHES", "check_resizing"]

@@ -100,6 +100,38 @@ def test_added_branches_are_newly_initialised(tmp_path, vit_config):
     classifier(vit_config, branches=("sa",)).save_pretrained(tmp_path)
     whole = DCALForImageClassification.from_pretrained(tmp_path, branches=("sa", "glca"))
     assert whole.glca_classifier.weight.isfinite().all()
+    assert whole.config.inference_branches == ("sa", "glca")
+
+
+def test_a_branch_that_is_left_out_does_not_run(checkpoint):
+    images = torch.rand(2, 3, 32, 32)
+    whole, plain = (
+        DCALForImageClassification.from_pretrained(checkpoint, **options)(images)
+        for options in ({}, {"branches": ["sa"]})
+    )
+    assert plain.glca_logits is None and torch.equal(plain.sa_logits, whole.sa_logits)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"local_query_ratio": 30}, "local_query_ratio=30 must be above 0 and at most 1"),
+        ({"local_query_selection": "foo"}, "local_query_selection='foo' is unknown; choose one of rollout, "),
+        ({"branches": ["sa", "foo"]}, "must name one or more of"),
+        ({"num_pwca_blocks": 99}, "num_pwca_blocks=99 must be between 0 and the backbone's 3 blocks"),
+        ({"image_size": 64}, r"image_size=\(64, 64\) cannot replace the checkpoint's \(32, 32\)"),
+    ],
+)
+def test_an_invalid_option_at_loading_is_reported(checkpoint, loader, options, reason):
+    with pytest.raises(ValueError, match=f"{checkpoint} cannot be read: .*{reason}.*; check the options"):
+        loader.from_pretrained(checkpoint, **options)
+
+
+def test_the_image_size_of_rotary_positions_is_free(tmp_path, backbone_configs):
+    classifier(backbone_configs["dinov3_vit"]).save_pretrained(tmp_path)
+    model = DCALForImageClassification.from_pretrained(tmp_path, image_size=64)
+    assert model.config.image_size == (64, 64) and model(torch.rand(1, 3, 64, 64)).logits.isfinite().all()
 
 
 def test_other_tasks_and_classes_get_new_heads(tmp_path, checkpoint):
@@ -121,6 +153,13 @@ def encoder(tmp_path, vit_config):
     """The checkpoint of a plain encoder, as of a classifier: without a pooler."""
     ViTForImageClassification(vit_config).save_pretrained(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("loader", [DCALForImageClassification, DCALModel])
+def test_a_plain_encoder_is_not_a_checkpoint(encoder, loader):
+    sentence = f"{encoder} is a checkpoint of type 'vit', not of DCAL: build a DCAL model with its weights with from_ba"
+    with pytest.raises(ValueError, match=sentence):
+        loader.from_pretrained(encoder)
 
 
 def test_an_encoder_without_a_pooler_is_complete(encoder):
