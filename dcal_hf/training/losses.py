@@ -16,8 +16,17 @@ def custom_loss(function: Callable[..., Tensor], logits: Tensor, labels: Tensor)
 
     `num_items_in_batch` is None, so that the function returns the mean: the Trainer's number counts all accumulated
     batches, but only one branch.
+
+    Raises:
+        ValueError: If the function does not return a scalar.
     """
-    return function(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=None)
+    loss = function(ImageClassifierOutput(logits=logits), labels, num_items_in_batch=None)
+    if loss.ndim > 0:
+        raise ValueError(
+            "compute_loss_func must return the mean loss of the images, a scalar, but its result has the shape "
+            f"{tuple(loss.shape)}."
+        )
+    return loss
 
 
 def log_variances(model: nn.Module) -> dict[str, float]:

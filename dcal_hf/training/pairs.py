@@ -266,9 +266,18 @@ class PairCollator:
         self.allows = RULES.get(self.strategy)
 
     def __call__(self, samples: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The batch, with `pairs` (P, 2). The `distractor` of a sample becomes the next image of the batch."""
+        """The batch, with `pairs` (P, 2). The `distractor` of a sample becomes the next image of the batch.
+
+        Raises:
+            ValueError: If the batch has no labels.
+        """
         distractors = [torch.as_tensor(sample["distractor"]) for sample in samples if "distractor" in sample]
         batch = self.collate([{key: sample[key] for key in sample if key != "distractor"} for sample in samples])
+        if "labels" not in batch:
+            raise ValueError(
+                f"Training needs labels, but a batch has only {', '.join(batch)}: the training data set must yield "
+                "'pixel_values' and 'labels' (or 'label')."
+            )
         if distractors:
             batch = with_distractors(batch, torch.stack(distractors))
         pairs = allowed_pairs(batch["labels"], self.allows)

@@ -19,6 +19,7 @@ from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
 from .finite import FiniteWatch, as_step, image_labels
+from .inputs import check_inputs
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
@@ -76,7 +77,7 @@ class DCALTrainer(ResumableTrainer):
             outputs with the `logits` of the branch and the labels of its images, and returns the mean loss.
 
     Raises:
-        TypeError: If the training arguments are of another class.
+        TypeError: If the training arguments or the model are of another class, or the training data has no length.
         ValueError: If one process has several GPUs, since `DataParallel` would split pairs; if
             [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; or if distractors cannot be used.
     """
@@ -93,16 +94,7 @@ class DCALTrainer(ResumableTrainer):
         distractor_dataset: Dataset | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(args, self.args_class):
-            raise TypeError(
-                f"{type(self).__name__} takes {self.args_class.__name__}, not {type(args).__name__}: it has the "
-                "same fields and those of DCAL."
-            )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process would split pairs of images: start one process per GPU with "
-                "`accelerate launch`, or show this one a single GPU (CUDA_VISIBLE_DEVICES=0)."
-            )
+        check_inputs(type(self).__name__, self.args_class, model, args, train_dataset)
         self.listeners: dict[str, Any] = {}
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         self.labelled_dataset = train_dataset

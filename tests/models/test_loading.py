@@ -157,7 +157,7 @@ def encoder(tmp_path, vit_config):
 
 @pytest.mark.parametrize("loader", [DCALForImageClassification, DCALModel])
 def test_a_plain_encoder_is_not_a_checkpoint(encoder, loader):
-    sentence = f"{encoder} is a checkpoint of type 'vit', not of DCAL: build a DCAL model with its weights with from_ba"
+    sentence = f"{encoder} is a checkpoint of type 'vit', not of DCAL: build a DCAL model with its weights"
     with pytest.raises(ValueError, match=sentence):
         loader.from_pretrained(encoder)
 

@@ -5,10 +5,11 @@ import logging
 import numpy as np
 import pytest
 import torch
+from datasets import IterableDataset
 from scipy.special import softmax
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
-from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
+from dcal_hf import DCALForImageClassification, DCALModel, DCALTrainer, DCALTrainingArguments
 from dcal_hf.metrics import ClassificationMetrics
 
 from helpers import copy_of_weights
@@ -88,6 +89,32 @@ def test_plain_training_arguments_raise_a_clear_error(tmp_path, vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     with pytest.raises(TypeError, match="DCALTrainer takes DCALTrainingArguments, not TrainingArguments"):
         DCALTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_other_models_raise_a_clear_error(tmp_path, vit_config):
+    for model in (ViTForImageClassification(vit_config), DCALModel.from_backbone(vit_config)):
+        sentence = f"DCALTrainer trains DCALForImageClassification or DCALForReID, not {type(model).__name__}: build"
+        with pytest.raises(TypeError, match=sentence):
+            plain_trainer(tmp_path, model)
+
+
+def test_training_data_must_have_a_length_and_labels(tmp_path, vit_config):
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    stream = IterableDataset.from_generator(lambda: iter([{"labels": 0}]))
+    with pytest.raises(TypeError, match="but IterableDataset has no length: pass a data set with indices"):
+        plain_trainer(tmp_path, model, stream)
+    unlabelled = [{"pixel_values": torch.randn(3, 32, 32), "target": 0} for _ in range(8)]
+    with pytest.raises(ValueError, match="Training needs labels, but a batch has only pixel_values, target: the"):
+        plain_trainer(tmp_path, model, unlabelled).train()
+
+
+def test_a_custom_loss_must_be_a_scalar(tmp_path, vit_config):
+    def per_image(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    with pytest.raises(ValueError, match=r"must return the mean loss .* but its result has the shape \(8,\)"):
+        plain_trainer(tmp_path, model, compute_loss_func=per_image).train()
 
 
 @pytest.mark.parametrize("option", [{"freeze_backbone": True}, {"lora_rank": 2}])

@@ -1,0 +1,52 @@
+"""Checks of what a trainer is given."""
+
+from collections.abc import Sized
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+
+def check_inputs(
+    trainer: str,
+    args_class: type[TrainingArguments],
+    model: nn.Module | None,
+    args: Any,
+    train_dataset: Dataset | None,
+) -> None:
+    """Checks the arguments of a trainer.
+
+    Args:
+        trainer (`str`): Name of the trainer's class, for messages.
+        args_class: The class of its training arguments.
+        model, args, train_dataset: As given to the trainer.
+
+    Raises:
+        TypeError: If the arguments or the model are of another class, or the training data has no length.
+        ValueError: If one process has several GPUs.
+    """
+    if not isinstance(args, args_class):
+        raise TypeError(
+            f"{trainer} takes {args_class.__name__}, not {type(args).__name__}: it has the same fields and those of "
+            "DCAL."
+        )
+    # Not `isinstance`, so that a model of another library around a DCAL model is accepted.
+    if model is not None and not hasattr(model, "loss_weights"):
+        raise TypeError(
+            f"{trainer} trains DCALForImageClassification or DCALForReID, not {type(model).__name__}: build one with "
+            "from_backbone, from the name, folder or configuration of an encoder."
+        )
+    if train_dataset is not None and not isinstance(train_dataset, Sized):
+        raise TypeError(
+            f"{trainer} orders the images of the full training set, but {type(train_dataset).__name__} has no "
+            "length: pass a data set with indices, such as datasets.Dataset, instead of a stream."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process would split pairs of images: start one process per GPU with "
+            "`accelerate launch`, or show this one a single GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+
+
+__all__ = ["check_inputs"]
