@@ -36,6 +36,8 @@ def add_noise(model: torch.nn.Module, spread: float) -> torch.nn.Module:
 
 def classifier(backbone_config, **kwargs) -> DCALForImageClassification:
     kwargs = {"num_labels": 5, "local_query_ratio": 0.3, **branches_for(backbone_config), **kwargs}
+    # With the local readout, the selection matters, too.
+    kwargs = {"glca_readout": "local", **kwargs}
     # The noise makes a wrong pair or position visible in the outputs.
     return add_noise(DCALForImageClassification.from_backbone(backbone_config, **kwargs), 0.15)
 

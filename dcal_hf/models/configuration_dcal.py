@@ -48,8 +48,9 @@ class DCALConfig(PreTrainedConfig):
         glca_scope (`str`):
             The tokens that local queries attend to: `"global"` (all) or `"local"` (only the selected ones).
         glca_readout (`str`):
-            `"local"`, the mean of the selected queries' outputs, or `"cls"`, the output of the CLS query. The paper
-            reads CLS, but then the selection has no effect; see `recipes/readings.md`.
+            `"cls"`, the output of the CLS query (the paper's final class token), or `"local"`, the mean of the
+            selected queries' outputs. With `"cls"` and the global scope, the selection does not affect the output and
+            is not computed; see `recipes/readings.md`.
         drop_path_rate (`float`):
             Stochastic depth rate of the last block; it increases linearly from 0 at the first block. It replaces the
             rate in `backbone_config`.
@@ -93,7 +94,7 @@ class DCALConfig(PreTrainedConfig):
     local_query_ratio: float | int = 0.1
     local_query_selection: str = "rollout"
     glca_scope: str = "global"
-    glca_readout: str = "local"
+    glca_readout: str = "cls"
     drop_path_rate: float | int = 0.0
     identity_loss: str = "cross_entropy"
     arcface_subcenters: int = 3

@@ -49,8 +49,10 @@ class Task:
     fields: dict[str, object]
 
 
-CUB = {"local_query_ratio": 0.1}
-REID = DCALForReID.config_defaults
+# With the readout of the selected patches, which costs more than that of CLS and is what the paper counts.
+LOCAL = {"glca_readout": "local"}
+CUB = {"local_query_ratio": 0.1, **LOCAL}
+REID = {**DCALForReID.config_defaults, **LOCAL}
 TASKS = {
     "CUB-200-2011": Task(
         200, (448, 448), tuple(BACKBONES), DCALForImageClassification, DCALForImageClassification, CUB

@@ -44,7 +44,7 @@ class Case:
     """
 
     work: str
-    model: str = "local-12"
+    model: str = "dcal"
     options: dict[str, object] = field(default_factory=dict)
 
 
@@ -149,7 +149,7 @@ SWITCHES = {
         "`--freeze_backbone`": {"freeze_backbone": True},
         "`--lora_rank 8`": {"lora_rank": 8},
     }.items()
-} | {"`num_pwca_blocks=6`": Case("trainer", "local-6"), '`glca_readout="cls"`': Case("trainer", "cls-12")}
+} | {"`num_pwca_blocks=6`": Case("trainer", "t6"), '`glca_readout="local"`': Case("trainer", "local")}
 INFERENCE_SWITCHES = {"none": Case("predict"), '`inference_branches=("sa",)`': Case("predict", "sa")}
 Tables = dict[str, tuple[Callable[[Results, Shape, int], list[dict[str, str]]], dict[str, Case]]]
 # For each report: the title, a description of the measurement, and its tables (rows and cases by heading).
@@ -161,8 +161,8 @@ REPORTS: dict[str, tuple[str, str, Tables]] = {
         {
             # `sa` is an option of inference, where PWCA does not run.
             "Training step": (rows_relative_to_plain, titled("train", *(name for name in MODELS if name != "sa"))),
-            "Inference": (rows_relative_to_plain, titled("infer", PLAIN, "local-12", "similarity-12", "cls-12", "sa")),
-            "Training step in a `Trainer` run": (rows_relative_to_plain, titled("trainer", PLAIN, "local-12")),
+            "Inference": (rows_relative_to_plain, titled("infer", PLAIN, "dcal", "local", "similarity", "sa")),
+            "Training step in a `Trainer` run": (rows_relative_to_plain, titled("trainer", PLAIN, "dcal", "local")),
         },
     ),
     "switches": (
@@ -176,7 +176,7 @@ REPORTS: dict[str, tuple[str, str, Tables]] = {
     "memory": (
         "The largest tensors of a training step",
         "{dtype}; the second step, of forward, backward and fused AdamW.",
-        {name: (rows_of_tensors, {"": Case("tensors", options={"attention": name})}) for name in ("sdpa", "eager")},
+        {name: (rows_of_tensors, {"": Case("tensors", "local", {"attention": name})}) for name in ("sdpa", "eager")},
     ),
 }
 CASES = {

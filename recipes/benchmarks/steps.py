@@ -70,12 +70,15 @@ class Model:
 PLAIN = "plain"
 MODELS = {
     PLAIN: Model("plain ViT, transformers", {"branches": ("sa",)}),
-    "local-12": Model("DCAL, readout `local`, T = 12"),
-    "local-6": Model("DCAL, readout `local`, T = 6", {"num_pwca_blocks": 6}),
-    "local-12-half": Model("DCAL, readout `local`, T = 12, `--pwca_fraction 0.5`", pwca_fraction=0.5),
-    "local-6-half": Model("DCAL, readout `local`, T = 6, `--pwca_fraction 0.5`", {"num_pwca_blocks": 6}, 0.5),
-    "similarity-12": Model("DCAL, readout `local`, selection `similarity`", {"local_query_selection": "similarity"}),
-    "cls-12": Model("DCAL, readout `cls`, T = 12", {"glca_readout": "cls"}),
+    "dcal": Model("DCAL, T = 12"),
+    "t6": Model("DCAL, T = 6", {"num_pwca_blocks": 6}),
+    "half": Model("DCAL, T = 12, `--pwca_fraction 0.5`", pwca_fraction=0.5),
+    "t6-half": Model("DCAL, T = 6, `--pwca_fraction 0.5`", {"num_pwca_blocks": 6}, 0.5),
+    "local": Model("DCAL, T = 12, readout `local`", {"glca_readout": "local"}),
+    "similarity": Model(
+        "DCAL, T = 12, readout `local`, selection `similarity`",
+        {"glca_readout": "local", "local_query_selection": "similarity"},
+    ),
     "sa": Model("DCAL, SA only", {"inference_branches": ("sa",)}),
 }
 

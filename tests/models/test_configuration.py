@@ -12,6 +12,7 @@ def test_defaults_follow_the_paper():
     assert config.num_local_queries == 78
     assert config.branches == ("sa", "glca", "pwca")
     assert config.inference_branches == ("sa", "glca")
+    assert config.glca_readout == "cls"
 
 
 def test_configuration_round_trip(tmp_path):

@@ -173,9 +173,10 @@ def test_all_ways_of_loading_give_the_same_embedding(tmp_path, vit_config):
     pixel_values = torch.stack(EvalTransform(processor)({"image": [picture]})["pixel_values"])
     expected = model(pixel_values).embeddings
 
-    loaded = DCALForReID.from_pretrained(tmp_path).eval()
-    assert torch.equal(loaded(pixel_values).embeddings, expected)
-    assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(pixel_values).embeddings, expected)
+    # The last digit of a product with one row (the CLS query of one image) depends on the alignment of the weights.
+    for auto_class in (DCALForReID, AutoModel):
+        loaded = auto_class.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(loaded(pixel_values).embeddings, expected, rtol=0, atol=1e-7)
     extract = pipeline("image-feature-extraction", model=str(tmp_path), pool=True)
     assert extract(picture)[0] == pytest.approx(expected[0].tolist(), abs=1e-5)
 

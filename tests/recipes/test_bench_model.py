@@ -20,10 +20,10 @@ VARIANTS = [
     {"branches": ("sa", "glca")},
     {"num_pwca_blocks": 0},
     {"num_pwca_blocks": 2},
-    {"glca_readout": "cls"},
+    {"glca_readout": "local"},
     {"inference_branches": ("sa",)},
-    {"num_glca_blocks": 2, "local_query_ratio": 0.5},
-    {"local_query_selection": "similarity"},
+    {"glca_readout": "local", "num_glca_blocks": 2, "local_query_ratio": 0.5},
+    {"glca_readout": "local", "local_query_selection": "similarity"},
 ]
 
 
@@ -164,7 +164,7 @@ def test_the_switches_reach_the_run(run_case, bench_model, steps, monkeypatch):
             run_case(name)
     assert seen["Training/`num_pwca_blocks=6`"][0].num_pwca_blocks == 6
     assert seen["Training/none"][0].num_pwca_blocks == 12 and seen["Training/none"][2] == {}
-    assert seen['Training/`glca_readout="cls"`'][0].glca_readout == "cls"
+    assert seen['Training/`glca_readout="local"`'][0].glca_readout == "local"
     assert seen["Training/`--lora_rank 8`"][2] == {"lora_rank": 8}
     predicting = ["Inference/none", 'Inference/`inference_branches=("sa",)`']
     assert [name for name, (_, predicts, _) in seen.items() if predicts] == predicting

@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("predict") / "model"
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
-    model = add_noise(DCALForImageClassification.from_backbone(BACKBONES["vit"], **labels), 0.15)
+    model = add_noise(DCALForImageClassification.from_backbone(BACKBONES["vit"], glca_readout="local", **labels), 0.15)
     model.save_pretrained(folder)
     fine_grained_processor(ViTImageProcessor(), model.config.image_size).save_pretrained(folder)
     return folder

@@ -130,7 +130,7 @@ def test_a_preset_for_your_own_data_says_that_it_has_not_been_run(parse, name):
         neck=is_reid(name),
         **model_args.dcal_kwargs,
     )
-    assert config.grid[0] in (16, 28, 32) and config.reads_local_queries
+    assert config.grid[0] in (16, 28, 32)
 
 
 @pytest.mark.parametrize("name", [*STEPS, *(pytest.param(name, marks=pytest.mark.slow) for name in OWN)])

@@ -66,7 +66,9 @@ def test_only_the_frozen_backbone_does_not_change(tmp_path, make_trainer, any_ba
 
 
 def test_a_frozen_backbone_runs_without_stochastic_depth_and_still_selects(tmp_path, make_trainer, vit_config):
-    trainer = make_trainer(tmp_path, vit_config, {"drop_path_rate": 0.9}, freeze_backbone=True)
+    trainer = make_trainer(
+        tmp_path, vit_config, {"drop_path_rate": 0.9, "glca_readout": "local"}, freeze_backbone=True
+    )
     batch, labels = (torch.stack([torch.as_tensor(Noise()[i][key]) for i in range(4)]) for key in Noise()[0])
     with torch.no_grad():
         _, trained = trainer.compute_loss(trainer.model.train(), {"pixel_values": batch, "labels": labels}, True)
