@@ -78,17 +78,32 @@ def test_loading_without_registration_explains_what_is_missing(registered, tmp_p
 
 
 def test_names_are_unique_and_mistakes_raise_clear_errors():
-    with pytest.raises(ValueError, match="There is an adapter for 'vit' already, ViTAdapter"):
+    with pytest.raises(ValueError, match="There is an adapter for 'vit' already, ViTAdapter: pass exist_ok=True to"):
         dcal_hf.register_encoder("vit", families_dcal.ViTAdapter)
     with pytest.raises(TypeError, match="adapter of 'new' must be a subclass of EncoderAdapter"):
         dcal_hf.register_encoder("new", ViTMSNModel)
-    with pytest.raises(ValueError, match="There is a pair strategy 'noise' already"):
-        dcal_hf.register_pair_strategy("noise", np.equal)
+    with pytest.raises(ValueError, match="There is a pair strategy 'noise' already: choose another name"):
+        dcal_hf.register_pair_strategy("noise", np.equal, exist_ok=True)
     with pytest.raises(TypeError, match="'new' must be a function of two arrays of classes"):
         dcal_hf.register_pair_strategy("new", "any")
     dcal_hf.register_pair_strategy("later", np.less)
     with pytest.raises(ValueError, match="allows classes 0 and 1 in one order only: make it symmetric"):
         pair_up(np.arange(4), "later", np.random.default_rng(0))
+
+
+def test_a_registration_can_be_replaced(registered):
+    """As when a notebook's cell is run again."""
+    class Again(families_dcal.ViTAdapter):
+        has_pooler = False
+
+    dcal_hf.register_encoder("vit_msn", Again, exist_ok=True)
+    assert families_dcal.ADAPTERS["vit_msn"] is Again
+    with pytest.raises(ValueError, match="There is a pair strategy 'same_genus' already: pass exist_ok=True"):
+        dcal_hf.register_pair_strategy("same_genus", np.not_equal)
+    dcal_hf.register_pair_strategy("same_genus", np.not_equal, exist_ok=True)
+    labels = np.array([0, 1, 0, 1])
+    images = pair_up(labels, "same_genus", np.random.default_rng(0))[0]
+    assert images.shape == (2, 2) and (labels[images].sum(axis=1) == 1).all()
 
 
 def test_command_lines_accept_registered_strategies(tmp_path):

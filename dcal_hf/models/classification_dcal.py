@@ -42,6 +42,8 @@ class DCALForImageClassification(DCALForBranches):
     def check_config(self, config: DCALConfig) -> None:
         if config.num_labels < 2:
             raise ValueError(f"A classifier needs at least two classes, got num_labels={config.num_labels}.")
+        if config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(f"problem_type='{config.problem_type}' is not supported: each image has a single class.")
 
     def add_classifiers(self, branches: list[str]) -> None:
         self.sa_classifier = self.make_classifier() if "sa" in branches else None

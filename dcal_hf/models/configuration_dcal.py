@@ -15,7 +15,7 @@ from .families_dcal import find_adapter, read_fields
 from .loading_dcal import naming
 from .positions_dcal import as_pair
 from .sentence_transformers_dcal import save_for_sentence_transformers
-from .validation_dcal import BRANCHES, CHECKS, INFERENCE_BRANCHES, check_resizing
+from .validation_dcal import BRANCHES, CHECKS, INFERENCE_BRANCHES, check_known, check_resizing
 
 
 @strict
@@ -110,6 +110,7 @@ class DCALConfig(PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             self.backbone_config = read_fields(self.backbone_config)
         super().__post_init__(**kwargs)
+        check_known(self, kwargs)
         self.branches = tuple(self.branches)
         if self.inference_branches is None:
             self.inference_branches = tuple(self.classified_branches)

@@ -81,7 +81,7 @@ class EncoderAdapter(ABC):
         """Copies a configuration and sets its input size, if given."""
         config = copy.deepcopy(config)
         if image_size is not None:
-            config.image_size = image_size if isinstance(image_size, int) else list(image_size)
+            config.image_size = image_size if isinstance(image_size, int) else list(as_pair(image_size))
         return config
 
     @classmethod

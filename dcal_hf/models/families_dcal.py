@@ -31,7 +31,7 @@ ADAPTERS: dict[str, type[EncoderAdapter]] = {
 }
 
 
-def register_encoder(model_type: str, adapter: type[EncoderAdapter]) -> None:
+def register_encoder(model_type: str, adapter: type[EncoderAdapter], exist_ok: bool = False) -> None:
     """Adds a family of encoders. Register it again before loading a checkpoint with such an encoder.
 
     Args:
@@ -39,16 +39,18 @@ def register_encoder(model_type: str, adapter: type[EncoderAdapter]) -> None:
             `model_type` of the encoder's configuration. If transformers does not have it, its classes must be
             registered there as well (`AutoConfig.register`, `AutoModel.register`).
         adapter (`type[EncoderAdapter]`): Its adapter; `encoder_dcal` explains what it must define.
+        exist_ok (`bool`, *optional*, defaults to `False`): Whether to replace an adapter of this type.
 
     Raises:
         TypeError: If `adapter` is not a subclass of [`EncoderAdapter`].
-        ValueError: If the type already has an adapter.
+        ValueError: If the type already has an adapter, unless `exist_ok`.
     """
     if not (isinstance(adapter, type) and issubclass(adapter, EncoderAdapter)):
         raise TypeError(f"The adapter of '{model_type}' must be a subclass of EncoderAdapter, got {adapter!r}.")
-    if model_type in ADAPTERS:
+    if model_type in ADAPTERS and not exist_ok:
         raise ValueError(
-            f"There is an adapter for '{model_type}' already, {ADAPTERS[model_type].__name__}: choose another name."
+            f"There is an adapter for '{model_type}' already, {ADAPTERS[model_type].__name__}: pass exist_ok=True to "
+            "replace it."
         )
     ADAPTERS[model_type] = adapter
 

@@ -1,7 +1,6 @@
 """DCAL models: Dual Cross-Attention Learning on any transformers ViT (https://huggingface.co/papers/2205.02151)."""
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, 
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
+from .inputs_dcal import check_images, check_pairs
 from .loading_dcal import NEW_PARTS, check_complete, check_encoder, check_finite, naming
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
@@ -139,9 +139,15 @@ class DCALPreTrainedModel(PreTrainedModel):
                 `id2label`, the checkpoint's labels are kept.
 
         Raises:
+            TypeError: If `backbone` is a model.
             ValueError: If the type of the backbone is not supported, the configuration is invalid, or tensors of the
                 checkpoint are missing, damaged or not finite; the message names them.
         """
+        if not isinstance(backbone, str | Path | PreTrainedConfig):
+            raise TypeError(
+                "from_backbone takes the Hub id, folder or configuration of an encoder, not "
+                f"{type(backbone).__name__}: save a model with save_pretrained, and pass the folder."
+            )
         config_kwargs = {**cls.config_defaults, **config_kwargs}
         pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
         is_config = isinstance(backbone, PreTrainedConfig)
@@ -222,6 +228,7 @@ class DCALModel(DCALPreTrainedModel):
                 Return the rollout even if no branch uses it.
 
         Raises:
+            TypeError: If `pixel_values` or `pairs` are not tensors.
             ValueError: If the image size differs from the model's, if `pairs` has an invalid or repeated index, or if
                 pairs are given and the model has no PWCA branch.
         """
@@ -258,11 +265,7 @@ class DCALModel(DCALPreTrainedModel):
 
     def check_inputs(self, pixel_values: Tensor, has_pair: bool, output_rollout: bool) -> None:
         """Raises a `ValueError` if the model cannot take these inputs."""
-        if tuple(pixel_values.shape[-2:]) != tuple(self.config.image_size):
-            raise ValueError(
-                f"pixel_values have {tuple(pixel_values.shape[-2:])} pixels, but the model takes "
-                f"{tuple(self.config.image_size)}: resize them, or build the model with their image_size."
-            )
+        check_images(pixel_values, tuple(self.config.image_size))
         if has_pair and not self.config.uses_pwca:
             raise ValueError(
                 f"A pair was given, but the model has no PWCA branch (branches={self.config.branches}, "
@@ -363,30 +366,6 @@ class DCALModel(DCALPreTrainedModel):
                 scores = torch.rand(tokens.size(0), tokens.size(1) - prefix, device=tokens.device)
             indices = top_patches(scores, self.config.num_local_queries)
         return rollout, indices
-
-
-def check_pairs(pairs: Tensor, batch_size: int) -> None:
-    """
-    Raises:
-        ValueError: If `pairs` is not an int64 tensor of shape `(P, 2)`. On the CPU, where reading values needs no
-            synchronisation, also if an index is out of range or repeated other than as `[i, i]`.
-    """
-    if pairs.dtype != torch.int64 or pairs.dim() != 2 or pairs.size(1) != 2:
-        raise ValueError(
-            f"pairs must be int64 of shape (P, 2), one row for each two images that distract each other, got "
-            f"{pairs.dtype} of shape {tuple(pairs.shape)}."
-        )
-    if pairs.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    named = [image for first, second in pairs.tolist() for image in {first, second}]
-    for image, count in Counter(named).items():
-        if not 0 <= image < batch_size:
-            raise ValueError(f"pairs contains image {image}, but the batch has images 0 to {batch_size - 1}.")
-        if count > 1:
-            raise ValueError(
-                f"pairs contains image {image} in {count} rows: an image can have only one partner (itself in a row "
-                f"[{image}, {image}])."
-            )
 
 
 def paired_images(pairs: Tensor | None, pair_noise: bool, hidden_states: Tensor) -> Tensor | None:

@@ -1,13 +1,22 @@
 """Image sizes, patch grids and position embeddings."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 
 def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """`448` -> `(448, 448)`; `[256, 128]` -> `(256, 128)`, in (height, width) order."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    """`448` -> `(448, 448)`; `[256, 128]` -> `(256, 128)`, in (height, width) order.
+
+    Raises:
+        ValueError: For anything but one or two integers.
+    """
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(number, Integral) for number in pair):
+        raise ValueError(f"A size in pixels must be one integer, or two (height, width), got {size!r}.")
+    return int(pair[0]), int(pair[1])
 
 
 def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:

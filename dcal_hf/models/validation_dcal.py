@@ -1,5 +1,8 @@
 """The values that a DCAL configuration accepts. Each check raises a `ValueError` that says what to change."""
 
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
 from math import pi
 
 from transformers import PreTrainedConfig
@@ -82,17 +85,32 @@ def check_switches(config: PreTrainedConfig) -> None:
         "glca_scope": ("global", "local"),
         "glca_readout": ("local", "cls"),
         "loss_weighting": ("uncertainty", "equal"),
-        "neck_feature": ("before", "after") if config.neck else ("before",),
-        "identity_loss": ("cross_entropy", "arcface") if config.neck else ("cross_entropy",),
+        "neck_feature": ("before", "after"),
+        "identity_loss": ("cross_entropy", "arcface"),
     }
     for name, choices in switches.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"{name}='{getattr(config, name)}' is unknown; choose one of {', '.join(choices)}.")
+    for name, choice in {"neck_feature": "after", "identity_loss": "arcface"}.items():
+        if getattr(config, name) == choice and not config.neck:
+            raise ValueError(f"{name}='{choice}' needs a neck: set neck=True, as DCALForReID does.")
     if config.loss_weighting == "equal" and config.initial_log_var != 0:
         raise ValueError(
             f"initial_log_var={config.initial_log_var} has no effect with loss_weighting='equal', which has no "
             "log-variances: leave it out."
         )
+
+
+def check_known(config: PreTrainedConfig, names: Iterable[str]) -> None:
+    """Unknown fields must be neither misspelt nor fields of the backbone: they would have no effect."""
+    own = [field.name for field in fields(config)]
+    for name in names:
+        if hasattr(type(config), name):
+            continue
+        if alike := get_close_matches(name, own, n=1, cutoff=0.8):
+            raise ValueError(f"DCALConfig has no field '{name}', but '{alike[0]}'.")
+        if name in config.backbone_config.to_dict():
+            raise ValueError(f"DCALConfig has no field '{name}', but the encoder has: set it in backbone_config.")
 
 
 def check_resizing(config: PreTrainedConfig, saved_size: int | list[int] | None) -> None:
@@ -107,4 +125,4 @@ def check_resizing(config: PreTrainedConfig, saved_size: int | list[int] | None)
 CHECKS = (check_image_size, check_branches, check_blocks, check_ratios, check_switches)
 
 
-__all__ = ["BRANCHES", "CHECKS", "INFERENCE_BRANCHES", "check_resizing"]
+__all__ = ["BRANCHES", "CHECKS", "INFERENCE_BRANCHES", "check_known", "check_resizing"]

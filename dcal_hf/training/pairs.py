@@ -19,13 +19,16 @@ from torch.utils.data import Dataset, Sampler
 from ..models.loss_dcal import IGNORED
 
 
+BUILT_IN = ("any", "inter_class", "intra_class", "half", "noise")
 # `register_pair_strategy` adds to both.
-PAIR_SAMPLING = ["any", "inter_class", "intra_class", "half", "noise"]
+PAIR_SAMPLING = list(BUILT_IN)
 # Which classes may be paired, as a function of two arrays of classes; strategies that are missing here allow all.
 RULES: dict[str, Callable[[Any, Any], Any]] = {"inter_class": operator.ne, "intra_class": operator.eq}
 
 
-def register_pair_strategy(name: str, allows: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+def register_pair_strategy(
+    name: str, allows: Callable[[np.ndarray, np.ndarray], np.ndarray], exist_ok: bool = False
+) -> None:
     """Adds a value of `pair_sampling`: two images may distract each other if their classes are allowed to.
 
     Args:
@@ -33,16 +36,20 @@ def register_pair_strategy(name: str, allows: Callable[[np.ndarray, np.ndarray],
         allows (`Callable`):
             Two arrays of classes (N,), int64 -> bool (N,), whether each two may be paired. Must be symmetric and
             depend on the classes only. Data-loading processes that do not fork import it by its name.
+        exist_ok (`bool`, *optional*, defaults to `False`): Whether to replace a registered strategy of this name.
 
     Raises:
         TypeError: If `allows` is not callable.
-        ValueError: If there is a strategy of this name already.
+        ValueError: If there is a strategy of this name already, unless it was registered and `exist_ok`.
     """
     if not callable(allows):
         raise TypeError(f"The pair strategy '{name}' must be a function of two arrays of classes, got {allows!r}.")
-    if name in PAIR_SAMPLING:
+    if name in BUILT_IN:
         raise ValueError(f"There is a pair strategy '{name}' already: choose another name.")
-    PAIR_SAMPLING.append(name)
+    if name in RULES and not exist_ok:
+        raise ValueError(f"There is a pair strategy '{name}' already: pass exist_ok=True to replace it.")
+    if name not in RULES:
+        PAIR_SAMPLING.append(name)
     RULES[name] = allows
 
 

@@ -69,11 +69,22 @@ def test_the_number_of_local_queries_is_rounded_down_to_at_least_one(ratio, quer
         ({"branches": ("sa", "swa")}, "must name one or more"),
         ({"inference_branches": ("pwca",)}, r"inference_branches=\('pwca',\) must name one or more"),
         ({"branches": ("sa",), "inference_branches": ("glca",)}, "have a classifier"),
+        ({"neck_feature": "after"}, "neck_feature='after' needs a neck: set neck=True"),
+        ({"neck_feature": "both"}, "neck_feature='both' is unknown; choose one of before, after"),
+        ({"identity_loss": "arcface"}, "identity_loss='arcface' needs a neck"),
+        ({"image_size": (448,)}, r"must be one integer, or two \(height, width\), got \(448,\)"),
+        ({"local_query_ration": 0.3}, "DCALConfig has no field 'local_query_ration', but 'local_query_ratio'"),
+        ({"hidden_dropout_prob": 0.1}, "no field 'hidden_dropout_prob', but the encoder has: set it in"),
     ],
 )
 def test_invalid_fields_raise_clear_errors(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         DCALConfig(**fields)
+
+
+def test_fields_of_transformers_are_kept():
+    config = DCALConfig(num_labels=4, attn_implementation="eager", name_or_path="x", auto_map={}, note="own")
+    assert (config.num_labels, config._attn_implementation, config.note) == (4, "eager", "own")
 
 
 def test_the_ratio_is_exact_in_decimal():

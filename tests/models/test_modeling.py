@@ -2,10 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel, ViTConfig
+from transformers import AutoModel, ViTConfig, ViTModel
 from transformers.testing_utils import CaptureLogger
 from transformers.utils.logging import get_logger
 
@@ -307,6 +308,31 @@ def test_sa_only_adds_no_parameters_to_the_encoder(vit_config):
 def test_invalid_inputs_raise_clear_errors(vit_config, kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         classifier(vit_config, branches=("sa", "glca"))(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("pixel_values", "pairs", "sentence"),
+    [
+        (np.zeros((2, 3, 32, 32)), None, "pixel_values must be a tensor .* return_tensors='pt', got ndarray"),
+        ([torch.zeros(3, 32, 32)], None, "pixel_values must be a tensor .*, got list"),
+        (torch.zeros(3, 32, 32), None, r"also for a single image, got \(3, 32, 32\)"),
+        (torch.zeros(2, 3, 32, 32), [[0, 1]], r"pairs must be a tensor of shape \(P, 2\), int64, got list"),
+        (torch.zeros(2, 3, 32, 32), np.array([[0, 1]]), "pairs must be a tensor .*, got ndarray"),
+    ],
+)
+def test_inputs_must_be_tensors(vit_config, pixel_values, pairs, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        classifier(vit_config)(pixel_values, pairs=pairs)
+
+
+def test_a_model_is_no_encoder_to_build_from(vit_config):
+    with pytest.raises(TypeError, match="folder or configuration of an encoder, not ViTModel: save a model"):
+        DCALForImageClassification.from_backbone(ViTModel(vit_config), num_labels=3)
+
+
+def test_several_classes_per_image_are_rejected(vit_config):
+    with pytest.raises(ValueError, match="'multi_label_classification' is not supported: each image has"):
+        classifier(vit_config, problem_type="multi_label_classification")
 
 
 def test_a_single_class_is_rejected(vit_config):
