@@ -52,7 +52,7 @@ class DCALOptions:
         default=None, metadata={"help": "rollout, last_layer, similarity or random."}
     )
     glca_scope: str | None = field(default=None, metadata={"help": "global or local keys and values for GLCA."})
-    glca_readout: str | None = field(default=None, metadata={"help": "GLCA reads cls, or local: the selected patches."})
+    glca_readout: str | None = field(default=None, metadata={"help": "GLCA reads cls or local: the selected patches."})
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth rate of the last block."})
     loss_weighting: str | None = field(
         default=None, metadata={"help": "uncertainty (learned) or equal weights of the branch losses."}
