@@ -8,7 +8,7 @@
     python recipes/gallery.py remove --gallery_dir gallery --images old.jpg
 
 If a gallery has other columns, such as identity, `--columns` gives their values for added images, and selects images
-to remove:
+to remove. A bbox, `[x, y, width, height]` in pixels, says which part of an image to embed:
 
     python recipes/gallery.py add --gallery_dir gallery --model_name_or_path out --images berta --columns \
         '{"identity": "Berta"}'
@@ -99,30 +99,46 @@ def main() -> None:
 
 
 def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
-    """Adds the images whose paths are not in the gallery yet."""
+    """Adds the images that are not in the gallery yet, or the part `bbox` of each, if there is such a column."""
     given = [str(Path(path).resolve()) for path in find_images(args.images)]
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(args.gallery_dir, model_fingerprint(model))
-    known = set(paths(gallery))
-    new = [path for path in dict.fromkeys(given) if path not in known]
     values = read_columns(args.columns, gallery.items.features)
-    missing = [name for name in gallery.items.column_names if name != "image" and name not in values]
+    missing = [name for name in gallery.items.column_names if name not in ("image", "bbox", *values)]
     if missing:
         example = json.dumps({name: "..." for name in missing})
         raise ValueError(f"The gallery has the column {missing[0]}, too: give its value by --columns '{example}'.")
+    if "bbox" in gallery.items.column_names:
+        values.setdefault("bbox", None)
+    known = {path for path, box in zip(paths(gallery), boxes(gallery)) if box == values.get("bbox")}
+    new = [path for path in dict.fromkeys(given) if path not in known]
     if new:
-        images = Dataset.from_dict({"image": new})
+        parts = {"bbox": [values["bbox"]] * len(new)} if "bbox" in values else {}
+        images = Dataset.from_dict({"image": new, **parts})
         embeddings = embed_images(
             model, processor, images, skip_broken=args.skip_broken, **checkpoint_args.reader_kwargs
         )
         kept = readable_rows(embeddings)
         new = [new[row] for row in kept]
     if new:
+        add_class_names(gallery, values)
+        features = gallery.items.features
         records = {"image": [as_image(path, gallery) for path in new]}
-        records |= {name: [value] * len(new) for name, value in values.items()}
-        gallery.add(embeddings[kept], Dataset.from_dict(records, features=gallery.items.features))
+        records |= {name: [value] * len(new) for name, value in class_numbers(values, features).items()}
+        gallery.add(embeddings[kept], Dataset.from_dict(records, features=features))
         gallery.save(args.gallery_dir)
     print(f"{len(new)} of {len(given)} images are new; the gallery {args.gallery_dir} has {len(gallery):,} now.")
+
+
+def add_class_names(gallery: GalleryIndex, values: dict[str, Any]) -> None:
+    """Adds names of classes, such as new individuals, which the gallery lacks; the numbers of the others stay."""
+    features = gallery.items.features.copy()
+    for name, value in values.items():
+        if isinstance(features[name], ClassLabel) and isinstance(value, str) and value not in features[name].names:
+            features[name] = ClassLabel(names=[*features[name].names, value])
+            print(f"{name} {value!r} is new.")
+    if features != gallery.items.features:
+        gallery.items = gallery.items.cast(features)
 
 
 def remove(args: RemoveArguments) -> None:
@@ -155,7 +171,7 @@ def chosen_rows(gallery: GalleryIndex, args: RemoveArguments) -> list[int]:
                 raise ValueError(f"--images {name}: {args.gallery_dir} has no image of that path or in such a folder.")
             found.update(own)
         return sorted(found)
-    values = read_columns(args.columns, gallery.items.features)
+    values = class_numbers(read_columns(args.columns, gallery.items.features), gallery.items.features)
     columns = [gallery.items[name][:] for name in values]
     rows = [row for row, found in enumerate(zip(*columns)) if list(found) == list(values.values())]
     if not rows:
@@ -174,7 +190,7 @@ def show(args: ShowArguments) -> None:
     gone = [path for path in paths(gallery) if path and Path(path).is_absolute() and not Path(path).exists()]
     if gone:
         print(f"{len(gone):,} of the image files are gone, the first is {gone[0]}")
-    for name in others:
+    for name in (name for name in others if name != "bbox"):
         counts = Counter(named(gallery.items.features, name, value) for value in gallery.items[name][:])
         most = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(5))
         print(f"{name}: {len(counts):,} different, most often {most}")
@@ -184,10 +200,10 @@ def show(args: ShowArguments) -> None:
 
 
 def read_columns(text: str, features: Features) -> dict[str, Any]:
-    """The values of columns from JSON; names of classes become their numbers.
+    """The values of columns from JSON.
 
     Raises:
-        ValueError: If it is no such JSON, or the gallery has no such column or class.
+        ValueError: If it is no such JSON, or the gallery has no such column.
     """
     try:
         values = json.loads(text)
@@ -195,15 +211,34 @@ def read_columns(text: str, features: Features) -> dict[str, Any]:
         raise ValueError(f"--columns takes JSON, such as '{EXAMPLE}', not {text!r}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"--columns takes JSON of names and values, such as '{EXAMPLE}', not {text}.")
-    for name, value in values.items():
+    for name in values:
         if name not in features or name == "image":
             others = ", ".join(column for column in features if column != "image") or "none but image"
             raise ValueError(f"--columns: the gallery has no column {name!r}; it has {others}.")
+    box = values.get("bbox")
+    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
+    if box is not None and not is_box:
+        raise ValueError(
+            f"--columns: bbox is [x, y, width, height] in pixels, or null for the whole image, not {box!r}."
+        )
+    return values
+
+
+def class_numbers(values: dict[str, Any], features: Features) -> dict[str, Any]:
+    """
+    Args:
+        values (`dict`): Values of columns; those that are names of classes are replaced by their numbers.
+
+    Raises:
+        ValueError: If the gallery has no such class.
+    """
+    numbers = dict(values)
+    for name, value in values.items():
         if isinstance(features[name], ClassLabel) and isinstance(value, str):
             if value not in features[name].names:
                 raise ValueError(f"--columns: {name} {value!r} is none of {', '.join(features[name].names[:10])}, ...")
-            values[name] = features[name].str2int(value)
-    return values
+            numbers[name] = features[name].str2int(value)
+    return numbers
 
 
 def describe(item: dict[str, Any], features: Features) -> list[Any]:
@@ -218,6 +253,11 @@ def named(features: Features, name: str, value: Any) -> Any:
 
 def paths(gallery: GalleryIndex) -> list[str]:
     return [path_of(image) for image in gallery.items["image"]]
+
+
+def boxes(gallery: GalleryIndex) -> list[list[float] | None]:
+    """The part of each image that was embedded; None for all of it."""
+    return gallery.items["bbox"][:] if "bbox" in gallery.items.column_names else [None] * len(gallery)
 
 
 def path_of(image: dict | str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForImageClassification
@@ -106,6 +107,37 @@ def test_show_tells_how_it_was_made_and_what_is_in_it(run, gallery, photographs,
         "     row  image, identity",
         f"       1  {photographs[1]}, Berta",
     ]
+
+
+def test_a_new_individual_is_added(run, gallery, checkpoint, photographs, capsys):
+    add = ["add", "--model_name_or_path", checkpoint, "--images"]
+    run(*add, photographs[3], "--columns", '{"identity": "Cora"}')
+    assert "identity 'Cora' is new" in capsys.readouterr().out
+    run(*add, photographs[4], "--columns", '{"identity": "Cora"}')
+    assert "is new" not in capsys.readouterr().out
+    found = GalleryIndex.load(gallery).items
+    assert found.features["identity"].names == ["Anton", "Berta", "Cora"] and found["identity"][:] == [0, 1, 1, 2, 2]
+
+
+def test_a_part_of_a_photograph_is_embedded_and_shown(run, gallery, checkpoint, photographs, capsys):
+    box, two = [2.0, 2.0, 8.0, 8.0], Path(photographs[4]).with_name("crop.png")
+    Image.open(photographs[0]).crop((2, 2, 10, 10)).save(two)
+    found = GalleryIndex.load(gallery)
+    found.items = found.items.add_column("bbox", [None] * 3, feature=List(Value("float64")))
+    found.save(gallery)
+    columns = {"identity": "Anton", "bbox": box}
+    run("add", "--model_name_or_path", checkpoint, "--images", photographs[0], "--columns", json.dumps(columns))
+    run("add", "--model_name_or_path", checkpoint, "--images", two, "--columns", '{"identity": "Berta"}')
+    found = GalleryIndex.load(gallery)
+    assert found.items["image"][3:] == [photographs[0], str(two)] and found.items["bbox"][3:] == [box, None]
+    part, whole = found.index.index.reconstruct(3), found.index.index.reconstruct(4)
+    assert np.allclose(part, whole, atol=1e-5)
+    run("add", "--model_name_or_path", checkpoint, "--images", photographs[0], "--columns", json.dumps(columns))
+    assert "0 of 1 images are new" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="bbox is .x, y, width, height. in pixels, or null .*, not '2 2'"):
+        run("remove", "--columns", '{"bbox": "2 2"}')
+    run("show")
+    assert "3  " + photographs[0] + f", Anton, {box}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
