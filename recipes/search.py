@@ -36,6 +36,7 @@ from datasets import Dataset
 from embed import CheckpointArguments
 from gallery import describe
 from loading import load_checkpoint
+from predict import find_images
 from transformers import PreTrainedModel
 from verify import load_threshold
 
@@ -49,7 +50,7 @@ class SearchArguments:
     """Gallery, query images and output."""
 
     gallery_dir: str = field(metadata={"help": "Folder of the gallery."})
-    images: list[str] = field(metadata={"help": "Query images."})
+    images: list[str] = field(metadata={"help": "Query images or folders of query images."})
     output_dir: str = field(metadata={"help": "Folder for matches.csv and ranked_list.png."})
     top_k: int = field(default=10, metadata={"help": "Number of items to find for each image."})
     search_parameters: str = field(
@@ -89,15 +90,16 @@ def main() -> None:
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
     gallery.set_search_parameters(**json.loads(search_args.search_parameters))
     threshold = read_threshold(search_args.threshold, checkpoint_args, model, gallery)
-    queries = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in search_args.images]})
-    embeddings = embed_images(model, processor, queries, **checkpoint_args.reader_kwargs)
+    queries = find_images(search_args.images)
+    images = Dataset.from_dict({"image": [str(Path(query).resolve()) for query in queries]})
+    embeddings = embed_images(model, processor, images, **checkpoint_args.reader_kwargs)
     results = search(gallery, embeddings, search_args.top_k)
     columns = ["image", *(name for name in gallery.items.column_names if name != "image")]
     output_dir, num_shown = Path(search_args.output_dir), search_args.matches_in_picture
-    report(search_args.images, results, columns, threshold, output_dir)
+    report(queries, results, columns, threshold, output_dir)
     if num_shown > 0:
         shown = [matches[:num_shown] for matches in results]
-        save_picture(search_args.images, shown, output_dir, checkpoint_args.max_pixels)
+        save_picture(queries, shown, output_dir, checkpoint_args.max_pixels)
 
 
 def read_threshold(

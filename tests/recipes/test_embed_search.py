@@ -211,21 +211,24 @@ def test_missing_images_are_named(import_recipe, options, message):
 
 
 def test_a_table_is_embedded_by_its_boxes(tmp_path, run_main, model):
-    """The half of a photograph that the table names is found again as a photograph of its own."""
-    rows = ["path,identity,bbox"]
+    """The half of a photograph that the table names is found again as a photograph of its own, in a folder."""
+    rows, halves = ["path,identity,bbox"], tmp_path / "halves"
+    halves.mkdir()
     for number in range(4):
         picture = noise_picture(number, width=40, height=20)
         picture.save(tmp_path / f"{number}.png")
-        picture.crop((20, 0, 40, 20)).save(tmp_path / f"half {number}.png")
+        picture.crop((20, 0, 40, 20)).save(halves / f"{number}.png")
         rows += [f'{number}.png,{side} {number},"[{left}, 0, 20, 20]"' for side, left in (("a", 0), ("b", 20))]
     (tmp_path / "rows.csv").write_text("\n".join(rows))
     options = {"model_name_or_path": model, "dataset_name": tmp_path / "rows.csv", "task": "reid", "split": "train"}
     run_main("embed", **options, output_dir=tmp_path / "gallery")
     run_main(
         "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", output_dir=tmp_path / "answer", top_k=2,
-        images=[tmp_path / "half 2.png"],
+        images=[halves],
     )
     with (tmp_path / "answer" / "matches.csv").open(newline="") as file:
-        best = next(csv.DictReader(file))
+        found = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    assert [row["query"] for row in found] == [str(halves / f"{number}.png") for number in range(4)]
+    best = found[2]
     assert best["identity"] == "b 2" and float(best["distance"]) < 1e-3 and best["bbox"] == "[20.0, 0.0, 20.0, 20.0]"
     assert (tmp_path / "answer" / "ranked_list.png").exists()
