@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -97,10 +99,15 @@ class ModelArguments(DCALOptions):
     )
 
     def __post_init__(self):
-        if (self.model_name_or_path is None) == (self.backbone_config is None):
+        if self.model_name_or_path is None and self.backbone_config is None:
             raise ValueError(
                 "Give either --model_name_or_path, to start from a checkpoint, or --backbone_config, to start "
                 "from scratch."
+            )
+        if self.model_name_or_path is not None and self.backbone_config is not None:
+            raise ValueError(
+                "--backbone_config starts from scratch, and --model_name_or_path from a checkpoint: give only one of "
+                "them."
             )
         if self.image_size is not None and len(self.image_size) > 2:
             raise ValueError(f"--image_size takes one or two numbers, got {self.image_size}.")
@@ -163,7 +170,15 @@ def parse_arguments(
     try:
         return _parsed(parser, options + argv[1:], files)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}, or an option after it: {reason_of(error)}.") from error
+        raise ValueError(f"{origin_of(reason_of(error), path, options, argv[1:])}{reason_of(error)}.") from error
+
+
+def origin_of(message: str, path: Path, options: Sequence[str], argv: Sequence[str]) -> str:
+    """The start of an error message: the configuration, unless the first option or value named was given after it."""
+    named = re.search(r"--\w+|(?<=')[^']+(?=')", message)
+    if named is not None and named[0] in argv:
+        return ""
+    return f"{path}: " if named is not None and named[0] in options else f"{path}, or an option after it: "
 
 
 class _RaisingParser(HfArgumentParser):
@@ -177,7 +192,24 @@ def _parsed(parser: HfArgumentParser, argv: list[str], files: str | None) -> tup
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
     if unknown:
         raise ValueError(unknown_option(unknown[0], list(parser._option_string_actions)))
+    for group in parsed:
+        if getattr(group, "output_dir", None) is not None:
+            check_output_dir(Path(group.output_dir))
     return tuple(parsed) if files is None else (*parsed[:-1], parsed[-1].files)
+
+
+def check_output_dir(folder: Path) -> None:
+    """Finds, before hours of work, that an output folder cannot be written.
+
+    Raises:
+        NotADirectoryError: If it is a file, or below one.
+        PermissionError: If it is not writable, or the folder that it would be created in.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder}: {existing} is a file; give the path of a folder.")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"--output_dir {folder}: {existing} is not writable; give another folder.")
 
 
 def require_at_least(minimum: float, args: Any, *names: str) -> None:
@@ -211,10 +243,10 @@ def find_configuration(name: str) -> Path:
         return path
     known = {own.stem: own for own in sorted(CONFIGURATIONS.glob("*.yaml"))}
     if name not in known:
-        raise FileNotFoundError(
-            f"There is no configuration '{name}': give the path of a .yaml or .json file, or one of "
-            f"{', '.join(known)}."
-        )
+        close = difflib.get_close_matches(name, known, n=1)
+        others = f"give the path of a .yaml or .json file, or one of {', '.join(known)}."
+        hint = f"did you mean '{close[0]}'?" if close else others
+        raise FileNotFoundError(f"There is no configuration '{name}': {hint}")
     return known[name]
 
 

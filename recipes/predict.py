@@ -161,7 +161,7 @@ def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
         if Path(path).parent.name not in numbers:
             raise ValueError(
                 f"--labelled: {path} lies in a folder that is named after none of the model's {len(names)} classes "
-                f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})."
+                f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): rename it, or leave out --labelled."
             )
     return [numbers[Path(path).parent.name] for path in paths]
 

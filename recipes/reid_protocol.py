@@ -32,7 +32,10 @@ def prepare_open_set(dataset: datasets.DatasetDict, protocol: str, training_args
     if not training_args.open_set or not {"query", "gallery"} <= set(dataset):
         return
     if not has_new:
-        raise ValueError("--open_set needs queries of individuals that the gallery lacks, and there are none.")
+        raise ValueError(
+            "--open_set needs queries of individuals that the gallery lacks, and there are none; --protocol open_set "
+            "makes such queries of your own images."
+        )
     gallery = RetrievalProtocol(**protocol_columns(dataset["gallery"], dataset["gallery"]))
     has_pair = any(len(gallery.matches(item)) > 0 for item in range(len(gallery.gallery_ids)))
     if training_args.open_set_threshold is None and not has_pair:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Descriptions for the model card and the log.
 PROTOCOLS = {
-    "disjoint": "disjoint set: individuals that are trained on are not searched for, if the splits are made here",
+    "disjoint": "disjoint set: query and gallery have no individuals of train, unless the data set's own splits do",
     "closed_set": "closed set: the gallery is train, the queries are other images of the individuals in it",
     "open_set": "open set: the gallery is train, the queries show individuals in it and new ones",
     "time": "split by time: the gallery is train, the queries are from later days and may show new individuals",
@@ -267,7 +267,7 @@ def describe_use(photographs: Photographs, result: Split) -> str:
     for part, rows in result.parts.items():
         unknown = photographs.is_unknown[rows]
         fact = f"{part}: {len(rows)} images of {len(np.unique(photographs.identities[rows[~unknown]]))} individuals"
-        facts.append(fact + (f" and {unknown.sum()} of unknown ones" if unknown.any() else ""))
+        facts.append(fact + (f", {unknown.sum()} of them of unknown ones" if unknown.any() else ""))
     if {"query", "gallery"} <= set(result.parts):
         query = result.parts["query"]
         new = query[~photographs.is_known_in(query, result.parts["gallery"])]

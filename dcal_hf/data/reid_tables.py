@@ -209,7 +209,7 @@ def _require(table: Table, *names: str) -> None:
     if missing:
         raise ValueError(
             f"{table.where} has no column {' and no column '.join(map(repr, missing))}; it has "
-            f"{one_line(', '.join(table.columns))}"
+            f"{one_line(', '.join(table.columns))}; rename its columns, or add the missing one"
         )
 
 

@@ -91,7 +91,7 @@ def load_folder(
         except FileNotFoundError as error:
             # Between the two renames of a writer the folder does not exist.
             if not being_replaced:
-                raise FileNotFoundError(f"There is no {path}.") from error
+                raise FileNotFoundError(f"There is no {path}; check the path of the folder.") from error
             time.sleep(PAUSE)
             continue
         with file:

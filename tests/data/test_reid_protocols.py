@@ -132,7 +132,7 @@ def test_disjoint(frame, folder, caplog):
     assert len(names["train"]) == 6 and "unknown" not in {*found["train"]["identity"], *found["query"]["identity"]}
     unknown = frame[frame["identity"] == "unknown"]
     assert sorted(found["gallery"].query("identity == 'unknown'")["path"]) == sorted(unknown["path"])
-    assert f"of 3 individuals and {len(unknown)} of unknown ones; left out: nothing" in caplog.text
+    assert f"of 3 individuals, {len(unknown)} of them of unknown ones; left out: nothing" in caplog.text
     assert "train and query share 0 images and 0 individuals" in caplog.text
 
 
