@@ -5,7 +5,7 @@
     dcal embed --help
 
 It imports nothing of the package itself; each recipe imports what it needs when it runs. A user error ends with one
-sentence; `DCAL_DEBUG=1` shows the traceback.
+sentence, and so does Ctrl-C; `DCAL_DEBUG=1` shows the traceback.
 """
 
 import difflib
@@ -44,7 +44,7 @@ def usage() -> str:
             "commands (dcal COMMAND --help lists the options):",
             *lines,
             "",
-            textwrap.fill("configurations that come along: " + ", ".join(names), 100, subsequent_indent="  "),
+            textwrap.fill("bundled configurations: " + ", ".join(names), 100, subsequent_indent="  "),
         ]
     )
 
@@ -71,10 +71,11 @@ def main() -> None:
             print(import_module("usage").help_text(script, f"dcal {command}", rest[0], names))
             return
         import_module(COMMANDS[command][0]).main()
-    except MISTAKES as error:
+    except (*MISTAKES, KeyboardInterrupt) as error:
         if os.environ.get("DCAL_DEBUG"):
             raise
-        raise SystemExit(f"dcal {command}: {error}") from None
+        reason = f"interrupted. {error}".strip() if isinstance(error, KeyboardInterrupt) else error
+        raise SystemExit(f"dcal {command}: {reason}") from None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,8 @@ import transformers
 from arguments import ModelArguments
 from console import print_training
 from loading import read_config, read_processor
-from transformers import AutoConfig, BaseImageProcessor, ViTImageProcessor, set_seed
+from transformers import AutoConfig, BaseImageProcessor, TrainerState, ViTImageProcessor, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.models import DCALPreTrainedModel
@@ -39,6 +41,8 @@ def set_up_logging(level: int) -> None:
     )
     # Messages about which part of a data set is used are always shown.
     logging.getLogger("dcal_hf.data").setLevel(min(level, logging.INFO))
+    # transformers asks for pinned memory everywhere; torch warns for each loader where there is no accelerator.
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true", module="torch.utils.data")
     datasets.utils.logging.set_verbosity(level)
     transformers.utils.logging.set_verbosity(level)
 
@@ -98,7 +102,7 @@ def load_model(
         trains (`bool`): Whether the model is trained, so that classes missing from a checkpoint are added to it.
 
     Raises:
-        ValueError: If `--image_size` is given for a DCAL checkpoint, or its classes do not fit; see [`fit_classes`].
+        ValueError: If `--image_size` is not that of a DCAL checkpoint, or its classes do not fit; see [`fit_classes`].
     """
     labels = {}
     if names is not None:
@@ -110,8 +114,7 @@ def load_model(
         backbone, config = source, read_config(source, **hub_kwargs)
         processor = read_processor(model_args.image_processor_name or source, **hub_kwargs)
         if isinstance(config, DCALConfig):
-            if model_args.image_size is not None:
-                raise ValueError(f"--image_size: {source} is a DCAL checkpoint, of {tuple(config.image_size)} pixels.")
+            check_image_size(model_args, config)
             model = model_class.from_pretrained(source, **model_args.dcal_kwargs, **hub_kwargs)
             if names is not None:
                 fit_classes(model, source, names, trains, model_args.ignore_mismatched_sizes)
@@ -124,6 +127,19 @@ def load_model(
         **model_args.dcal_kwargs,
     )
     return model, prepare_processor(processor, model.config.image_size)
+
+
+def check_image_size(model_args: ModelArguments, config: DCALConfig) -> None:
+    """
+    Raises:
+        ValueError: If `--image_size` is given, and another one than that of the checkpoint.
+    """
+    given = model_args.image_size
+    if given is not None and tuple(given * 2)[:2] != tuple(config.image_size):
+        raise ValueError(
+            f"--image_size: the checkpoint {model_args.model_name_or_path} takes images of "
+            f"{' x '.join(map(str, config.image_size))} pixels, which cannot be changed; leave out the option."
+        )
 
 
 def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], trains: bool, replaces: bool) -> None:
@@ -173,13 +189,29 @@ def train(trainer: DCALTrainer) -> None:
     checkpoint = trainer.args.resume_from_checkpoint
     if checkpoint == "last":
         checkpoint = last_checkpoint(trainer.args.output_dir)
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    metrics["train_samples"] = len(trainer.train_dataset)
+    first_step = 0 if checkpoint is None else trained_steps(checkpoint)
+    try:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    except KeyboardInterrupt as interruption:
+        if not checkpoint_folders(Path(trainer.args.output_dir)):
+            raise
+        raise KeyboardInterrupt(
+            "--resume_from_checkpoint last, added to the same command, resumes from the last checkpoint."
+        ) from interruption
     trainer.save_model()
-    trainer.save_metrics("train", metrics)
+    was_complete = trainer.state.global_step == first_step
+    if not was_complete:
+        metrics["train_samples"] = len(trainer.train_dataset)
+        trainer.save_metrics("train", metrics)
     if trainer.is_world_process_zero():
-        print_training(trainer, metrics)
+        print_training(trainer, None if was_complete else metrics)
     trainer.save_state()
+
+
+def trained_steps(checkpoint: str) -> int:
+    """The number of optimiser steps before a checkpoint; 0 if it has no such record, which the Trainer refuses."""
+    path = Path(checkpoint, TRAINER_STATE_NAME)
+    return TrainerState.load_from_json(str(path)).global_step if path.is_file() else 0
 
 
 def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[str, str | None]:

@@ -116,10 +116,12 @@ def print_epochs(trainer: DCALTrainer, title: str, key: str) -> None:
     trainer.add_callback(EpochLines(config.branches, title, key, result_rows(config.inference_branches)))
 
 
-def print_training(trainer: DCALTrainer, metrics: Mapping[str, float]) -> None:
-    """Prints how long training took, and which epoch is kept."""
+def print_training(trainer: DCALTrainer, metrics: Mapping[str, float] | None) -> None:
+    """Prints how long training took, and which epoch is kept; metrics are None for a run that was complete before."""
     state, args = trainer.state, trainer.args
     print(
+        f"The run was complete: {state.global_step:,} steps. Nothing was trained."
+        if metrics is None else
         f"Trained on {metrics['train_samples']:,} images, {state.global_step:,} steps, in "
         f"{duration(metrics['train_runtime'])}; mean loss {metrics['train_loss']:.4f}."
     )

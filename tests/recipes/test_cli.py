@@ -5,6 +5,8 @@ import builtins
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -63,9 +65,16 @@ def test_a_mistyped_command_suggests_the_nearest(dcal):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["fgvc", "quickstrat"], "^dcal fgvc: There is no configuration 'quickstrat': .* quickstart"),
-        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: .*: there is no option --epochs, but --num_train"),
-        (["fgvc", "quickstart", "oops"], "^dcal fgvc: .*: 'oops' belongs to no option"),
+        (["fgvc", "quickstrat"], "^dcal fgvc: There is no configuration 'quickstrat': did you mean 'quickstart'.$"),
+        (["fgvc", "turtles"], "^dcal fgvc: There is no configuration 'turtles': give .* or one of .* quickstart"),
+        (["fgvc", "quickstart", "--epochs", "3"], "^dcal fgvc: there is no option --epochs, but --num_train"),
+        (["fgvc", "quickstart", "--seed", "x"], "^dcal fgvc: argument --seed: invalid int value: 'x'.$"),
+        (["fgvc", "quickstart", "oops"], "^dcal fgvc: 'oops' belongs to no option"),
+        (["fgvc", "from_scratch"], "^dcal fgvc: .*from_scratch.yaml, or an option after it: Give the images"),
+        (
+            ["fgvc", "quickstart", "--model_name_or_path", "out/birds"],
+            "^dcal fgvc: .*quickstart.yaml: --backbone_config starts from scratch, .*: give only one of them.$",
+        ),
         (["reid", "--do_train"], "^dcal reid: Give either --model_name_or_path"),
     ],
 )
@@ -83,7 +92,7 @@ def test_a_configuration_that_transformers_cannot_read_prints_one_sentence(dcal,
 
 
 def test_every_error_that_is_raised_for_a_user_prints_one_sentence(import_recipe):
-    """Of the others, TypeErrors are mistakes in code, and KeyErrors are caught."""
+    """Of the others, TypeErrors are mistakes in code, KeyErrors are caught, and a KeyboardInterrupt is none."""
     raised = set()
     for folder in (RECIPES, RECIPES.parent / "dcal_hf"):
         for path in folder.rglob("*.py"):
@@ -92,7 +101,9 @@ def test_every_error_that_is_raised_for_a_user_prints_one_sentence(import_recipe
     errors = {name: value for name, value in vars(builtins).items() if name in raised}
     assert {"ValueError", "FileNotFoundError", "BlockingIOError", "FloatingPointError"} <= errors.keys()
     others = {name for name, error in errors.items() if not issubclass(error, import_recipe("cli").MISTAKES)}
-    assert others == {"TypeError", "KeyError", "AttributeError", "NotImplementedError", "SystemExit"}
+    assert others - {"KeyboardInterrupt"} == {
+        "TypeError", "KeyError", "AttributeError", "NotImplementedError", "SystemExit"
+    }
 
 
 def test_a_folder_that_another_process_writes_prints_one_sentence(dcal, tmp_path):
@@ -101,6 +112,32 @@ def test_a_folder_that_another_process_writes_prints_one_sentence(dcal, tmp_path
     with locked(tmp_path / ".gallery.lock", ""), pytest.raises(SystemExit, match="^dcal gallery: .*saved by process"):
         dcal(*remove)
     dcal(*remove)
+
+
+@pytest.mark.parametrize("below", ["", "/answer"])
+def test_an_output_folder_that_cannot_be_created_is_found_before_any_work(dcal, tmp_path, below):
+    (tmp_path / "notes.txt").touch()
+    options = {"model_name_or_path": "nobody/nothing", "images": "a.jpg", "output_dir": f"{tmp_path}/notes.txt{below}"}
+    with pytest.raises(SystemExit, match=f"^dcal predict: --output_dir .*: {tmp_path}/notes.txt is a file; give "):
+        dcal("predict", *(part for name, value in options.items() for part in (f"--{name}", value)))
+
+
+@pytest.mark.parametrize("advice", ["", "--resume_from_checkpoint last resumes."])
+def test_an_interruption_prints_one_sentence(dcal, import_recipe, monkeypatch, advice):
+    def interrupted() -> None:
+        raise KeyboardInterrupt(advice)
+
+    monkeypatch.setattr(import_recipe("gallery"), "main", interrupted)
+    with pytest.raises(SystemExit, match=f"^{f'dcal gallery: interrupted. {advice}'.strip()}$"):
+        dcal("gallery", "show")
+
+
+@pytest.mark.parametrize(("folder", "advice"), [("checkpoint-3", "^--resume_from_checkpoint last, "), ("other", "^$")])
+def test_an_interrupted_training_tells_how_to_resume(import_recipe, tmp_path, folder, advice):
+    (tmp_path / folder).mkdir()
+    args = SimpleNamespace(resume_from_checkpoint=None, output_dir=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt, match=advice):
+        import_recipe("common").train(SimpleNamespace(args=args, train=Mock(side_effect=KeyboardInterrupt)))
 
 
 def test_debug_shows_the_traceback(dcal, monkeypatch):

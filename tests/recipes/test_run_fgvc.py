@@ -324,23 +324,25 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == uninterrupted
 
 
-def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main):
-    options = {"data_dir": str(class_folder(tmp_path / "birds", "robin", "wren")), "disable_tqdm": True}
-    options |= {"save_steps": 1, "save_total_limit": 1, "max_steps": 3}
-    out = tmp_path / "out"
+def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, capsys):
+    options = {"disable_tqdm": True, "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
+    options["data_dir"], out = str(class_folder(tmp_path / "birds", "robin", "wren")), tmp_path / "out"
 
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-
     run_main(tmp_path, "--do_train", **options)
     before = files()
     with pytest.raises(ValueError, match="holds the checkpoints of an earlier run: .*last, .*--overwrite_output_dir"):
         run_main(tmp_path, "--do_train", **options)
     assert files() == before
     run_main(tmp_path, "--do_eval", **options)
-    run_main(tmp_path, "--do_train", "--resume_from_checkpoint", "last", **{**options, "max_steps": 4})
+    resume, results = ("--do_train", "--resume_from_checkpoint", "last"), (out / "train_results.json").read_bytes()
+    run_main(tmp_path, *resume, **options)
+    assert (out / "train_results.json").read_bytes() == results
+    assert "The run was complete: 2 steps. Nothing was trained.\n" in capsys.readouterr().out
+    run_main(tmp_path, *resume, **{**options, "max_steps": 3})
     (out / "checkpoint-best").mkdir()  # not a checkpoint of the Trainer
-    run_main(tmp_path, "--do_train", "--overwrite_output_dir", **{**options, "save_total_limit": 9, "max_steps": 2})
+    run_main(tmp_path, "--do_train", "--overwrite_output_dir", **{**options, "save_total_limit": 9})
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-best"}
 
 
@@ -383,8 +385,7 @@ LESS = [(["--freeze_backbone"], "True"), (["--layer_decay", "0.75"], "0.75"), ([
 def test_parameter_efficient_fine_tuning_saves_a_plain_model(tmp_path, run_main, arguments, value):
     folder = make_folder(tmp_path / "birds")
     run_main(tmp_path, "--do_train", "--do_eval", *arguments, data_dir=str(folder))
-    name = arguments[0].removeprefix("--")
-    assert f"| {name} | {value} |" in (tmp_path / "out" / "README.md").read_text()
+    assert f"| {arguments[0].removeprefix('--')} | {value} |" in (tmp_path / "out" / "README.md").read_text()
     _, report = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
 

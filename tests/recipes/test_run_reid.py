@@ -282,9 +282,9 @@ def test_fine_tuning_an_encoder_and_then_other_identities(tmp_path, run_main):
         save(tmp_path / "others" / f"{identity % 4 + 4}" / f"{identity}.png", identity % 4 + 4, identity)
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "out"), "ignore_mismatched_sizes": True}
     source |= {"dataset_name": None, "data_dir": str(tmp_path / "others"), "output_dir": str(tmp_path / "next")}
-    with pytest.raises(ValueError, match=r"--image_size: .* is a DCAL checkpoint, of \(16, 8\) pixels"):
-        run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, **source)
-    run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, image_size=None, **source)
+    with pytest.raises(ValueError, match=r"--image_size: .* takes images of 16 x 8 pixels, .*; leave out the option"):
+        run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, image_size=16, **source)
+    run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, **source)
     assert len(read_json(tmp_path / "next" / "config.json")["id2label"]) > 4
 
 
