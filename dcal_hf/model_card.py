@@ -43,7 +43,7 @@ class ModelCardFacts:
         metrics (`Mapping[str, float]`):
             The results, from 0 to 1. A key is the prefix of a branch followed by the key of a metric.
         hyperparameters (`Mapping[str, object]`):
-            Names and values of the hyperparameters.
+            Names and values of the hyperparameters; empty if the model was only evaluated.
         data (`Mapping[str, object]`):
             Names and values of facts about the data, such as the number of images and the seed of the split.
         task (`str`, *optional*, defaults to `"image-classification"`):
@@ -103,8 +103,8 @@ def write_model_card(
         facts (`ModelCardFacts`):
             The content of the card.
         template (`str` or `os.PathLike`, *optional*):
-            Another Jinja template. Its variables are `card_data`, `facts` and, in Markdown, `where`, `results`,
-            `data`, `training` and `versions`.
+            Another Jinja template. Its variables are `card_data`, `facts` and, in Markdown, `where`, `chosen_by`,
+            `results`, `data`, `training` and `versions`.
 
     Returns:
         `Path`: the path of the card.
@@ -116,6 +116,7 @@ def write_model_card(
         template_path=template,
         facts=facts,
         where=_where(facts),
+        chosen_by=facts.chosen_by and _metric_title(facts.chosen_by, facts.task),
         results=_results(facts),
         data=_table(("", ""), {"Data set": dataset, **layout, **facts.data}.items()),
         training=_table(("Setting", "Value"), _settings(facts.base_model, facts.hyperparameters).items()),
@@ -187,6 +188,12 @@ def _where(facts: ModelCardFacts) -> str:
     if facts.dataset_layout is not None:
         where += f" (in the layout of {facts.dataset_layout})"
     return where if facts.dataset_split is None else f"{where}, {facts.dataset_split}"
+
+
+def _metric_title(name: str, task: str) -> str:
+    """The title of a metric in the results table; its name if it has no column."""
+    name = name.removeprefix("eval_")
+    return {key: title for title, key in COLUMNS[task].items()}.get(name, name)
 
 
 def _results(facts: ModelCardFacts) -> str:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, BaseImageProcessor, TrainerState, ViTImageP
 from transformers.trainer import TRAINER_STATE_NAME
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
+from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import (
     checkpoint_folders,
@@ -216,13 +217,24 @@ def trained_steps(checkpoint: str) -> int:
 
 def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[str, str | None]:
     """The fields of `ModelCardFacts` that both training recipes fill in the same way."""
-    args = trainer.args
+    args, source = trainer.args, model_args.model_name_or_path
+    own_name = args.hub_model_id or Path(args.output_dir).resolve().name
+    if not args.do_train and source is not None:
+        # The output folder has no model.
+        own_name = Path(source).resolve().name if Path(source).is_dir() else source
     return {
-        "model_name": args.hub_model_id or Path(args.output_dir).resolve().name,
-        "base_model": model_args.model_name_or_path,
+        "model_name": own_name,
+        "base_model": source if args.do_train else None,
         "license": model_args.license,
         "chosen_by": args.metric_for_best_model if args.do_train and args.load_best_model_at_end else None,
     }
+
+
+def save_model_card(trainer: DCALTrainer, facts: ModelCardFacts) -> None:
+    """Writes the model card. An evaluation does not replace that of the training in the folder of the model."""
+    folder = Path(trainer.args.output_dir)
+    if trainer.args.do_train or not ((folder / "config.json").exists() and (folder / "README.md").exists()):
+        write_model_card(folder, facts)
 
 
 def dataset_title(name: str | None, folder: str | None, layout: str | None) -> str:
@@ -235,22 +247,31 @@ def dataset_title(name: str | None, folder: str | None, layout: str | None) -> s
 
 
 def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
-    """The hyperparameters that both training recipes report."""
+    """The hyperparameters that both training recipes report, without those of branches that are not trained."""
     args, config = trainer.args, trainer.model.config
-    switches = ("branches", "num_glca_blocks", "num_pwca_blocks", "local_query_ratio", "local_query_selection")
-    switches += ("glca_scope", "glca_readout", "drop_path_rate", "loss_weighting", "initial_log_var")
+    switches, options = ["drop_path_rate", "loss_weighting", "initial_log_var"], []
+    if "pwca" in config.branches:
+        switches, options = ["num_pwca_blocks", *switches], ["pair_sampling", "pwca_fraction"]
+    if "glca" in config.branches:
+        glca = ["num_glca_blocks", "local_query_ratio", "local_query_selection", "glca_scope", "glca_readout"]
+        switches = [*glca, *switches]
+    options += ["freeze_backbone", "layer_decay", "lora_rank", *(["lora_targets"] if args.lora_rank > 0 else [])]
+    length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": f"{args.num_train_epochs:g}"}
+    encoder = config.backbone_config
+    name = getattr(encoder, "architecture", None) or encoder.model_type
     return {
+        "encoder": f"{name}, {config.num_layers} blocks, width {encoder.hidden_size}",
         "image size": " x ".join(map(str, config.image_size)),
+        "branches": ", ".join(config.branches),
         **{name: getattr(config, name) for name in switches},
-        **{name: getattr(args, name) for name in ("pair_sampling", "pwca_fraction")},
-        **{name: getattr(args, name) for name in ("freeze_backbone", "layer_decay", "lora_rank", "lora_targets")},
+        **{name: getattr(args, name) for name in options},
         "optimiser": args.optim.value,
         "learning rate": args.learning_rate,
         "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
         "weight decay": args.weight_decay,
         "label smoothing": args.label_smoothing_factor,
         "total batch": args.total_train_batch_size,
-        "epochs": args.num_train_epochs,
+        **length,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }

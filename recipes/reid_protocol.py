@@ -53,12 +53,17 @@ def describe_evaluation(
     expansion = "off"
     if args.query_expansion > 0:
         expansion = f"{args.query_expansion} items, alpha {args.query_expansion_alpha:g}"
+    ignored = "only the query's own image, because cameras are unknown"
+    if "camera_id" in trainer.eval_dataset["query"].column_names:
+        ignored = "gallery items with the identity and camera of the query, as in Market-1501"
+        ignored += f". The column {camera_column} stands for the camera" if camera_column else ""
+    matched = "all have a match in the gallery"
+    if metrics["num_skipped"]:
+        matched = f"{metrics['num_skipped']} without a match in the gallery are excluded"
     facts = {
         "Protocol": PROTOCOLS[protocol],
-        "Ignored": "as in Market-1501, gallery items with the identity and camera of the query; without cameras, only "
-        "the query's own image"
-        + (f". The column {camera_column} stands for the camera" if camera_column else ""),
-        "Queries": f"{metrics['num_queries']}; {metrics['num_skipped']} without a match in the gallery are excluded",
+        "Ignored": ignored,
+        "Queries": f"{metrics['num_queries']}; {matched}",
         "mAP": 'mean over the queries of the mean precision at each match ("step" AP); with the trapezoidal rule: '
         f"{100 * metrics['map_trapezoid']:.2f} %",
         "Feature": f"{config.neck_feature} the BatchNorm neck, "

@@ -33,6 +33,7 @@ from common import (
     hyperparameters,
     load_model,
     model_card_facts,
+    save_model_card,
     start_run,
     train,
 )
@@ -45,7 +46,7 @@ from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArgumen
 from dcal_hf.data import OFFICIAL_FGVC, load_fgvc, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
-from dcal_hf.model_card import ModelCardFacts, write_model_card
+from dcal_hf.model_card import ModelCardFacts
 from dcal_hf.training import class_names
 from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_processor
 
@@ -326,24 +327,26 @@ def report(
         dataset=data_args.title,
         dataset_split=data_args.eval_split,
         dataset_layout=data_args.layout,
-        data={**sizes, "classes": config.num_labels, "seed of the split": data_args.split_seed},
+        data={**sizes, "classes": config.num_labels, "seed of the split, if not predefined": data_args.split_seed},
         metrics=output.metrics,
         branches=result_rows(config.inference_branches),
-        hyperparameters=settings(trainer, data_args),
+        hyperparameters=settings(trainer, data_args) if args.do_train else {},
         evaluation=describe_calibration(output.metrics),
     )
-    write_model_card(args.output_dir, facts)
+    save_model_card(trainer, facts)
 
 
 def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object]:
     """The hyperparameters that reproduce the training."""
     args = trainer.args
-    augmentation = f"{data_args.auto_augment}, {data_args.color_jitter}, {data_args.random_erasing}"
     return {
         **hyperparameters(trainer),
         "resize ratio": round(data_args.resize_ratio, 4),
-        "RandAugment, colour jitter, random erasing": augmentation,
-        "class weights, logit adjustment": f"{args.class_weights}, {args.logit_adjustment:g}",
+        "RandAugment": data_args.auto_augment or "off",
+        "colour jitter": data_args.color_jitter,
+        "random erasing": data_args.random_erasing,
+        "class weights": args.class_weights or "off",
+        "logit adjustment": args.logit_adjustment,
         **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
 

@@ -48,6 +48,7 @@ from common import (
     hyperparameters,
     load_model,
     model_card_facts,
+    save_model_card,
     start_run,
     train,
 )
@@ -57,7 +58,7 @@ from reid_protocol import describe_evaluation, describe_open_set, is_same, prepa
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
-from dcal_hf.model_card import ModelCardFacts, write_model_card
+from dcal_hf.model_card import ModelCardFacts
 from dcal_hf.training import class_names, column
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
@@ -350,11 +351,11 @@ def report(
         data=describe_data(dataset, data_args),
         metrics=metrics,
         branches=scored_rows(trainer),
-        hyperparameters=settings(trainer, data_args),
+        hyperparameters=settings(trainer, data_args) if args.do_train else {},
         task="image-feature-extraction",
         evaluation=describe_evaluation(trainer, metrics, data_args.protocol, data_args.camera_column),
     )
-    write_model_card(args.output_dir, facts)
+    save_model_card(trainer, facts)
 
 
 def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> dict[str, object]:
@@ -364,9 +365,8 @@ def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> di
         facts[f"{split} images, identities"] = f"{len(part)}, {len(set(column(part, 'identity')))}"
     query = dataset["query"]
     facts["cameras"] = len(set(column(query, "camera_id"))) if "camera_id" in query.column_names else "unknown"
-    path = query[0]["image"]["path"]
-    if query[0]["image"]["bytes"] is None:
-        facts["folder of the first query"] = "/".join(Path(path).parts[-3:-1])
+    if data_args.layout is not None:
+        facts["folder of the first query"] = "/".join(Path(query[0]["image"]["path"]).parts[-3:-1])
     if data_args.dataset_name == "msmt17":
         facts["list_val in train"] = data_args.include_val
     if data_args.is_own:
@@ -385,7 +385,8 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
         **hyperparameters(trainer),
         "identity loss": loss,
         "images per identity": args.instances_per_identity,
-        "padding, random erasing": f"{data_args.padding}, {data_args.random_erasing}",
+        "padding": data_args.padding,
+        "random erasing": data_args.random_erasing,
         **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
     if args.schedule == "transreid":

@@ -185,8 +185,20 @@ def test_a_layout_is_not_the_data_set(tmp_path):
 def test_selecting_the_epoch_on_the_evaluated_images_is_mentioned(tmp_path):
     words = section(written(tmp_path, chosen_by="accuracy", **HUB), "Results")
     first = "All results are in %, on CUB-200-2011, test."
-    assert words.startswith(f"{first}\nThe best epoch was selected by accuracy on the same images")
+    assert words.startswith(f"{first}\nThe best epoch was selected by Top-1 on the same images")
+    assert "selected by loss on" in section(written(tmp_path, chosen_by="eval_loss", **HUB), "Results")
     assert "selected" not in section(written(tmp_path, **HUB), "Results")
+
+
+def test_the_card_of_an_evaluation_tells_nothing_about_the_training(tmp_path):
+    card = written(tmp_path, hyperparameters={})
+    assert section(card, "Training").startswith("This run only evaluated the model. The model's own card describes")
+    assert "from scratch" not in card.text and "branches that this model was trained with" not in card.text
+
+
+def test_a_model_from_scratch_has_no_terms_of_a_base_model(tmp_path):
+    terms = [section(written(tmp_path, **facts), "Limitations") for facts in ({}, {"base_model": HUB["base_model"]})]
+    assert ["base model" in text for text in terms] == [False, True]
 
 
 def test_reid_card(tmp_path):

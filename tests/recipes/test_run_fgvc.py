@@ -76,10 +76,13 @@ def read_json(path: Path) -> dict:
 def test_an_encoder_without_rollout_writes_no_attention_figure(tmp_path, run_main):
     swin = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
     options = {"data_dir": str(make_folder(tmp_path / "birds")), "attention_images": 2, "disable_tqdm": True}
-    options |= {"backbone_config": {**swin, "patch_size": 4}, "branches": ["sa", "pwca"]}
+    options |= {"backbone_config": {**swin, "patch_size": 4}, "branches": ["sa", "pwca"], "max_steps": 1}
     run_main(tmp_path, "--do_train", "--do_eval", **options)
     assert "eval_accuracy" in read_json(tmp_path / "out" / "all_results.json")
-    assert (tmp_path / "out" / "README.md").exists() and not (tmp_path / "out" / "attention.png").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| branches | sa, pwca |" in card and "| num_pwca_blocks | 2 |" in card and "glca_readout" not in card
+    assert "| steps | 1 |" in card and "| epochs |" not in card
+    assert not (tmp_path / "out" / "attention.png").exists()
 
 
 def test_probabilities_are_calibrated_on_the_evaluated_images(tmp_path, run_main, run_recipe):
@@ -309,6 +312,12 @@ def test_fine_tuning_an_encoder_and_then_its_dcal_checkpoint(tmp_path, run_main,
     run_main(tmp_path, "--do_eval", "--output_dir", str(tmp_path / "again"), data_dir=str(folder), **source)
     again = read_json(tmp_path / "again" / "eval_results.json")
     assert again["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-6)
+    # The card of an evaluation names the checkpoint. In the checkpoint's own folder, that of the training stays.
+    evaluation = (tmp_path / "again" / "README.md").read_text()
+    assert 'model="out"' in evaluation and "This run only evaluated the model" in evaluation
+    card = (tmp_path / "out" / "README.md").read_text()
+    run_main(tmp_path, "--do_eval", data_dir=str(folder), **source)
+    assert (tmp_path / "out" / "README.md").read_text() == card and "| epochs | 1 |" in card
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):

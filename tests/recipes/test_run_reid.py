@@ -131,8 +131,9 @@ def test_train_and_evaluate(tmp_path):
     for fact in (
         "| train images, identities | 24, 4 |", "| gallery images, identities | 21, 4 |", "| market_c3/query |",
         "4; 1 without a match in the gallery are excluded", '"step" AP', "before the BatchNorm neck, L2-normalised",
-        "on market_c3 (in the layout of market1501), query", "The best epoch was selected by map on the same images",
-        "k-reciprocal, k1 20", "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |",
+        "on market_c3 (in the layout of market1501), query", "The best epoch was selected by mAP on the same images",
+        "gallery items with the identity and camera of the query, as in Market-1501.", "k-reciprocal, k1 20",
+        "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |",
     ):
         assert fact in card.text
     assert str(tmp_path) not in card.text and card.data.license == "cc-by-4.0"
@@ -197,7 +198,12 @@ def test_a_custom_folder_with_the_trainers_schedule(tmp_path, run_main):
     run_main(tmp_path, *arguments, "--optim", "adamw_torch", "--learning_rate", "1e-3", ranked_queries=2, **folder)
     out = tmp_path / "out"
     text = (out / "README.md").read_text()
-    for fact in ("| cameras | unknown |", "| optimiser | adamw_torch |", "| schedule | linear, warm-up 0.05 |"):
+    assert "folder of the first query" not in text
+    assert "Ignored: only the query's own image, because cameras are unknown." in text
+    for fact in (
+        "; all have a match in the gallery.", "| cameras | unknown |", "| optimiser | adamw_torch |",
+        "| schedule | linear, warm-up 0.05 |", "| encoder | vit, 2 blocks, width 16 |",
+    ):
         assert fact in text
     assert (out / "ranked_lists.png").exists()
     assert all(name.startswith("turtle ") for name in read_json(out / "config.json")["label2id"])
