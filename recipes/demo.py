@@ -30,7 +30,7 @@ from importlib.util import find_spec
 
 from arguments import HubArguments, parse_arguments
 from common import set_up_logging
-from demo_app import load_demo, page
+from demo_app import CSS, load_demo, page
 from space import write_space
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     if args.export_space is not None:
         print(write_space(demo, args.export_space))
         return
-    page(demo).launch(server_name=args.server_name, server_port=args.server_port)
+    page(demo).launch(server_name=args.server_name, server_port=args.server_port, css=CSS)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     import gradio
 
 TOP_CLASSES, TOP_MATCHES = 5, 12
+# In pixels of the page.
+PICTURE_HEIGHT = 480
 BRANCH_TITLES = {"both": "SA and GLCA", "sa": "SA", "glca": "GLCA"}
+# Small photographs fill their frames, too.
+CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; }"
 LEGEND = "Bright: what the class token attends to. Frames: the patches that GLCA reads."
 
 
@@ -205,14 +209,16 @@ def photograph(label: str) -> "gradio.Image":
     """A place to drop a photograph. Its file is passed on as it is, so that it is read as everywhere else."""
     import gradio
 
-    return gradio.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=360)
+    sources, options = ["upload", "clipboard"], {"height": PICTURE_HEIGHT, "elem_classes": "picture"}
+    return gradio.Image(label=label, type="filepath", image_mode=None, sources=sources, **options)
 
 
 def picture(label: str, demo: Demo) -> "gradio.Image":
     import gradio
 
     with gradio.Column():
-        drawn = gradio.Image(label=label, interactive=False, height=360, visible=demo.model.config.has_cls)
+        options = {"height": PICTURE_HEIGHT, "elem_classes": "picture", "visible": demo.model.config.has_cls}
+        drawn = gradio.Image(label=label, interactive=False, **options)
         gradio.Markdown(LEGEND, visible=demo.model.config.has_cls and "glca" in demo.model.config.inference_branches)
     return drawn
 

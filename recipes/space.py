@@ -33,13 +33,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "recipes")]
 
 from arguments import HubArguments  # noqa: E402
-from demo_app import load_demo, page  # noqa: E402
+from demo_app import CSS, load_demo, page  # noqa: E402
 
 
 demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}, calibrated={calibrated}))
 
 if __name__ == "__main__":
-    demo.launch()
+    demo.launch(css=CSS)
 '''
 
 
