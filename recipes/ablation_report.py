@@ -12,6 +12,10 @@ from dcal_hf.files import save_table, write_atomically
 
 
 BRANCHES = {"": "both", "sa_": "SA", "glca_": "GLCA"}
+# In the figure, in the same order: Okabe and Ito's palette.
+BRANCH_COLORS = ("#000000", "#0072b2", "#e69f00")
+# Between the branches of an arm, relative to that between the arms.
+LINE_DISTANCE = 0.2
 CONFIDENCE = 0.95
 
 
@@ -187,22 +191,33 @@ def plot(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str, 
     from dcal_hf.visualization import save_figure
 
     baseline = by_seed(rows, reference, metric)
-    figure = Figure(figsize=(7, 0.8 + 0.45 * len(arms)), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 0.5 * len(arms)), layout="constrained")
     axes = figure.add_subplot()
-    for offset, (branch, name) in zip((-0.15, 0.0, 0.15), BRANCHES.items()):
-        differences = {arm: paired_difference(by_seed(rows, arm, f"{branch}{metric}"), baseline) for arm in arms}
-        shown = [(place, d) for place, d in enumerate(differences.values()) if d.n > 0]
+    differences = [shown_differences(rows, arm, baseline, metric) for arm in arms]
+    for (branch, name), color in zip(BRANCHES.items(), BRANCH_COLORS, strict=True):
+        shown = [(place, [*found].index(branch), found) for place, found in enumerate(differences) if branch in found]
         axes.errorbar(
-            [d.mean for _, d in shown],
-            [place + offset for place, _ in shown],
-            xerr=np.nan_to_num([d.margin for _, d in shown]),
+            [found[branch].mean for _, _, found in shown],
+            [place + LINE_DISTANCE * (line - (len(found) - 1) / 2) for place, line, found in shown],
+            xerr=np.nan_to_num([found[branch].margin for _, _, found in shown]),
             fmt="o",
+            color=color,
             capsize=3,
             label=name,
         )
-    axes.axvline(0, color="grey", linewidth=1)
+    axes.axvline(0, color="grey", linewidth=1, zorder=0)
     axes.set_yticks(range(len(arms)), arms)
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel(f"{metric}, points above {reference} (95 % intervals over paired seeds)")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(BRANCHES), frameon=False)
     save_figure(figure, path)
+
+
+def shown_differences(
+    rows: Sequence[Row], arm: str, baseline: dict[int, float], metric: str
+) -> dict[str, Difference]:
+    """The differences of an arm to the baseline by branch, without a branch that is all there is."""
+    values = {branch: by_seed(rows, arm, f"{branch}{metric}") for branch in BRANCHES}
+    found = {branch: x for branch, x in values.items() if branch == "" or x != values[""]}
+    differences = {branch: paired_difference(x, baseline) for branch, x in found.items()}
+    return {branch: difference for branch, difference in differences.items() if difference.n > 0}
