@@ -67,6 +67,9 @@ class PredictionArguments:
         default=False,
         metadata={"help": "Divide the logits of both branches together by the temperature fitted by run_fgvc.py."},
     )
+    skip_broken: bool = field(
+        default=False, metadata={"help": "Skip unreadable photographs with a warning instead of failing."}
+    )
     attention: bool = field(default=False, metadata={"help": "Write an attention overlay of each photograph."})
     sheet_images: int = field(
         default=60,
@@ -122,7 +125,10 @@ def main() -> None:
     labels = folder_labels(paths, names) if args.labelled else [None] * len(paths)
     with_rollout = args.attention or (args.labelled and args.sheet_images > 0)
     temperature = load_temperature(model, checkpoint_args) if args.calibrated else 1.0
-    predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout, temperature))
+    options = {"temperature": temperature, "skip_broken": args.skip_broken}
+    predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout, **options))
+    if not predictions:
+        raise ValueError(f"--images: none of the {len(paths)} photographs can be read.")
     output_dir = Path(args.output_dir)
     save_predictions(predictions, names, min(args.top_k, len(names)), output_dir / "predictions.csv")
     if args.labelled:
@@ -174,25 +180,45 @@ def predict(
     args: CheckpointArguments,
     with_rollout: bool,
     temperature: float = 1.0,
+    skip_broken: bool = False,
 ) -> Iterator[Prediction]:
-    """Yields the prediction for each photograph, in order, with a progress bar."""
+    """Yields the prediction for each photograph, or each readable one, in order, with a progress bar."""
     with_rollout = with_rollout and model.config.has_cls
     transform = EvalTransform(processor, args.max_pixels)
     for start in tqdm(range(0, len(paths), args.batch_size), desc="Predicting", unit="batch"):
-        batch = paths[start:start + args.batch_size]
-        pixel_values = torch.stack(transform({"image": batch})["pixel_values"])
+        pixels = dict(read_photographs(transform, paths[start:start + args.batch_size], skip_broken))
+        if not pixels:
+            continue
+        pixel_values = torch.stack(list(pixels.values()))
         with torch.inference_mode():
             output = model(pixel_values.to(model.device, model.dtype), output_rollout=with_rollout)
         logits = {"both": output.logits / temperature, "sa": output.sa_logits, "glca": output.glca_logits}
         scores = {name: x.float().softmax(dim=-1).cpu() for name, x in logits.items() if x is not None}
-        for row, path in enumerate(batch):
+        for row, place in enumerate(pixels):
             yield Prediction(
-                path,
+                paths[start + place],
                 {name: x[row] for name, x in scores.items()},
                 output.rollout[row].cpu() if with_rollout else None,
                 None if output.local_query_indices is None else output.local_query_indices[row].cpu(),
-                labels[start + row],
+                labels[start + place],
             )
+
+
+def read_photographs(
+    transform: EvalTransform, paths: Sequence[str], skip_broken: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields the place of each photograph and its pixel values (3, height, width).
+
+    Raises:
+        ValueError: If one cannot be read and `skip_broken` is false; otherwise, a warning is logged.
+    """
+    for place, path in enumerate(paths):
+        try:
+            yield place, transform({"image": [path]})["pixel_values"][0]
+        except ValueError as error:
+            if not skip_broken:
+                raise
+            logger.warning("%s", error)
 
 
 def save_predictions(predictions: Sequence[Prediction], names: Sequence[str], top_k: int, path: Path) -> None:

@@ -143,6 +143,19 @@ def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoin
                    photographs, "--output", tmp_path / "b.png")
 
 
+def test_unreadable_photographs_can_be_skipped(run_recipe, checkpoint, photographs, tmp_path, caplog):
+    arguments = ["--model_name_or_path", checkpoint, "--sheet_images", 0, "--batch_size", 2, "--images", photographs]
+    run_recipe("predict", *arguments, "--output_dir", tmp_path / "all")
+    for name in ("broken 1.png", "broken 2.png", "broken 3.png"):  # one batch has none that can be read
+        (photographs / name).write_bytes(b"no picture")
+    run_recipe("predict", *arguments, "--output_dir", tmp_path / "readable", "--skip_broken")
+    names, expected = ([(row["image"], row["class"]) for row in table(tmp_path / folder / "predictions.csv")]
+                       for folder in ("readable", "all"))
+    assert names == expected and f"cannot read image {photographs / 'broken 1.png'}" in caplog.text
+    with pytest.raises(ValueError, match="--images: none of the 1 photographs can be read"):
+        run_recipe("predict", *arguments[:-1], photographs / "broken 1.png", "--skip_broken", "--output_dir", tmp_path)
+
+
 @pytest.mark.parametrize(
     "arguments, error, sentence",
     [
