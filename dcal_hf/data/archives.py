@@ -124,7 +124,8 @@ def _unpack_tar(archive: Path, folder: Path, max_bytes: int) -> str | None:
 
     def check(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
         nonlocal unpacked
-        unpacked += member.size
+        # With its header, because millions of empty members compress to a few megabytes.
+        unpacked += tarfile.BLOCKSIZE + member.size
         if unpacked > max_bytes:
             raise _TooLarge
         return _inside(member, folder)

@@ -25,6 +25,8 @@ IMAGE_COLUMNS = ("image", "path")
 CAMERA_COLUMNS = ("camera", "camera_id")
 # Some tables use this name for the gallery.
 PART_ALIASES = {"database": "gallery"}
+# How pandas and Python write a missing entry as text.
+MISSING_TEXTS = frozenset(("", "nan", "NaN", "NaT", "None", "<NA>"))
 # Year, month and day in this order, with any separator, and perhaps a time.
 _DAY = re.compile(r"([0-9]{4})[-:/.]?([0-9]{2})[-:/.]?([0-9]{2})(?:[T ].*)?")
 _PART_OF_A_DATE = re.compile(r"[0-9]{4}(?:[-:/.]?[0-9]{2})?")
@@ -198,9 +200,9 @@ def parse_day(value: Any) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether an entry of a table is empty text, None, NaN or NaT."""
+    """Whether an entry of a table is None, NaN or NaT, or text without a value."""
     if isinstance(value, str):
-        return not value.strip()
+        return value.strip() in MISSING_TEXTS
     return np.ndim(value) == 0 and bool(isna(value))
 
 

@@ -365,6 +365,13 @@ class TestBombs:
             data_folder(archive, max_unpacked_bytes=29_999)
         assert (data_folder(archive, max_unpacked_bytes=60_000) / "0.png").stat().st_size == 30_000
 
+    def test_empty_members_count(self, tmp_path):
+        """A gigabyte of them takes two megabytes, and a minute to unpack."""
+        archive = write_tar(tmp_path / "bomb.tgz", *(f"owl/{number}.png" for number in range(2, 40)))
+        with pytest.raises(ValueError, match="holds more than 10,000 bytes"):
+            data_folder(archive, max_unpacked_bytes=10_000)
+        assert len(list(data_folder(archive, max_unpacked_bytes=60_000).iterdir())) == 39
+
     def test_what_follows_the_last_member_counts(self, tmp_path):
         archive = self.bomb(tmp_path, ".tgz", 10)
         with gzip.open(archive, "ab") as file:

@@ -290,6 +290,12 @@ class TestTable:
         with pytest.raises(ValueError, match=r"has no identity in row 2 \(1 such rows in total\)"):
             load_reid(write_table([("a.png", "x"), ("b.png", "")], ("image", "identity")))
 
+    @pytest.mark.parametrize("text", ["nan", " NaN", "None", "<NA>"])
+    def test_a_missing_value_that_was_written_as_text_is_named(self, write_table, text):
+        """It would be one individual with many images."""
+        with pytest.raises(ValueError, match=r"has no identity in row 1 \(2 such rows in total\)"):
+            load_reid(write_table([("a.png", text), ("b.png", text), ("c.png", "Nan")], ("image", "identity")))
+
     def test_an_unknown_split_is_named(self, write_table):
         with pytest.raises(ValueError, match="has the split 'dev' in row 2; splits are train, query, gallery, test"):
             load_reid(write_table([("a.png", "1", "train"), ("b.png", "1", "dev")], ("image", "identity", "split")))
