@@ -93,7 +93,7 @@ def write_files(demo: Demo, folder: Path) -> None:
 
 
 def with_thumbnails(gallery: GalleryIndex, max_pixels: int) -> GalleryIndex:
-    """The gallery with small copies of its images in place of their paths, and the names of their files."""
+    """The gallery with small copies of its images in place of their paths, and the names of their files and model."""
 
     def shrink(image: dict | str) -> dict[str, bytes | str]:
         path = image["path"] if isinstance(image, dict) else image
@@ -106,7 +106,8 @@ def with_thumbnails(gallery: GalleryIndex, max_pixels: int) -> GalleryIndex:
     columns = {name: gallery.items[name][:] for name in gallery.items.column_names}
     columns["image"] = [shrink(image) for image in columns["image"]]
     features = gallery.items.features | {"image": {"bytes": Value("binary"), "path": Value("string")}}
-    return dataclasses.replace(gallery, items=Dataset.from_dict(columns, features=Features(features)))
+    items = Dataset.from_dict(columns, features=Features(features))
+    return dataclasses.replace(gallery, items=items, model_name=gallery.model_name and Path(gallery.model_name).name)
 
 
 def requirements() -> list[str]:

@@ -164,6 +164,12 @@ class DCALConfig(PreTrainedConfig):
             check_resizing(read[0] if isinstance(read, tuple) else read, config_dict.get("image_size"))
             return read
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the name of the backbone's checkpoint, which may be a local path."""
+        fields = super().to_dict()
+        fields["backbone_config"].pop("_name_or_path", None)
+        return fields
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in transformers; beside a model's configuration it tells sentence-transformers how to read embeddings."""
         super().save_pretrained(save_directory, *args, **kwargs)

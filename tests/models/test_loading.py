@@ -168,6 +168,18 @@ def test_an_encoder_without_a_pooler_is_complete(encoder):
     assert torch.equal(model.base_model.backbone.layers[2].attention.k_proj.weight, weight)
 
 
+def test_saved_configurations_contain_no_local_path(encoder):
+    """transformers records where the encoder was loaded from. The second time, an earlier version has recorded it."""
+    DCALForImageClassification.from_backbone(encoder, num_labels=3).save_pretrained(encoder / "first")
+    path = encoder / "first" / "config.json"
+    config = json.loads(path.read_text())
+    assert str(encoder) not in str(config)
+    config["backbone_config"]["_name_or_path"] = str(encoder)
+    path.write_text(json.dumps(config))
+    AutoModelForImageClassification.from_pretrained(encoder / "first").save_pretrained(encoder / "second")
+    assert str(encoder) not in (encoder / "second" / "config.json").read_text()
+
+
 def test_an_encoder_with_a_missing_tensor_is_rejected(encoder):
     change(encoder, lambda tensors: tensors.pop("vit.encoder.layer.2.attention.attention.key.weight"))
     with pytest.raises(ValueError, match=f"{encoder} is incomplete, it lacks layers.2.attention.k_proj.weight: "):

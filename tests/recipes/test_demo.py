@@ -145,6 +145,15 @@ def test_a_gallery_is_searched(load, reid_folder, gallery_folder, photographs):
 
 
 @needs_gradio
+def test_a_space_contains_no_local_path(run_recipe, reid_folder, gallery_folder, tmp_path):
+    options = ["--model_name_or_path", reid_folder, "--gallery_dir", gallery_folder]
+    run_recipe("demo", *options, "--export_space", tmp_path / "space")
+    files = [path for path in (tmp_path / "space").rglob("*") if path.is_file()]
+    assert "gallery.json" in {path.name for path in files}
+    assert [path for path in files if str(reid_folder.parent).encode() in path.read_bytes()] == []
+
+
+@needs_gradio
 @pytest.mark.slow
 def test_a_space_runs_on_what_is_in_its_folder(run_recipe, reid_folder, gallery_folder, photographs, tmp_path):
     threshold(reid_folder, 0.5).save(reid_folder)
