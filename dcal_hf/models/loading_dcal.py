@@ -81,13 +81,19 @@ def check_finite(model: nn.Module, source: str) -> None:
     Raises:
         ValueError: If a tensor of the model holds NaN or infinity; the message names it and the `source`.
     """
+    broken = find_non_finite(model)
+    if broken is not None:
+        raise ValueError(
+            f"The checkpoint {source} has NaN or infinity in {broken}: use one from before the run diverged."
+        )
+
+
+def find_non_finite(model: nn.Module) -> str | None:
+    """The names of the tensors of a model that are not finite, as a message lists them, or None."""
     state = model.state_dict().items()
     numbers = {name: tensor for name, tensor in state if tensor.is_floating_point() and not tensor.is_meta}
     broken = sorted(name for name, tensor in numbers.items() if not torch.isfinite(tensor).all())
-    if broken:
-        raise ValueError(
-            f"The checkpoint {source} has NaN or infinity in {_some(broken)}: use one from before the run diverged."
-        )
+    return _some(broken) if broken else None
 
 
 def _some(names: list[str]) -> str:
@@ -95,4 +101,4 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown}, ... ({len(names)} tensors)"
 
 
-__all__ = ["NEW_PARTS", "check_complete", "check_encoder", "check_finite", "naming"]
+__all__ = ["NEW_PARTS", "check_complete", "check_encoder", "check_finite", "find_non_finite", "naming"]

@@ -1,8 +1,10 @@
-"""Finds the first step whose loss or gradients were not finite, and its images."""
+"""Finds the first step whose loss or gradients were not finite, its images, and weights that are not finite."""
 
 import torch
 from datasets import Dataset, Image
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..models.loading_dcal import find_non_finite
 
 
 _NEVER = torch.iinfo(torch.int64).max
@@ -33,6 +35,19 @@ def as_step(first: Tensor) -> int | None:
     return None if step == _NEVER else step
 
 
+def check_weights(model: nn.Module, step: int) -> None:
+    """
+    Raises:
+        FloatingPointError: If a tensor of the model is not finite; the message names it and the step.
+    """
+    broken = find_non_finite(model)
+    if broken is not None:
+        raise FloatingPointError(
+            f"The weights after step {step} have NaN or infinity in {broken}: lower the learning rate and resume from "
+            "the last checkpoint."
+        )
+
+
 def image_labels(dataset: Dataset, rows: list[int]) -> list[str]:
     """The paths of images, or their row numbers where they have no path. No image is decoded."""
     names = [f"row {row}" for row in rows]
@@ -42,4 +57,4 @@ def image_labels(dataset: Dataset, rows: list[int]) -> list[str]:
     return [record["path"] or name for record, name in zip(records, names)]
 
 
-__all__ = ["FiniteWatch", "as_step", "image_labels"]
+__all__ = ["FiniteWatch", "as_step", "check_weights", "image_labels"]

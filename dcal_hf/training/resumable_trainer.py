@@ -20,6 +20,7 @@ from .checkpoints import (
     last_checkpoint,
     write_manifest,
 )
+from .finite import check_weights
 
 
 class ResumableTrainer(Trainer):
@@ -40,7 +41,8 @@ class ResumableTrainer(Trainer):
             FileNotFoundError: If the checkpoint does not exist.
             BlockingIOError: If another run is training in the output folder; the message names its process and host.
             FloatingPointError: At the first step whose loss or gradients are not finite; on devices other than the
-                CPU, at the next log or checkpoint. The previous checkpoint is kept.
+                CPU, at the next log or checkpoint. Also if weights are not finite at a checkpoint or at the end. The
+                previous checkpoint is kept.
             ValueError: If the checkpoint is incomplete, or if `lora_rank` is set under DeepSpeed or FSDP, since
                 adapters only merge into unsharded weights.
         """
@@ -52,7 +54,9 @@ class ResumableTrainer(Trainer):
             checkpoint = str(checkpoint)
         with self._own_output_dir():
             self.run_id = begin_run(self.args.output_dir, checkpoint, self.args.should_save)
-            return self._train(checkpoint, *args, **kwargs)
+            output = self._train(checkpoint, *args, **kwargs)
+            self._check_weights()
+            return output
 
     def _own_output_dir(self) -> AbstractContextManager:
         """Locks the output folder: two runs in one folder would delete each other's checkpoints."""
@@ -76,7 +80,13 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             write_manifest(output_dir, self.run_id)
 
+    def _check_weights(self) -> None:
+        # Sharded weights are in no process as a whole; their losses and gradients are checked.
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            check_weights(self.model, self.state.global_step)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_weights()
         with self._without_rotation():
             super()._save_checkpoint(model, trial)
         if not self.args.should_save:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from dcal_hf.training import last_checkpoint
 
@@ -76,6 +77,31 @@ def test_the_next_log_detects_it(tmp_path):
         trainer.train()
     assert trainer.state.global_step == step
     assert all(torch.tensor(line["loss"]).isfinite() for line in trainer.state.log_history if "loss" in line)
+
+
+def overflowing_trainer(output_dir, step, **options):
+    """The last step makes a weight infinite; its loss and gradients are finite."""
+    trainer = poisoned_trainer(output_dir, poisoned=-1, max_steps=step, **options)
+
+    class Overflow(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == step - 1:
+                trainer.model.sa_classifier.bias.data.fill_(torch.inf)
+
+    trainer.add_callback(Overflow())
+    return trainer
+
+
+def test_a_checkpoint_of_non_finite_weights_does_not_replace_the_last_one(tmp_path):
+    trainer = overflowing_trainer(tmp_path, 3, save_total_limit=1)
+    with pytest.raises(FloatingPointError, match="The weights after step 3 have NaN or infinity in sa_classifier"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_without_checkpoints_non_finite_weights_are_detected_at_the_end(tmp_path):
+    with pytest.raises(FloatingPointError, match="The weights after step 2 have NaN or infinity in sa_classifier"):
+        overflowing_trainer(tmp_path, 2, save_strategy="no").train()
 
 
 def test_non_finite_gradients_are_detected(tmp_path):
