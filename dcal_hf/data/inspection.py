@@ -9,7 +9,7 @@ from functools import partial
 from os.path import isfile
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 from tqdm import tqdm
 
 from .duplicates import copies
@@ -32,7 +32,7 @@ class Finding:
         image (`str`): Its path, or its row if it has no path.
         problem (`str`):
             `"unreadable"`, also if its bbox is outside of it; `"tiny"`, with a side below `MIN_SIDE` pixels; or equal
-            byte for byte to another image: `"in two classes"` of a split, `"in two splits"`, or `"repeated"` in its
+            byte for byte to another image: `"in two classes"`, `"in two splits"` of one class, or `"repeated"` in its
             class.
         detail (`str`): The reason, the size, or the other image.
     """
@@ -99,8 +99,9 @@ def inspect_images(
     readable = [one for one in seen if not one.error]
     small = [one for one in readable if min(one.size) < MIN_SIDE]
     findings += [one.finding("tiny", "{} x {} pixels".format(*one.size)) for one in small]
+    share_classes = _share_classes(dataset, class_column)
     for group in _groups([one for one in readable if min(one.size) >= MIN_SIDE]):
-        findings += _copies_to_leave_out(group)
+        findings += _copies_to_leave_out(group, share_classes)
     place = {split: number for number, split in enumerate(dataset)}
     return sorted(findings, key=lambda finding: (place[finding.split], finding.row))
 
@@ -169,11 +170,18 @@ def _groups(seen: Sequence[_Seen]) -> list[list[_Seen]]:
     return [group for group in by_content.values() if len(group) > 1]
 
 
-def _copies_to_leave_out(group: Sequence[_Seen]) -> list[Finding]:
+def _share_classes(dataset: DatasetDict, class_column: str) -> bool:
+    """Whether the numbers of classes mean the same names in all splits that have classes."""
+    features = [part.features[class_column] for part in dataset.values() if class_column in part.column_names]
+    return all(isinstance(feature, ClassLabel) and feature == features[0] for feature in features)
+
+
+def _copies_to_leave_out(group: Sequence[_Seen], share_classes: bool) -> list[Finding]:
     classes = defaultdict(set)
     for one in group:
         classes[one.split].add(one.class_)
-    if any(len(own) > 1 for own in classes.values()):
+    labelled = [one for one in group if one.class_ is not None]
+    if any(len(own) > 1 for own in classes.values()) or share_classes and len({one.class_ for one in labelled}) > 1:
         return [
             one.finding("in two classes", f"also {next(other.image for other in group if other.class_ != one.class_)}")
             for one in group

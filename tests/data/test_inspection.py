@@ -83,6 +83,19 @@ def test_leave_out_keeps_all_other_images(folder):
                     "test/finch/8.png", "test/wren/9.png"}
 
 
+def test_a_copy_in_two_splits_may_also_be_in_two_classes(tmp_path):
+    """Its class is as unknown as within a split. Numbers of classes with different names are not compared."""
+    save(tmp_path, **{"train/finch/1": 1, "train/wren/2": 2, "validation/wren/same": 1, "validation/finch/3": 3})
+    dataset = load_fgvc("imagefolder", tmp_path, warn_duplicates=False)
+    findings = inspect_images(dataset, "label")
+    assert [(one.split, one.problem) for one in findings] == [
+        ("train", "in two classes"), ("validation", "in two classes"),
+    ]
+    assert findings[0].detail == f"also {tmp_path}/validation/wren/same.png"
+    dataset["validation"] = dataset["validation"].cast_column("label", ClassLabel(names=["robin", "finch"]))
+    assert [(one.split, one.problem) for one in inspect_images(dataset, "label")] == [("train", "in two splits")]
+
+
 @pytest.mark.parametrize("decode", [True, False])
 def test_boxes_are_checked_in_the_upright_photograph(tmp_path, decode):
     """Stored lying, 30 wide and 24 high, shown standing."""
