@@ -28,7 +28,9 @@ def test_training_step_at_real_size(name, rows, columns):
     """About 448 x 448 pixels for classification, about 256 x 128 for re-identification."""
     patch = 14 if "dinov2" in name or "eva02" in name else 16
     image_size = (patch * rows, patch * columns)
-    model = DCALForImageClassification.from_backbone(ENCODERS[name], image_size=image_size, num_labels=7)
+    # The local readout includes the rollout.
+    options = {"image_size": image_size, "num_labels": 7, "glca_readout": "local"}
+    model = DCALForImageClassification.from_backbone(ENCODERS[name], **options)
     images, labels, pairs = torch.randn(2, 3, *image_size), torch.tensor([0, 6]), torch.tensor([[0, 1]])
     output = model(images, labels=labels, pairs=pairs)
     output.loss.backward()
