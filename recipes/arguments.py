@@ -109,6 +109,9 @@ class ModelArguments(DCALOptions):
                 "--backbone_config starts from scratch, and --model_name_or_path from a checkpoint: give only one of "
                 "them."
             )
+        self.backbone_fields = None
+        if self.backbone_config is not None:
+            self.backbone_fields = json_option("backbone_config", self.backbone_config, '{"model_type": "vit"}')
         if self.image_size is not None and len(self.image_size) > 2:
             raise ValueError(f"--image_size takes one or two numbers, got {self.image_size}.")
 
@@ -220,6 +223,21 @@ def require_at_least(minimum: float, args: Any, *names: str) -> None:
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) < minimum:
             raise ValueError(f"--{name} {getattr(args, name)}: it must be at least {minimum:g}.")
+
+
+def json_option(name: str, text: str, example: str) -> dict[str, Any]:
+    """Parses an option whose value is a JSON object.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"--{name} takes a JSON object, such as '{example}', not {text[:100]!r}.")
+    return value
 
 
 def unknown_option(name: str, known: Sequence[str]) -> str:

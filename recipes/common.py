@@ -1,23 +1,31 @@
 """Functions shared by the recipes: logging, loading a model, training, and facts for the model card."""
 
-import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import transformers
 from arguments import ModelArguments
 from console import print_training
+from huggingface_hub.errors import StrictDataclassError
 from loading import read_config, read_processor
-from transformers import AutoConfig, BaseImageProcessor, TrainerState, ViTImageProcessor, set_seed
+from transformers import (
+    AutoConfig,
+    BaseImageProcessor,
+    PreTrainedConfig,
+    TrainerState,
+    ViTImageProcessor,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
+from dcal_hf.errors import reason_of
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import (
@@ -110,7 +118,7 @@ def load_model(
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     source, hub_kwargs = model_args.model_name_or_path, model_args.hub_kwargs
     if source is None:
-        backbone, processor = AutoConfig.for_model(**json.loads(model_args.backbone_config)), ViTImageProcessor()
+        backbone, processor = encoder_config(model_args.backbone_fields), ViTImageProcessor()
     else:
         backbone, config = source, read_config(source, **hub_kwargs)
         processor = read_processor(model_args.image_processor_name or source, **hub_kwargs)
@@ -141,6 +149,18 @@ def check_image_size(model_args: ModelArguments, config: DCALConfig) -> None:
             f"--image_size: the checkpoint {model_args.model_name_or_path} takes images of "
             f"{' x '.join(map(str, config.image_size))} pixels, which cannot be changed; leave out the option."
         )
+
+
+def encoder_config(fields: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of a new encoder.
+
+    Raises:
+        ValueError: If transformers has no such encoder, or a field has another type.
+    """
+    try:
+        return AutoConfig.for_model(**fields)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"--backbone_config is no configuration of an encoder: {reason_of(error)}.") from error
 
 
 def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], trains: bool, replaces: bool) -> None:

@@ -21,7 +21,6 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds.
     answer_help(__file__)
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from arguments import HubArguments, parse_arguments
+from arguments import HubArguments, json_option, parse_arguments
 from common import set_up_logging
 from datasets import Dataset
 from loading import load_checkpoint
@@ -103,6 +102,7 @@ class GalleryArguments:
     def __post_init__(self):
         if (self.image_dir is None) == (self.dataset_name is None):
             raise ValueError("Give the images: either --image_dir or --dataset_name.")
+        self.index_parameters = json_option("search_parameters", self.search_parameters, '{"nprobe": 16}')
 
 
 ARGUMENTS = (CheckpointArguments, GalleryArguments)
@@ -170,7 +170,7 @@ def build_gallery(
         model_name=checkpoint_args.model_name_or_path,
         factory=gallery_args.factory,
         metric=gallery_args.metric,
-        search_parameters=json.loads(gallery_args.search_parameters),
+        search_parameters=gallery_args.index_parameters,
     )
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arguments import parse_arguments
+from arguments import json_option, parse_arguments
 from common import set_up_logging
 from datasets import ClassLabel, Dataset, Features
 from embed import CheckpointArguments, readable_rows
@@ -205,12 +205,7 @@ def read_columns(text: str, features: Features) -> dict[str, Any]:
     Raises:
         ValueError: If it is no such JSON, or the gallery has no such column.
     """
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--columns takes JSON, such as '{EXAMPLE}', not {text!r}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--columns takes JSON of names and values, such as '{EXAMPLE}', not {text}.")
+    values = json_option("columns", text, EXAMPLE)
     for name in values:
         if name not in features or name == "image":
             others = ", ".join(column for column in features if column != "image") or "none but image"

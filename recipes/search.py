@@ -23,14 +23,13 @@ if __name__ == "__main__":
     # Before the imports below, which take seconds.
     answer_help(__file__)
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import parse_arguments
+from arguments import json_option, parse_arguments
 from common import set_up_logging
 from datasets import Dataset
 from embed import CheckpointArguments
@@ -65,6 +64,9 @@ class SearchArguments:
         default=5, metadata={"help": "Matches in ranked_list.png; 0 writes no picture and needs no matplotlib."}
     )
 
+    def __post_init__(self):
+        self.index_parameters = json_option("search_parameters", self.search_parameters, '{"nprobe": 16}')
+
 
 ARGUMENTS = (SearchArguments, CheckpointArguments)
 
@@ -88,7 +90,7 @@ def main() -> None:
     set_up_logging(logging.WARNING)
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(search_args.gallery_dir, model_fingerprint(model))
-    gallery.set_search_parameters(**json.loads(search_args.search_parameters))
+    gallery.set_search_parameters(**search_args.index_parameters)
     threshold = read_threshold(search_args.threshold, checkpoint_args, model, gallery)
     queries = find_images(search_args.images)
     images = Dataset.from_dict({"image": [str(Path(query).resolve()) for query in queries]})

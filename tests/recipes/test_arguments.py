@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from dcal_hf import DCALConfig, DCALTrainingArguments
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALTrainingArguments
 
 
 CONFIGURATIONS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -128,3 +128,30 @@ def test_a_mistyped_path_is_not_a_hub_id(tmp_path, monkeypatch, import_recipe, n
         check_source(there)
     with pytest.raises(FileNotFoundError, match=f"There is no checkpoint {name}; check the path."):
         check_source(name)
+
+
+@pytest.mark.parametrize("text", ["vit", "[1]", "[" * 9999])
+@pytest.mark.parametrize(
+    "recipe, option",
+    [("run_fgvc", "backbone_config"), ("embed", "search_parameters"), ("search", "search_parameters")],
+)
+def test_an_option_that_is_no_json_object_is_named(import_recipe, recipe, option, text):
+    """Before anything is read."""
+    module = import_recipe(recipe)
+    required = {"embed": {"output_dir": "a", "image_dir": "b"}}
+    required["search"] = {"gallery_dir": "a", "images": [], "output_dir": "b"}
+    types = {"run_fgvc": "ModelArguments", "embed": "GalleryArguments", "search": "SearchArguments"}
+    arguments = getattr(module, types[recipe])
+    with pytest.raises(ValueError, match=f"^--{option} takes a JSON object, such as '{{\"") as error:
+        arguments(**required.get(recipe, {}), **{option: text})
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text", ['{"hidden_size": 16}', '{"model_type": "vat"}', '{"model_type": "vit", "hidden_size": "a"}']
+)
+def test_an_encoder_that_transformers_cannot_configure_is_named(import_recipe, text):
+    load_model, arguments = import_recipe("common").load_model, import_recipe("run_fgvc").ModelArguments
+    with pytest.raises(ValueError, match="^--backbone_config is no configuration of an encoder: ") as error:
+        load_model(DCALForImageClassification, None, arguments(backbone_config=text), ["wren", "robin"])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
