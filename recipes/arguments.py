@@ -245,8 +245,10 @@ def unknown_option(name: str, known: Sequence[str]) -> str:
     if not name.startswith("--"):
         return f"'{name}' belongs to no option: options are --name value, after the configuration; --help lists all"
     word = name.removeprefix("--").replace("-", "_")
-    alike = difflib.get_close_matches(f"--{word}", known, n=2, cutoff=0.75)
-    alike += [option for option in known if word in option and "-" not in option[2:] and option not in alike][:3]
+    # Options of several words exist with hyphens, too.
+    spelt = [option for option in known if "-" not in option[2:]]
+    alike = difflib.get_close_matches(f"--{word}", spelt, n=2, cutoff=0.75)
+    alike += [option for option in spelt if word in option and option not in alike][:3]
     return f"there is no option {name}" + (f", but {' and '.join(alike)}" if alike else "; --help lists all")
 
 

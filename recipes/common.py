@@ -128,6 +128,11 @@ def load_model(
             if names is not None:
                 fit_classes(model, source, names, trains, model_args.ignore_mismatched_sizes)
             return model, processor
+    if not trains:
+        logger.warning(
+            "%s is a plain encoder, so the classifiers that are evaluated are not trained: give a DCAL checkpoint, or "
+            "add --do_train", source or "--backbone_config",
+        )
     model = model_class.from_backbone(
         backbone,
         model_args.input_size,

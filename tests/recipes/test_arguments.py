@@ -70,6 +70,7 @@ def test_an_unreadable_configuration_gets_a_one_line_error(tmp_path, parse_argum
     [
         ("seed: soon", "argument --seed: invalid int value: 'soon'"),
         ("speed: 1", "there is no option --speed, but --seed."),
+        ("query_ratoi: 1", "there is no option --query_ratoi, but --query_ratio."),
         ("seed: {a: 2001-01-01}", "argument --seed: invalid int value: '{\"a\": \"2001-01-01\"}'"),
         ("seed: {2001-01-01: a}", "seed cannot be written as JSON: keys must be"),
     ],
@@ -78,6 +79,7 @@ def test_an_invalid_option_is_reported_with_its_configuration(tmp_path, parse_ar
     @dataclass
     class Options:
         seed: int = 0
+        query_ratio: float = 0.1
 
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(ValueError) as error:

@@ -333,7 +333,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == uninterrupted
 
 
-def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, capsys):
+def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, capsys, caplog):
     options = {"disable_tqdm": True, "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
     options["data_dir"], out = str(class_folder(tmp_path / "birds", "robin", "wren")), tmp_path / "out"
 
@@ -343,8 +343,9 @@ def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, cap
     before = files()
     with pytest.raises(ValueError, match="holds the checkpoints of an earlier run: .*last, .*--overwrite_output_dir"):
         run_main(tmp_path, "--do_train", **options)
-    assert files() == before
+    assert files() == before and "not trained" not in caplog.text
     run_main(tmp_path, "--do_eval", **options)
+    assert "is a plain encoder, so the classifiers that are evaluated are not trained" in caplog.text
     resume, results = ("--do_train", "--resume_from_checkpoint", "last"), (out / "train_results.json").read_bytes()
     run_main(tmp_path, *resume, **options)
     assert (out / "train_results.json").read_bytes() == results
