@@ -105,7 +105,8 @@ def check_known(config: PreTrainedConfig, names: Iterable[str]) -> None:
     """Unknown fields must be neither misspelt nor fields of the backbone: they would have no effect."""
     own = [field.name for field in fields(config)]
     for name in names:
-        if hasattr(type(config), name):
+        # Private names, such as `_name_or_path`, are transformers' own.
+        if hasattr(type(config), name) or name.startswith("_"):
             continue
         if alike := get_close_matches(name, own, n=1, cutoff=0.8):
             raise ValueError(f"DCALConfig has no field '{name}', but '{alike[0]}'.")

@@ -106,7 +106,7 @@ def test_centers_are_saved_and_known_classes_keep_theirs(vit_config, tmp_path):
     ("fields", "sentence"),
     [
         ({"identity_loss": "cosface"}, "identity_loss='cosface' is unknown; choose one of cross_entropy, arcface"),
-        ({"identity_loss": "arcface", "neck": False}, "choose one of cross_entropy"),
+        ({"identity_loss": "arcface", "neck": False}, "identity_loss='arcface' needs a neck"),
         ({"arcface_subcenters": 0}, "arcface_subcenters=0 must be at least 1"),
         ({"arcface_margin": 1.6}, "arcface_margin=1.6 at least 0 and below pi / 2"),
         ({"arcface_scale": 0}, "arcface_scale=0 above 0"),

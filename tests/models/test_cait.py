@@ -13,8 +13,8 @@ from helpers import add_noise
 def cait(depth: int, depth_token_only: int) -> DCALModel:
     sizes = {"embed_dim": 32, "num_heads": 4, "mlp_ratio": 2, "img_size": [32, 24], "patch_size": 8}
     depths = {"depth": depth, "depth_token_only": depth_token_only}
-    model = DCALModel.from_backbone(TimmWrapperConfig(architecture="cait_xs24_384", model_args={**sizes, **depths}))
-    return add_noise(model, 0.3)
+    config = TimmWrapperConfig(architecture="cait_xs24_384", model_args={**sizes, **depths})
+    return add_noise(DCALModel.from_backbone(config, glca_readout="local"), 0.3)
 
 
 def heads(layer: torch.nn.Linear, x: Tensor) -> Tensor:

@@ -189,5 +189,5 @@ def test_a_single_identity_is_rejected(vit_config):
 def test_a_missing_neck_raises_a_clear_error(vit_config):
     with pytest.raises(ValueError, match="DCALForReID needs neck=True"):
         DCALForReID(DCALConfig(backbone_config=vit_config))
-    with pytest.raises(ValueError, match="neck_feature='after' is unknown; choose one of before"):
+    with pytest.raises(ValueError, match="neck_feature='after' needs a neck"):
         DCALConfig(backbone_config=vit_config, neck_feature="after")

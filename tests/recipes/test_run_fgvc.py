@@ -80,7 +80,7 @@ def test_an_encoder_without_rollout_writes_no_attention_figure(tmp_path, run_mai
     run_main(tmp_path, "--do_train", "--do_eval", **options)
     assert "eval_accuracy" in read_json(tmp_path / "out" / "all_results.json")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| branches | sa, pwca |" in card and "| num_pwca_blocks | 2 |" in card and "glca_readout" not in card
+    assert "| branches | sa, pwca |" in card and "| num_pwca_blocks | 2 |" in card and "| glca_readout |" not in card
     assert "| steps | 1 |" in card and "| epochs |" not in card
     assert not (tmp_path / "out" / "attention.png").exists()
 
