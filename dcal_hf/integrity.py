@@ -1,17 +1,23 @@
-"""Checksums that detect damaged folders, and locks that let one process at a time write them."""
+"""Checksums and descriptions that detect damaged folders, and locks that let one process at a time write them."""
 
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+
+from .errors import one_line
 
 
 # Size and SHA-256 of each file, keyed by its path relative to the folder.
 Checksums = Mapping[str, Mapping[str, int | str]]
+# The types that fields of a description may have.
+Fields = Mapping[str, type | tuple[type, ...]]
 
 
 def checksums(folder: Path, exclude: Collection[str] = ()) -> dict[str, dict[str, int | str]]:
@@ -44,6 +50,31 @@ def find_damage(folder: Path, files: Checksums) -> str | None:
     return None
 
 
+def parse_description(file: BinaryIO, path: Path, format_version: int, fields: Fields) -> dict[str, Any]:
+    """Reads an open description file.
+
+    Raises:
+        ValueError: If it is not valid JSON, has another `format_version`, or lacks a field; the message names it.
+    """
+    try:
+        description = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.parent} is damaged: {path.name} is not valid JSON.") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{path.parent} is damaged: {path.name} is not a JSON object.")
+    found = description.get("format_version")
+    if found != format_version:
+        raise ValueError(
+            f"{path.parent} has format version {one_line(found)}, and this dcal_hf reads {format_version}."
+        )
+    for name, kinds in fields.items():
+        if name not in description:
+            raise ValueError(f"{path.parent} is damaged: {path.name} has no {name}.")
+        if not isinstance(description[name], kinds):
+            raise ValueError(f"{path.parent} is damaged: {name} of {path.name} has another type.")
+    return description
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -72,4 +103,4 @@ def locked(path: Path, occupied: str) -> Iterator[None]:
         lock.release()
 
 
-__all__ = ["Checksums", "checksums", "find_damage", "locked"]
+__all__ = ["Checksums", "Fields", "checksums", "find_damage", "locked", "parse_description"]

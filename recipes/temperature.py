@@ -21,9 +21,9 @@ from transformers.trainer_utils import PredictionOutput
 from dcal_hf import DCALForImageClassification
 from dcal_hf.errors import one_line
 from dcal_hf.files import write_atomically
+from dcal_hf.integrity import parse_description
 from dcal_hf.metrics import expected_calibration_error, fit_temperature
 from dcal_hf.retrieval import model_fingerprint
-from dcal_hf.retrieval.atomic_folder import parse_description
 
 
 logger = logging.getLogger(__name__)

@@ -5,19 +5,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, TypeVar
 
-from ..errors import one_line
 from ..files import write_atomically
-from ..integrity import checksums, find_damage, locked
+from ..integrity import Fields, checksums, find_damage, locked, parse_description
 
 
 Loaded = TypeVar("Loaded")
-# The types that fields of a description may have.
-Fields = Mapping[str, type | tuple[type, ...]]
 
 # How often a reader retries when a writer replaces the folder, and the pause between attempts in seconds.
 ATTEMPTS, PAUSE = 20, 0.05
@@ -107,31 +104,6 @@ def load_folder(
     raise TimeoutError(f"{folder} keeps being replaced while it is read: load it when the writers have finished.")
 
 
-def parse_description(file: BinaryIO, path: Path, format_version: int, fields: Fields) -> dict[str, Any]:
-    """Reads an open description file.
-
-    Raises:
-        ValueError: If it is not valid JSON, has another `format_version`, or lacks a field; the message names it.
-    """
-    try:
-        description = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.parent} is damaged: {path.name} is not valid JSON.") from error
-    if not isinstance(description, dict):
-        raise ValueError(f"{path.parent} is damaged: {path.name} is not a JSON object.")
-    found = description.get("format_version")
-    if found != format_version:
-        raise ValueError(
-            f"{path.parent} has format version {one_line(found)}, and this dcal_hf reads {format_version}."
-        )
-    for name, kinds in fields.items():
-        if name not in description:
-            raise ValueError(f"{path.parent} is damaged: {path.name} has no {name}.")
-        if not isinstance(description[name], kinds):
-            raise ValueError(f"{path.parent} is damaged: {name} of {path.name} has another type.")
-    return description
-
-
 def check_files(folder: Path, files: dict[str, dict[str, int | str]]) -> None:
     """Compares the files with the sizes and checksums in the description.
 
@@ -166,4 +138,4 @@ def _lies_at(file: BinaryIO, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
-__all__ = ["Fields", "check_files", "load_folder", "parse_description", "save_folder"]
+__all__ = ["check_files", "load_folder", "save_folder"]

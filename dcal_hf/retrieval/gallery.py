@@ -14,8 +14,9 @@ import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 
 from ..errors import one_line, reason_of
+from ..integrity import Fields
 from ..metrics.distances import DistanceMetric, as_tensor
-from .atomic_folder import Fields, check_files, load_folder, save_folder
+from .atomic_folder import check_files, load_folder, save_folder
 
 
 FORMAT_VERSION = 1

@@ -13,11 +13,11 @@ import numpy as np
 
 from ..errors import one_line
 from ..files import write_atomically
+from ..integrity import parse_description
 from ..metrics.distances import FeatureDistances
 from ..metrics.protocol import JUNK_IDENTITY, Column, RetrievalProtocol
 from ..metrics.retrieval import QUERIES_PER_CHUNK, Smallest
 from ..version import __version__
-from .atomic_folder import parse_description
 
 
 FORMAT_VERSION = 1
