@@ -173,7 +173,8 @@ def parse_arguments(
     try:
         return _parsed(parser, options + argv[1:], files)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{origin_of(reason_of(error), path, options, argv[1:])}{reason_of(error)}.") from error
+        reason = reason_of(error)
+        raise ValueError(f"{origin_of(reason, path, options, argv[1:])}{reason}.") from error
 
 
 def origin_of(message: str, path: Path, options: Sequence[str], argv: Sequence[str]) -> str:

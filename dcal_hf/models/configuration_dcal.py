@@ -166,9 +166,9 @@ class DCALConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, without the name of the backbone's checkpoint, which may be a local path."""
-        fields = super().to_dict()
-        fields["backbone_config"].pop("_name_or_path", None)
-        return fields
+        described = super().to_dict()
+        described["backbone_config"].pop("_name_or_path", None)
+        return described
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in transformers; beside a model's configuration it tells sentence-transformers how to read embeddings."""

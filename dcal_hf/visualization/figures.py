@@ -131,10 +131,10 @@ def ranked_list(
         )
     pictures = []
     for query, name, written, *matches in zip(query_image, query_titles, told_apart(scores), *rows):
-        headings = [f"{rank}: {score_name} {score}" for rank, score in enumerate(written, start=1)]
+        label = f"{score_name} " if score_name else ""
+        headings = [f"{rank}: {label}{score}" for rank, score in enumerate(written, start=1)]
         found = [
-            Picture(image, mark, title, " ".join(heading.split()))
-            for image, _, mark, title, heading in zip(*matches, headings)
+            Picture(image, mark, title, heading) for image, _, mark, title, heading in zip(*matches, headings)
         ]
         pictures.append([Picture(query, caption=name, heading="query", frame=QUERY_COLOR), *found])
     return picture_figure(pictures, MATCH_WIDTH)
