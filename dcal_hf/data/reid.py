@@ -74,9 +74,8 @@ def load_reid(
     max_unpacked_bytes: int | None = None,
     warn_duplicates: bool = True,
 ) -> DatasetDict:
-    """Loads a re-identification data set as training images, queries, and the gallery to search.
-
-    See [`dcal_hf.data.reid`] for the data sets, the layouts and how splits are created.
+    """Loads a re-identification data set as training images, queries, and the gallery to search; see
+    [`dcal_hf.data.reid`] for the data sets, the layouts and how splits are created.
 
     Args:
         name (`str`, `Path` or object): "drawn", "market1501", "dukemtmc", "msmt17", "veri776", "imagefolder", a table
@@ -89,11 +88,9 @@ def load_reid(
         camera_column (`str`, *optional*): The column of a table that stands for the camera: with "date", photographs
             of one individual on one day do not count as matches.
         include_val (`bool`, *optional*, defaults to `True`): Whether train of MSMT17 includes list_val, as in papers.
-        test_fraction (`float`, *optional*, defaults to 0.3): Fraction of the identities to hold out.
-        query_fraction (`float`, *optional*, defaults to 0.2): Fraction of the images to use as queries.
+        test_fraction (0.3), query_fraction (0.2): Fraction of the identities to hold out, of images to use as queries.
         seed (`int`, *optional*, defaults to 42): Seed of both choices; see [`dcal_hf.data.reid`].
-        keep_unknown (`bool`, *optional*, defaults to `True`): Whether images of unknown individuals may be in query
-            and gallery. They are never in train.
+        keep_unknown (`bool`, *optional*, defaults to `True`): Whether query and gallery have unknown individuals.
         max_unpacked_bytes (`int`, *optional*): As in [`data_folder`].
         warn_duplicates (`bool`, *optional*, defaults to `True`): Whether to warn if your own data set has the same
             image under two identities or in two splits. [`inspect_images`] checks this for any data set.

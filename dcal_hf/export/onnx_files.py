@@ -65,9 +65,8 @@ def export_onnx(
     overwrite: bool = False,
     model_name: str | None = None,
 ) -> OnnxExport:
-    """Writes a model as an ONNX file with a dynamic batch, and `<file>.metadata.json` beside it.
-
-    A file appears only after onnxruntime gave the same outputs as torch, at batches of 1, 2 and 5.
+    """Writes a model as an ONNX file with a dynamic batch, and `<file>.metadata.json` beside it. A file appears only
+    after onnxruntime gave the same outputs as torch, at batches of 1, 2 and 5.
 
     Args:
         model (`DCALPreTrainedModel`): In float32. Dropout and PWCA do not run.
@@ -80,8 +79,7 @@ def export_onnx(
             `"uint8"`: RGB images of shape (B, height, width, 3), already resized; the graph normalises them.
             `"tracker"`: float32 of shape (B, 3, height, width) normalised by the mean and the standard deviation of
             ImageNet, as BoxMOT passes them; the graph converts them to those of the image processor.
-        temperature (`float`): Divides the logits of all branches together in the graph, so that `probabilities` are
-            calibrated; see [`~dcal_hf.metrics.fit_temperature`]. Those of each branch stay as they are.
+        temperature (`float`): Divides the joint logits only; see [`~dcal_hf.metrics.fit_temperature`].
         images (`Sequence` of `PIL.Image.Image`, *optional*): Photographs to compare on; defaults to noise images.
         int8 (`bool`): Also write the graph with weights of 8 bits (dynamic quantisation of onnxruntime).
         tolerance (`float`): Largest allowed difference of an output, relative to its largest value, at least 1.
