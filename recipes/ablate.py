@@ -32,10 +32,10 @@ same order with the same augmentation. No model is selected on the test images: 
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import argparse
 import hashlib
@@ -52,7 +52,7 @@ from queue import Queue
 import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
-from arguments import Parser, read_configuration
+from arguments import Parser, find_configuration, read_configuration
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
@@ -283,14 +283,15 @@ class AblationArguments:
 
 
 ARGUMENTS = (AblationArguments,)
-POSITIONAL = ("ABLATION", "YAML file of the ablation.")
+POSITIONAL = ("ABLATION", "YAML file of the ablation, or the name of a bundled one.")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
     """The options of this script, and those passed to every run."""
     parser = Parser(ARGUMENTS)
-    parser.add_argument("ablation", type=Path, help=POSITIONAL[1])
+    parser.add_argument("ablation", help=POSITIONAL[1])
     args, rest = parser.parse_known_args()
+    args.ablation = find_configuration(args.ablation, RECIPES / "ablations")
     if len(rest) % 2 == 1 or any(not name.startswith("--") for name in rest[::2]):
         parser.error(f"options of the recipe must be pairs '--name value', got: {' '.join(rest)}")
     return args, {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2])}
@@ -318,7 +319,3 @@ def main() -> None:
     write_report(read_rows(results), list(ablation.arms), ablation.reference, ablation.metrics, args.output_dir)
     if errors:
         raise SystemExit("\n".join([f"{len(errors)} runs failed:", *errors]))
-
-
-if __name__ == "__main__":
-    main()

@@ -253,8 +253,8 @@ def unknown_option(name: str, known: Sequence[str]) -> str:
     return f"there is no option {name}" + (f", but {' and '.join(alike)}" if alike else "; --help lists all")
 
 
-def find_configuration(name: str) -> Path:
-    """Returns a path unchanged, and the path of a bundled configuration for a bare name, such as `quickstart`.
+def find_configuration(name: str, folder: Path = CONFIGURATIONS) -> Path:
+    """Returns a path unchanged, and the path of a bundled configuration in `folder` for a bare name (`quickstart`).
 
     Raises:
         FileNotFoundError: If there is no configuration of that name.
@@ -262,7 +262,7 @@ def find_configuration(name: str) -> Path:
     path = Path(name)
     if path.suffix or len(path.parts) > 1:
         return path
-    known = {own.stem: own for own in sorted(CONFIGURATIONS.glob("*.yaml"))}
+    known = {own.stem: own for own in sorted(folder.glob("*.yaml"))}
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         others = f"give the path of a .yaml or .json file, or one of {', '.join(known)}."

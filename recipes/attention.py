@@ -10,10 +10,10 @@ predictions that are right and wrong by the names of the photographs' folders.
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 import random
@@ -123,7 +123,3 @@ def load_model(
         name, branches=("sa",), num_labels=2, pretrained_kwargs=args.hub_kwargs
     )
     return model.eval(), read_processor(name, **args.hub_kwargs), False
-
-
-if __name__ == "__main__":
-    main()

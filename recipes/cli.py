@@ -4,14 +4,15 @@
     dcal reid my_turtles.yaml --seed 1        # or your own file
     dcal embed --help
 
-It imports nothing of the package itself; each recipe imports what it needs when it runs. A user error ends with one
-sentence, and so does Ctrl-C; `DCAL_DEBUG=1` shows the traceback.
+It imports nothing of the package itself; each recipe imports what it needs when it runs. Here and in
+`python recipes/...`, a user error ends with one sentence, and so does Ctrl-C; `DCAL_DEBUG=1` shows the traceback.
 """
 
 import difflib
 import os
 import sys
 import textwrap
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -52,30 +53,51 @@ def usage() -> str:
 def main() -> None:
     """Entry point of the console script."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
-    command, *rest = arguments
+    command, *options = arguments
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}."
         raise SystemExit(f"dcal: there is no command '{command}': {hint}")
     # Make sibling modules importable, as when the script is run directly, and show the command in its usage.
     sys.path.insert(0, str(RECIPES))
-    sys.argv = [f"dcal {command}", *rest]
+    sys.argv = [f"dcal {command}", *options]
+    script, _ = COMMANDS[command]
+    run(script, f"dcal {command}", {recipe: name for name, (recipe, _) in COMMANDS.items()})
+
+
+def run_script(path: str) -> None:
+    """Runs a recipe that was started as a script, given its path."""
+    script = Path(path)
+    run(script.stem, f"python recipes/{script.name}")
+
+
+def run(script: str, command: str, names: Mapping[str, str] | None = None) -> None:
+    """Runs a recipe with the options of `sys.argv`, or prints its help, without importing it and so torch.
+
+    Args:
+        script (`str`): The name of its module.
+        command (`str`): The command that runs it.
+        names (mapping from `str` to `str`, *optional*): As in `help_text`.
+
+    Raises:
+        SystemExit: With one sentence, for a mistake of the user or an interruption.
+    """
+    program, *options = sys.argv
     try:
-        if {"-h", "--help"} & set(rest):
-            # Without importing the recipe, which imports torch.
-            script = RECIPES / f"{COMMANDS[command][0]}.py"
-            names = {recipe: name for name, (recipe, _) in COMMANDS.items()}
-            print(import_module("usage").help_text(script, f"dcal {command}", rest[0], names))
-            return
-        import_module(COMMANDS[command][0]).main()
+        if {"-h", "--help"} & set(options):
+            print(import_module("usage").help_text(RECIPES / f"{script}.py", command, options[0], names), end="")
+        else:
+            import_module(script).main()
     except (*MISTAKES, KeyboardInterrupt) as error:
         if os.environ.get("DCAL_DEBUG"):
             raise
         reason = f"interrupted. {error}".strip() if isinstance(error, KeyboardInterrupt) else error
-        raise SystemExit(f"dcal {command}: {reason}") from None
+        raise SystemExit(f"{Path(program).name}: {reason}") from None
 
 
 if __name__ == "__main__":

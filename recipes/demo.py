@@ -19,10 +19,10 @@ search a gallery of recipes/embed.py:
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class DemoArguments:
     title: str | None = field(default=None, metadata={"help": "Title of the page; by default the model's name."})
     calibrated: bool = field(
         default=False,
-        metadata={"help": "Divide the logits of both branches together by the temperature fitted by run_fgvc.py."},
+        metadata={"help": "Divide the joint logits by the temperature that recipes/run_fgvc.py fitted."},
     )
     server_name: str = field(
         default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 lets other computers in."}
@@ -66,7 +66,3 @@ def main() -> None:
         print(write_space(demo, args.export_space))
         return
     page(demo).launch(server_name=args.server_name, server_port=args.server_port, css=CSS)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,10 +16,10 @@ only useful for searches with `ht`):
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class GalleryArguments:
     split: str = field(default="train", metadata={"help": "Split of the data set."})
     protocol: str = field(
         default="disjoint",
-        metadata={"help": "With --task reid, how run_reid.py splits the data set.", "choices": list(PROTOCOLS)},
+        metadata={"help": "With --task reid, how recipes/run_reid.py splits it.", "choices": list(PROTOCOLS)},
     )
     camera_column: str | None = field(
         default=None, metadata={"help": "With --task reid, column of a table that stands for the camera."}
@@ -172,7 +172,3 @@ def build_gallery(
         metric=gallery_args.metric,
         search_parameters=gallery_args.index_parameters,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -18,10 +18,10 @@ Embedding for a multi-object tracker (BoxMOT), of 256 x 128 pixels, or 256 x 256
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ class ExportArguments:
     calibrated: bool = field(
         default=False,
         metadata={
-            "help": "In the graph, divide the logits of both branches together by the temperature of run_fgvc.py."
+            "help": "In the graph, divide the joint logits by the temperature that recipes/run_fgvc.py fitted."
         },
     )
     images: list[str] | None = field(
@@ -140,7 +140,3 @@ def report(export: OnnxExport) -> None:
 
 def size_of(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
-if __name__ == "__main__":
-    main()

@@ -18,10 +18,10 @@ The gallery is replaced once the new one is complete. Image files are neither co
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import json
 import logging
@@ -92,7 +92,7 @@ def main() -> None:
     program, *arguments = sys.argv
     command = arguments[0] if arguments else ""
     if command not in ARGUMENTS:
-        raise ValueError(f"Give one of {', '.join(ARGUMENTS)} first, such as `gallery show --gallery_dir gallery`.")
+        raise ValueError(f"Give one of {', '.join(ARGUMENTS)} first: dcal gallery show --gallery_dir gallery.")
     sys.argv = [f"{program} {command}", *arguments[1:]]
     set_up_logging(logging.WARNING)
     {"add": add, "remove": remove, "show": show}[command](*parse_arguments(ARGUMENTS[command]))
@@ -263,7 +263,3 @@ def as_image(path: str, gallery: GalleryIndex) -> dict | str:
     """The path in the form of the image column of the gallery."""
     is_record = isinstance(gallery.items.features["image"], dict)
     return {"path": path, "bytes": None} if is_record else path
-
-
-if __name__ == "__main__":
-    main()

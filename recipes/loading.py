@@ -71,8 +71,8 @@ def load_checkpoint(
     name, config = args.model_name_or_path, read_config(args.model_name_or_path, **args.hub_kwargs)
     if config.model_type != "dcal":
         raise ValueError(
-            f"{name} is a {config.model_type} checkpoint: give a DCAL one, such as the output_dir of run_fgvc.py or "
-            "run_reid.py."
+            f"{name} is a {config.model_type} checkpoint: give a DCAL one, such as the output_dir of `dcal fgvc` "
+            "or `dcal reid`."
         )
     has_classifiers = classifies and "DCALForImageClassification" in (config.architectures or ())
     auto_class = AutoModelForImageClassification if has_classifiers else AutoModel
@@ -90,7 +90,7 @@ def load_classifier(args: HubArguments) -> tuple[DCALForImageClassification, Bas
     model, processor = load_checkpoint(args, classifies=True)
     if not isinstance(model, DCALForImageClassification):
         raise ValueError(
-            f"{args.model_name_or_path} is a DCAL checkpoint without classifiers: give one of run_fgvc.py."
+            f"{args.model_name_or_path} is a DCAL checkpoint without classifiers: give one of `dcal fgvc`."
         )
     return model.to(default_device()), processor
 

@@ -17,10 +17,10 @@ classes that are confused most often beside one of the class it is taken for, an
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from collections import Counter
@@ -65,7 +65,7 @@ class PredictionArguments:
     )
     calibrated: bool = field(
         default=False,
-        metadata={"help": "Divide the logits of both branches together by the temperature fitted by run_fgvc.py."},
+        metadata={"help": "Divide the joint logits by the temperature that recipes/run_fgvc.py fitted."},
     )
     skip_broken: bool = field(
         default=False, metadata={"help": "Skip unreadable photographs with a warning instead of failing."}
@@ -363,7 +363,3 @@ def overlay(
 
     picture = open_image(prediction.path, max_pixels)
     return photograph_overlay(picture, processor, prediction.rollout, grid, prediction.selected)
-
-
-if __name__ == "__main__":
-    main()

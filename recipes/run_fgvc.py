@@ -5,19 +5,23 @@
 
 On your own photographs, in folders `birds/train/<class>/*.jpg` (and `validation` and `test`, if available):
 
-    accelerate launch recipes/run_fgvc.py --do_train --do_eval --data_dir birds --output_dir out \
+    python recipes/run_fgvc.py --do_train --do_eval --data_dir birds --output_dir out \
         --model_name_or_path facebook/deit-tiny-patch16-224 --image_size 448
 
 From scratch on the built-in synthetic birds, with a configuration file (options after it override it):
 
     python recipes/run_fgvc.py recipes/configs/quickstart.yaml --output_dir out
+
+On several GPUs:
+
+    accelerate launch --multi_gpu recipes/run_fgvc.py birds.yaml
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import os
 from dataclasses import dataclass, field
@@ -349,7 +353,3 @@ def settings(trainer: DCALTrainer, data_args: DataArguments) -> dict[str, object
         "logit adjustment": args.logit_adjustment,
         **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
-
-
-if __name__ == "__main__":
-    main()

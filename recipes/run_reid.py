@@ -5,20 +5,20 @@
 
 On a published data set in its official folders, as in the paper:
 
-    accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name market1501 --data_dir market \
+    python recipes/run_reid.py --do_train --do_eval --dataset_name market1501 --data_dir market \
         --model_name_or_path google/vit-base-patch16-224-in21k --image_size 256 128 --drop_path_rate 0.1 \
         --output_dir out
 
 On your own photographs, in folders `turtles/<identity>/*.jpg`, or in a table with the columns image or path, identity
 and (optionally) bbox, camera, date and split:
 
-    accelerate launch recipes/run_reid.py --do_train --do_eval --data_dir turtles --output_dir out ...
-    accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --output_dir out ...
+    python recipes/run_reid.py --do_train --do_eval --data_dir turtles --output_dir out ...
+    python recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --output_dir out ...
 
 What is searched for, and in what, is the protocol: `disjoint` (individuals that are not trained on, the default),
 `closed_set`, `open_set` or `time`, see dcal_hf/data/reid_protocols.py:
 
-    accelerate launch recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --protocol open_set ...
+    python recipes/run_reid.py --do_train --do_eval --dataset_name turtles.csv --protocol open_set ...
 
 To evaluate a trained model on another data set:
 
@@ -28,13 +28,17 @@ To evaluate a trained model on another data set:
 From scratch on the built-in synthetic birds, with a configuration file (options after it override it):
 
     python recipes/run_reid.py recipes/configs/quickstart_reid.yaml --output_dir out
+
+On several GPUs:
+
+    accelerate launch --multi_gpu recipes/run_reid.py turtles.yaml
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from dataclasses import dataclass, field
@@ -392,7 +396,3 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
     if args.schedule == "transreid":
         rows |= {"optimiser": "SGD, momentum 0.9, biases at twice the rate", "schedule": "TransReID's, per epoch"}
     return rows
-
-
-if __name__ == "__main__":
-    main()

@@ -18,10 +18,10 @@ probably new individuals. Its false-accept rate is that of one pair: a query mee
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from dataclasses import dataclass, field
@@ -175,7 +175,3 @@ def save_picture(queries: list[str], results: list[list[Match]], output_dir: Pat
 def caption(match: Match) -> str:
     path, *others = match.description
     return "\n".join(map(str, [Path(path).name, *others]))
-
-
-if __name__ == "__main__":
-    main()

@@ -89,7 +89,7 @@ def load_temperature(model: DCALForImageClassification, args: HubArguments) -> f
         ValueError: If it is damaged, or was fitted for other weights.
     """
     name, model_id = args.model_name_or_path, model_fingerprint(model)
-    advice = f"fit it first, by recipes/run_fgvc.py --do_eval with --model_name_or_path {name} and --output_dir {name}"
+    advice = f"fit it first, dcal fgvc --do_eval --data_dir birds --model_name_or_path {name} --output_dir {name}"
     path = find_calibration(args, TEMPERATURE_FILE, advice)
     with path.open("rb") as file:
         facts = parse_description(file, path, FORMAT_VERSION, {"temperature": (float, int), "model_id": str})

@@ -7,7 +7,6 @@ subclass's group only. POSITIONAL, if there, is the name and the help of the pos
 
 import ast
 import re
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,14 +53,6 @@ class Option:
     help: str
 
 
-def answer_help(script: str) -> None:
-    """Prints the help of a script and exits, if the command line asks for it."""
-    path, arguments = Path(script), sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(path, f"python recipes/{path.name}", arguments[0]), end="")
-        raise SystemExit
-
-
 def help_text(
     recipe: Path, command: str, subcommand: str | None = None, names: Mapping[str, str] | None = None
 ) -> str:
@@ -71,20 +62,16 @@ def help_text(
         recipe (`Path`): The script.
         command (`str`): The command that runs it.
         subcommand (`str`, *optional*): A key of its ARGUMENTS; without it, these are listed.
-        names (mapping from `str` to `str`, *optional*): The commands of `dcal` by the script that each runs, for
-            examples with these commands.
+        names (mapping from `str` to `str`, *optional*): The commands of `dcal` by the script that each runs, to show
+            them in place of the scripts.
     """
     _, arguments = _find(recipe, "ARGUMENTS")
-    description = ast.get_docstring(_parse(recipe))
-    if names is not None:
-        description = re.sub(r"python recipes/(\w+)\.py", lambda match: f"dcal {names[match[1]]}", description)
-        description = re.sub(r"recipes/configs/(\w+)\.yaml", r"\1", description)
-    description = _wrapped(description)
+    description = _wrapped(as_typed(ast.get_docstring(_parse(recipe)), names))
     if isinstance(arguments, ast.Dict):
-        names = [key.value for key in arguments.keys]
-        if subcommand not in names:
-            return f"usage: {command} {{{','.join(names)}}} [--option value ...]\n\n{description}\n"
-        arguments, command = arguments.values[names.index(subcommand)], f"{command} {subcommand}"
+        known = [key.value for key in arguments.keys]
+        if subcommand not in known:
+            return f"usage: {command} {{{','.join(known)}}} [--option value ...]\n\n{description}\n"
+        arguments, command = arguments.values[known.index(subcommand)], f"{command} {subcommand}"
     sections = [group for element in arguments.elts for group in option_groups(recipe, element.id)]
     required = [f"--{option.name} {option.values}" for _, options in sections for option in options if option.required]
     try:
@@ -97,8 +84,18 @@ def help_text(
     )
     lines = [usage, "", description, "", *_columns(f"  {name}", explanation)]
     for title, options in sections:
-        lines += ["", f"{title}:", *(line for option in options for line in _lines(option))]
+        lines += ["", f"{title}:", *(line for option in options for line in _lines(option, names))]
     return "\n".join(lines) + "\n"
+
+
+def as_typed(text: str, names: Mapping[str, str] | None) -> str:
+    """Replaces scripts in a text by the commands of `dcal`, if these are given, and configurations by their names."""
+    if names is None:
+        return text
+    scripts = rf"recipes/({'|'.join(names)})\.py\b"
+    text = re.sub(rf"(accelerate launch[^\n]*?) {scripts}", lambda m: f"{m[1]} --no_python dcal {names[m[2]]}", text)
+    text = re.sub(rf"(?:python )?{scripts}", lambda m: f"dcal {names[m[1]]}", text)
+    return re.sub(r"recipes/(?:configs|ablations)/(\w+)\.yaml", r"\1", text)
 
 
 def _wrapped(text: str) -> str:
@@ -112,11 +109,11 @@ def _wrapped(text: str) -> str:
     )
 
 
-def _lines(option: Option) -> list[str]:
+def _lines(option: Option, names: Mapping[str, str] | None) -> list[str]:
     head = f"  --{option.name} {option.values}".rstrip()
     if option.default is True:
         head += f", --no_{option.name}"
-    text = option.help
+    text = as_typed(option.help, names)
     if option.required:
         text = f"(required) {text}"
     elif option.default not in (None, False, "", "{}") and "default" not in text:

@@ -16,10 +16,10 @@ out.
 """
 
 if __name__ == "__main__":
-    from usage import answer_help
+    from cli import run_script
 
-    # Before the imports below, which take seconds.
-    answer_help(__file__)
+    # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
+    raise SystemExit(run_script(__file__))
 
 import logging
 from collections import Counter
@@ -196,7 +196,3 @@ def load_threshold(checkpoint_args: CheckpointArguments, model: PreTrainedModel)
     )
     path = find_calibration(checkpoint_args, VERIFICATION_FILE, advice)
     return VerificationThreshold.load(path.parent, model_fingerprint(model))
-
-
-if __name__ == "__main__":
-    main()

@@ -76,7 +76,11 @@ def run(command: str) -> None:
     script, arguments = script_and_arguments(command)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(ROOT / "recipes"))
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        if stop.code:
+            raise
 
 
 def main(page: str, *options: str) -> None:

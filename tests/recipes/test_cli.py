@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,28 @@ def test_debug_shows_the_traceback(dcal, monkeypatch):
     monkeypatch.setenv("DCAL_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match="There is no configuration 'quickstrat'"):
         dcal("fgvc", "quickstrat")
+
+
+def test_the_word_help_prints_the_help(dcal, capsys):
+    dcal()
+    commands = capsys.readouterr().out
+    dcal("help")
+    assert capsys.readouterr().out == commands
+    dcal("search", "--help")
+    options = capsys.readouterr().out
+    dcal("help", "search")
+    assert capsys.readouterr().out == options != commands
+
+
+@pytest.mark.parametrize("script", ["run_fgvc", "gallery", "ablate"])
+def test_a_script_prints_one_sentence_for_a_mistake_like_the_command(import_recipe, monkeypatch, script):
+    def mistaken() -> None:
+        raise ValueError("there is no option --epochs.")
+
+    monkeypatch.setattr(import_recipe(script), "main", mistaken)
+    monkeypatch.setattr(sys, "argv", [f"recipes/{script}.py", "--epochs", "3"])
+    with pytest.raises(SystemExit, match=f"^{script}.py: there is no option --epochs.$"):
+        runpy.run_path(str(RECIPES / f"{script}.py"), run_name="__main__")
 
 
 def test_a_missing_option_prints_one_sentence(dcal, capsys):

@@ -76,7 +76,7 @@ def test_every_unreadable_configuration_is_named(run, content):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_plain_encoder_is_rejected(run, command):
     ViTModel(ViTConfig(image_size=16, **TINY_SIZES)).save_pretrained("here")
-    sentence = "here is a vit checkpoint: give a DCAL one, such as the output_dir of run_fgvc.py or run_reid.py."
+    sentence = "here is a vit checkpoint: give a DCAL one, such as the output_dir of `dcal fgvc` or `dcal reid`."
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         run(command, "here")
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_without_classifiers_does_not_classify(run, command, task):
     model = model_class.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), num_labels=3, local_query_ratio=0.5)
     (model.base_model if task == "embeddings" else model).save_pretrained("here")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("here")
-    with pytest.raises(ValueError, match="^here is a DCAL checkpoint without classifiers: give one of run_fgvc.py.$"):
+    with pytest.raises(ValueError, match="^here is a DCAL checkpoint without classifiers: give one of `dcal fgvc`.$"):
         run(command, "here")
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from transformers import HfArgumentParser
 
 
@@ -84,7 +83,23 @@ def test_scripts_print_their_help_before_they_import_torch():
 
 def test_a_subcommand_has_a_help_of_its_own(import_recipe, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gallery.py", "remove", "--help"])
-    with pytest.raises(SystemExit):
-        import_recipe("usage").answer_help(str(RECIPES / "gallery.py"))
+    import_recipe("cli").run_script(str(RECIPES / "gallery.py"))
     printed = capsys.readouterr().out
     assert printed.startswith("usage: python recipes/gallery.py remove ") and "  --rows INTEGER ..." in printed
+
+
+def test_the_help_of_the_command_shows_what_can_be_typed_where_only_the_wheel_is_installed(import_recipe):
+    commands = import_recipe("cli").COMMANDS
+    names = {script: name for name, (script, _) in commands.items()}
+    texts = {}
+    for script, name in names.items():
+        arguments = import_recipe(script).ARGUMENTS
+        for subcommand in arguments if isinstance(arguments, dict) else [None]:
+            text = import_recipe("usage").help_text(RECIPES / f"{script}.py", f"dcal {name}", subcommand, names)
+            assert "recipes/" not in text, name
+            texts[name] = text
+    assert "\n    dcal fgvc --do_train --do_eval --data_dir birds" in texts["fgvc"]
+    assert "\n    accelerate launch --multi_gpu --no_python dcal reid turtles.yaml\n" in texts["reid"]
+    assert "\n    accelerate launch --no_python dcal embed --model_name_or_path out" in texts["embed"]
+    assert "\n    dcal ablate grocery_components --data_dir grocery" in texts["ablate"]
+    assert "dcal verify" in texts["search"]
