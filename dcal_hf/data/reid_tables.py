@@ -224,7 +224,9 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
             raise ValueError(
                 f"{path} is no CSV table in UTF-8 after line {reader.line_num} ({reason_of(error)}); save it as one"
             ) from error
-    return {column: [row[column] for row in rows] for column in columns or ()}
+    if not any(map(str.strip, columns or ())):
+        return {}
+    return {column: [row[column] for row in rows] for column in columns}
 
 
 def _read_parquet(path: Path) -> dict[str, Sequence[object] | Dataset]:

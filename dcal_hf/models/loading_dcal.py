@@ -1,11 +1,14 @@
 """Checks that a checkpoint can be read, and is complete and finite."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
 # Configuration fields that add modules which the checkpoint may not have.
@@ -40,6 +43,56 @@ def naming(source: str, file: str | None = None) -> Iterator[None]:
         reason = " ".join(message.split()).rstrip(".")[:MAX_REASON] or type(error).__name__
         what = f"The checkpoint {source}" if file is None else f"{file} of the checkpoint {source}"
         raise ValueError(f"{what} cannot be read: {reason}; check the options, or download it again.") from error
+
+
+@contextmanager
+def naming_encoder(source: str) -> Iterator[None]:
+    """As [`naming`], but keeps sentences about the encoder, with the checkpoint's name before them."""
+    with naming(source):
+        try:
+            yield
+        except ValueError as error:
+            if type(error) is not ValueError or "\n" in str(error):
+                raise
+            raise ValueError(f"{source}: {error}") from error
+
+
+def check_index(source: str) -> None:
+    """Checks the list of the weights' files in a folder, if they are in several files.
+
+    Raises:
+        ValueError: If it is damaged, or lists files that are missing or outside of the folder; the message names it.
+    """
+    index = Path(source, SAFE_WEIGHTS_INDEX_NAME)
+    if Path(source, SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
+        return
+    damage = _find_damage(index)
+    if damage is not None:
+        raise ValueError(
+            f"The checkpoint {source} is damaged: {SAFE_WEIGHTS_INDEX_NAME} {damage}: download it again."
+        )
+
+
+def _find_damage(index: Path) -> str | None:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return "is not valid JSON"
+    content = content if isinstance(content, dict) else {}
+    files, metadata = content.get("weight_map"), content.get("metadata")
+    is_map = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
+    if not is_map or not files or not isinstance(metadata, dict):
+        return "does not list the files of the weights"
+    for file in sorted(set(files.values())):
+        if Path(file).name != file:
+            return f"lists {_quoted(file)}, which is no file of this folder"
+        if not index.with_name(file).is_file():
+            return f"lists {_quoted(file)}, which is missing"
+    return None
+
+
+def _quoted(file: str) -> str:
+    return " ".join(file.split())[:MAX_REASON]
 
 
 def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
@@ -101,4 +154,13 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown}, ... ({len(names)} tensors)"
 
 
-__all__ = ["NEW_PARTS", "check_complete", "check_encoder", "check_finite", "find_non_finite", "naming"]
+__all__ = [
+    "NEW_PARTS",
+    "check_complete",
+    "check_encoder",
+    "check_finite",
+    "check_index",
+    "find_non_finite",
+    "naming",
+    "naming_encoder",
+]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
 from .inputs_dcal import check_images, check_pairs
-from .loading_dcal import NEW_PARTS, check_complete, check_encoder, check_finite, naming
+from .loading_dcal import (
+    NEW_PARTS,
+    check_complete,
+    check_encoder,
+    check_finite,
+    check_index,
+    naming,
+    naming_encoder,
+)
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
 from .positions_dcal import patch_grid, resize_positions
@@ -99,7 +108,7 @@ class DCALPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Same as in transformers, but raises an error for missing or non-finite tensors.
+        """Same as in transformers, but reads only safetensors, and raises an error for missing or non-finite tensors.
 
         With `branches`, `loss_weighting`, `neck`, `num_glca_blocks` or `output_loading_info`, missing tensors are
         newly initialised.
@@ -108,8 +117,10 @@ class DCALPreTrainedModel(PreTrainedModel):
             ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.
         """
         source = str(pretrained_model_name_or_path)
+        options = {"output_loading_info": True, "use_safetensors": True, **kwargs}
         with naming(source):
-            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+            check_index(source)
+            model, info = super().from_pretrained(source, *args, **options)
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
             check_complete(model, source, info)
         check_finite(model, source)
@@ -161,11 +172,13 @@ class DCALPreTrainedModel(PreTrainedModel):
             config_kwargs.update(id2label=source_config.id2label, label2id=source_config.label2id)
         # A two-tower checkpoint (CLIP) contributes its image encoder.
         source_config = copy.deepcopy(getattr(source_config, "vision_config", source_config))
-        resized = find_adapter(source_config).resized_config(source_config, image_size)
+        with nullcontext() if is_config else naming_encoder(str(backbone)):
+            resized = find_adapter(source_config).resized_config(source_config, image_size)
         config = DCALConfig(backbone_config=resized, image_size=image_size, **config_kwargs)
         source = None
         if not is_config:
             with naming(str(backbone)):
+                check_index(str(backbone))
                 source, info = AutoModel.from_pretrained(
                     backbone, config=source_config, output_loading_info=True, **pretrained_kwargs
                 )

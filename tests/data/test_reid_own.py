@@ -311,6 +311,8 @@ class TestTable:
         [
             (b"", "is empty; its first line must name the columns image and identity"),
             (b"\n\n", "is empty; its first line"),
+            (b"   \na.png,1", "is empty; its first line"),
+            (b" , \na.png,1", "is empty; its first line"),
             (b"image,identity\n\xff\xfe,1\n", r"is no CSV table in UTF-8 after line 0 \('utf-8' codec can't"),
             (b"image,identity\na.png," + b"1" * 140_000, r"after line 1 \(field larger than field limit \(131072\)\)"),
             (b'"im\nage",identity\na.png,1', "has no column 'image'; it has im age, identity"),

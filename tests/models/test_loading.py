@@ -1,15 +1,24 @@
 """Loading rejects checkpoints with missing or non-finite tensors, and names them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, ViTForImageClassification
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    TimmWrapperConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 
-from helpers import classifier
+from helpers import TINY_SIZES, classifier
 
 
 @pytest.fixture
@@ -68,6 +77,78 @@ def test_unreadable_weights_are_named(checkpoint):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="checkpoint .* cannot be read: Error while deserializing .*; check the"):
         DCALForImageClassification.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def in_several_files(tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints of a DCAL model and of a plain encoder whose weights are in several files."""
+    folder, config = tmp_path_factory.mktemp("shards"), ViTConfig(image_size=32, **TINY_SIZES)
+    classifier(config).save_pretrained(folder / "dcal", max_shard_size="8KB")
+    ViTModel(config).save_pretrained(folder / "encoder", max_shard_size="8KB")
+    return {"from_pretrained": folder / "dcal", "from_backbone": folder / "encoder"}
+
+
+def cut_off(index: str) -> str:
+    return index[:150]
+
+
+def without_map(index: str) -> str:
+    return '{"metadata": {}}'
+
+
+def numbered(index: str) -> str:
+    return json.dumps({"metadata": {}, "weight_map": {"glca": 3}})
+
+
+def misnamed(index: str) -> str:
+    return index.replace("model-00001-", "model-00077-")
+
+
+def elsewhere(index: str) -> str:
+    return index.replace("model-00001-", "../dcal/model-00001-")
+
+
+@pytest.mark.parametrize("loader", ["from_pretrained", "from_backbone"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_off, "is not valid JSON"),
+        (without_map, "does not list the files of the weights"),
+        (numbered, "does not list the files of the weights"),
+        (misnamed, "lists model-00077-of-[0-9]*.safetensors, which is missing"),
+        (elsewhere, "lists ../dcal/model-00001-of-[0-9]*.safetensors, which is no file of this folder"),
+    ],
+)
+def test_a_damaged_list_of_weight_files_is_named(tmp_path, in_several_files, loader, damage, reason):
+    """transformers itself raises a FileNotFoundError, or an error that names no file."""
+    folder = shutil.copytree(in_several_files[loader], tmp_path / "copy")
+    assert isinstance(getattr(DCALModel, loader)(folder), DCALModel)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(damage(index.read_text()))
+    sentence = f"^The checkpoint {folder} is damaged: model.safetensors.index.json {reason}: download it again.$"
+    with pytest.raises(ValueError, match=sentence):
+        getattr(DCALModel, loader)(folder)
+
+
+def test_only_safetensors_are_read(checkpoint):
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    for loader in LOADERS:
+        with pytest.raises(OSError, match="no file named model.safetensors"):
+            loader.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "reason"),
+    [
+        ("vit_tiny_patch16_224", {"depth": "two"}, "cannot be read: .*; check the options, or download it again.$"),
+        ("xcit_nano_12_p16_224", {}, "DCAL cannot use timm's 'xcit_nano_12_p16_224': it is not built from"),
+    ],
+)
+def test_an_encoder_that_cannot_be_used_is_named(tmp_path, architecture, sizes, reason):
+    TimmWrapperConfig(architecture=architecture, model_args=sizes).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^(The checkpoint )?{tmp_path}:? {reason}"):
+        DCALModel.from_backbone(tmp_path)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -121,7 +121,7 @@ def test_the_architecture_must_be_a_name(tmp_path, architecture, is_complete):
 def test_arguments_of_plain_timm_checkpoints_are_checked(tmp_path):
     config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"checkpoint_path": "weights.pth"})
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="contain 'checkpoint_path'"):
+    with pytest.raises(ValueError, match=f"^{tmp_path}: model_args of timm's .* contain 'checkpoint_path'"):
         DCALModel.from_backbone(tmp_path)
 
 
