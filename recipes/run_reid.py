@@ -157,7 +157,7 @@ class DataArguments(CheckArguments):
         default=8,
         metadata={"help": "Number of queries in ranked_lists.png; 0 writes no figure and needs no matplotlib."},
     )
-    ranked_matches: int = field(default=10, metadata={"help": "Number of matches for each of these queries."})
+    ranked_matches: int = field(default=5, metadata={"help": "Number of matches for each of these queries."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from dcal_hf.visualization import attention_figure, contact_sheet, picture_table, ranked_list
@@ -37,6 +38,22 @@ def test_pictures_and_texts_do_not_overlap(draw):
     for box in boxes:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
     assert count_overlaps(boxes) == 0
+
+
+def test_texts_of_a_wide_figure_are_legible_on_a_web_page():
+    """GitHub shows a README 830 pixels wide, and scales wider figures down."""
+    for figure in (FIGURES["attention"](), ranked_list(IMAGES[0], IMAGES * 2, np.arange(12), titles=TEXTS * 2)):
+        texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert min(text.get_fontsize() for text in texts) * 830 / figure.get_figwidth() / 72 >= 11
+
+
+def test_long_ranked_lists_continue_below():
+    figure = ranked_list([gray(8, 8)] * 2, [[gray(8, 8)] * 7, []], [np.arange(7), []])
+    places = [cell.get_position() for cell in figure.axes]
+    query, *matches, second = [(round(place.x0, 3), round(place.y0, 3)) for place in places]
+    assert len({query[1], *(y for _, y in matches[:5])}) == 1 and matches[5][1] == matches[6][1] < query[1]
+    assert [x for x, _ in matches[5:]] == [x for x, _ in matches[:2]]
+    assert second[0] == query[0] and second[1] < matches[6][1]
 
 
 def test_pictures_are_not_distorted_and_those_of_a_row_stand_on_one_line():

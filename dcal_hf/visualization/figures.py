@@ -19,9 +19,11 @@ from .overlays import dimmed, model_view, pasted, rollout_overlay, selection_ove
 
 QUERY_COLOR = "black"
 # In points.
-ROW_CAPTION_SIZE = 10
+ROW_CAPTION_SIZE, MATCH_CAPTION_SIZE = 10, 9
 # In inches, of a column.
-ATTENTION_WIDTH, MATCH_WIDTH = 3, 1.6
+ATTENTION_WIDTH, MATCH_WIDTH = 3, 1.4
+# Matches in a line. More would make the figure so wide that its texts cannot be read on a page.
+MATCH_COLUMNS = 5
 MAX_DIGITS = 7
 
 
@@ -88,7 +90,7 @@ def ranked_list(
     query_title: str | Sequence[str] | None = None,
     score_name: str = "",
 ) -> Figure:
-    """Draws a query and its best matches in a row, or one row per query.
+    """Draws a query and its best matches in a row, or one row per query. After five matches, a row continues below.
 
     Args:
         query_image (`PIL.Image.Image`, or a sequence of `Q`):
@@ -131,13 +133,14 @@ def ranked_list(
         )
     pictures = []
     for query, name, written, *matches in zip(query_image, query_titles, told_apart(scores), *rows):
-        label = f"{score_name} " if score_name else ""
-        headings = [f"{rank}: {label}{score}" for rank, score in enumerate(written, start=1)]
+        headings = [" ".join(filter(None, [f"{rank}:", score_name, score])) for rank, score in enumerate(written, 1)]
         found = [
             Picture(image, mark, title, heading) for image, _, mark, title, heading in zip(*matches, headings)
         ]
-        pictures.append([Picture(query, caption=name, heading="query", frame=QUERY_COLOR), *found])
-    return picture_figure(pictures, MATCH_WIDTH)
+        lead = Picture(query, caption=name, heading="query", frame=QUERY_COLOR)
+        starts = range(0, max(1, len(found)), MATCH_COLUMNS)
+        pictures += [[None if start else lead, *found[start:start + MATCH_COLUMNS]] for start in starts]
+    return picture_figure(pictures, MATCH_WIDTH, MATCH_CAPTION_SIZE)
 
 
 def told_apart(rows: Sequence[Sequence[float]]) -> list[list[str]]:
