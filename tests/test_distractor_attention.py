@@ -7,9 +7,10 @@ from conftest import BACKBONES
 from transformers import AttentionInterface, ViTImageProcessor
 from transformers.models.vit import modeling_vit
 
-from dcal_hf.visualization import distractor_attention, distractor_figure, save_figure
+from dcal_hf.visualization import DistractorAttention, distractor_attention, distractor_figure, save_figure
 
 from helpers import classifier, images, is_cait, noise_picture
+from pictures import count_overlaps, gray
 
 
 def softmax(logits):
@@ -93,3 +94,17 @@ def test_both_images_have_the_same_scale(vit_config, tmp_path):
     assert brightness[0].max() > brightness[1].max() and brightness[0].shape == (48, 64)
     np.testing.assert_allclose(chart.lines[0].get_ydata(), attention.shares)
     save_figure(figure, tmp_path / "pair.png")
+
+
+@pytest.mark.parametrize("shapes", [((40, 30), (30, 40)), ((90, 10), (10, 90))])
+def test_texts_of_any_length_are_inside_the_figure(shapes):
+    shares = DistractorAttention([0, 1], torch.tensor([0.2, 0.4]), torch.rand(2, 16), torch.rand(2, 16))
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    titles = ("Plantae_Tracheophyta_Magnoliopsida_Taraxacum_officinale_20240101_123456.jpg", "W" * 60)
+    figure = distractor_figure(*(gray(*shape) for shape in shapes), shares, (4, 4), processor, titles)
+    figure.draw_without_rendering()
+    *pictures, chart = figure.axes
+    boxes = [part.get_window_extent() for cell in pictures for part in (cell, cell.title)] + [chart.get_tightbbox()]
+    for box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert count_overlaps(boxes) == 0

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from .layout import CAPTION_SIZE, HEADING_SIZE
+from .layout import CAPTION_SIZE, HEADING_SIZE, add_axes
 from .lettering import legible, text_width, use_fonts
 
 
@@ -47,24 +47,18 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     margin = LABEL_HEIGHT + max(text_width(label, CAPTION_SIZE) for label in labels)
     middle = margin + side + BAR_WIDTH
     figure = Figure(figsize=(middle + is_part * (OVERVIEW_SIDE + LABEL_HEIGHT), margin + side + LABEL_HEIGHT))
-    axes = add_axes(figure, margin, side, side)
+    axes = add_axes(figure, margin, LABEL_HEIGHT, side, side)
     mappable = draw_confusions(axes, counts[np.ix_(shown, shown)], shares[np.ix_(shown, shown)], labels)
-    bar = add_axes(figure, margin + side + 0.2, 0.15, MIN_SIDE)
+    bar = add_axes(figure, margin + side + 0.2, LABEL_HEIGHT, 0.15, MIN_SIDE)
     figure.colorbar(mappable, cax=bar, label="share of the true class", format=PercentFormatter(1))
     if is_part:
         what = "those confused most often" if confused else "there are no mistakes"
         axes.set_title(f"{len(shown)} of the classes: {what}", fontsize=HEADING_SIZE, weight="bold")
-        whole = add_axes(figure, middle, OVERVIEW_SIDE, OVERVIEW_SIDE)
+        whole = add_axes(figure, middle, LABEL_HEIGHT, OVERVIEW_SIDE, OVERVIEW_SIDE)
         whole.imshow(shares, **CONFUSION_COLORS)
         whole.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
         whole.set_title(f"all {len(names)} classes, in the same order", fontsize=HEADING_SIZE, weight="bold")
     return use_fonts(figure)
-
-
-def add_axes(figure: Figure, left: float, width: float, height: float) -> Axes:
-    """Adds axes, with sizes in inches, at the top of a figure."""
-    inches = figure.get_size_inches()
-    return figure.add_axes((left / inches[0], 1 - (LABEL_HEIGHT + height) / inches[1], *(width, height) / inches))
 
 
 def most_confused(counts: np.ndarray, count: int) -> list[int]:

@@ -14,9 +14,13 @@ from transformers import BaseImageProcessor
 from ..data.images import open_image
 from ..models.modeling_dcal import DCALPreTrainedModel
 from .figures import ATTENTION_WIDTH
-from .layout import HEADING_SIZE, Picture, draw_picture
+from .layout import HEADING_SIZE, MARGIN, Picture, add_axes, draw_picture, text_height
 from .lettering import use_fonts, wrapped
 from .overlays import photograph_overlay
+
+
+# In inches: between the pictures, and for the numbers beside the chart and below it.
+CELL_GAP, LABEL_ROOM = 0.15, 0.55
 
 
 @dataclass
@@ -117,16 +121,24 @@ def distractor_figure(
     """
     maps = torch.stack([attention.own, attention.distractor]).mean(dim=1)
     limits = (float(maps.min()), float(maps.max()))
-    figure = Figure(figsize=(3 * ATTENTION_WIDTH, ATTENTION_WIDTH + 0.4), layout="constrained")
-    *cells, chart = figure.subplots(1, 3)
     share = float(attention.shares.mean())
-    for cell, image, patches, title, part in zip(cells, (photograph, distractor), maps, titles, (1 - share, share)):
+    headings = [
+        wrapped(f"{title}\n{part:.0%} of the attention", ATTENTION_WIDTH, HEADING_SIZE)
+        for title, part in zip(titles, (1 - share, share))
+    ]
+    top = MARGIN + text_height(headings, HEADING_SIZE)
+    figure = Figure(figsize=(3 * ATTENTION_WIDTH + 2 * CELL_GAP + 2 * MARGIN, top + ATTENTION_WIDTH + MARGIN))
+    lefts = [MARGIN + column * (ATTENTION_WIDTH + CELL_GAP) for column in range(3)]
+    for left, image, patches, heading in zip(lefts, (photograph, distractor), maps, headings):
         picture = photograph_overlay(open_image(image), processor, patches, grid, limits=limits)
-        heading = wrapped(f"{title}\n{part:.0%} of the attention", ATTENTION_WIDTH, HEADING_SIZE)
+        cell = add_axes(figure, left, top, ATTENTION_WIDTH, ATTENTION_WIDTH)
+        cell.set_anchor("N")
         draw_picture(cell, Picture(picture, heading=heading))
+    side = ATTENTION_WIDTH - LABEL_ROOM
+    chart = add_axes(figure, lefts[2] + LABEL_ROOM, top, side, side)
     chart.plot(np.array(attention.blocks) + 1, attention.shares, "o-", color="black")
     chart.axhline(0.5, color="0.6", linestyle=":")
-    chart.set(ylim=(0, 1), xlabel="block", box_aspect=1)
+    chart.set(ylim=(0, 1), xlabel="block")
     chart.set_title("the distractor's share", fontsize=HEADING_SIZE)
     chart.xaxis.set_major_locator(MaxNLocator(integer=True))
     chart.yaxis.set_major_formatter(PercentFormatter(1))

@@ -128,11 +128,13 @@ def add_cell(figure: Figure, middle: float, bottom: float, ratio: float, width: 
     height = width * min(tallest, ratio)
     # The mark of a flat picture reaches below it.
     bottom -= max(0, MARK_HEIGHT - height)
-    total_width, total_height = figure.get_size_inches()
-    left, width = middle - height / ratio / 2, height / ratio
-    return figure.add_axes(
-        (left / total_width, 1 - bottom / total_height, width / total_width, height / total_height)
-    )
+    return add_axes(figure, middle - height / ratio / 2, bottom - height, height / ratio, height)
+
+
+def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Adds axes, with sizes in inches, from the upper left corner of the figure."""
+    inches = figure.get_size_inches()
+    return figure.add_axes((left / inches[0], 1 - (top + height) / inches[1], *(width, height) / inches))
 
 
 def draw_picture(cell: Axes, picture: Picture, font_size: float = CAPTION_SIZE) -> None:
@@ -155,4 +157,4 @@ def draw_picture(cell: Axes, picture: Picture, font_size: float = CAPTION_SIZE) 
         )
 
 
-__all__ = ["Picture", "draw_picture", "picture_figure"]
+__all__ = ["Picture", "add_axes", "draw_picture", "picture_figure", "text_height"]
