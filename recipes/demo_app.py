@@ -206,11 +206,18 @@ def add_search(demo: Demo) -> None:
 
 
 def photograph(label: str) -> "gradio.Image":
-    """A place to drop a photograph. Its file is passed on as it is, so that it is read as everywhere else."""
+    """A place to drop a photograph. Its file is passed on unopened, so that it is read as everywhere else."""
     import gradio
 
+    class Photograph(gradio.Image):
+        is_template = True
+
+        def preprocess(self, payload: Any) -> str | None:
+            # gradio's own opens the file with Pillow, and answers "Error" if that fails.
+            return payload and payload.path
+
     sources, options = ["upload", "clipboard"], {"height": PICTURE_HEIGHT, "elem_classes": "picture"}
-    return gradio.Image(label=label, type="filepath", image_mode=None, sources=sources, **options)
+    return Photograph(label=label, type="filepath", sources=sources, **options)
 
 
 def picture(label: str, demo: Demo) -> "gradio.Image":
