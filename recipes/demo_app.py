@@ -209,15 +209,12 @@ def photograph(label: str) -> "gradio.Image":
     """A place to drop a photograph. Its file is passed on unopened, so that it is read as everywhere else."""
     import gradio
 
-    class Photograph(gradio.Image):
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str | None:
-            # gradio's own opens the file with Pillow, and answers "Error" if that fails.
-            return payload and payload.path
-
     sources, options = ["upload", "clipboard"], {"height": PICTURE_HEIGHT, "elem_classes": "picture"}
-    return Photograph(label=label, type="filepath", sources=sources, **options)
+    place = gradio.Image(label=label, type="filepath", sources=sources, **options)
+    # gradio's own opens the file with Pillow, and answers only "Error" if that fails. Of a subclass, gradio would write
+    # a stub file beside this one.
+    place.preprocess = lambda payload: payload and payload.path
+    return place
 
 
 def picture(label: str, demo: Demo) -> "gradio.Image":
