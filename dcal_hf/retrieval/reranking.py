@@ -131,7 +131,8 @@ def _search(features: np.ndarray, k: int, factory: str) -> tuple[np.ndarray, np.
         index.search(-features[start:start + ROWS_PER_CHUNK], 1)[0][:, 0]
         for start in range(0, len(features), ROWS_PER_CHUNK)
     ]
-    return neighbours, 2 + 2 * np.concatenate(opposite)
+    # If all images are equal, their distances are rounding errors, and are not divided by 0.
+    return neighbours, np.maximum(2 + 2 * np.concatenate(opposite), np.finfo(np.float32).eps)
 
 
 def _matrix(neighbours: np.ndarray) -> sparse.csr_array:

@@ -84,6 +84,16 @@ def test_gallery_of_three():
     np.testing.assert_allclose(rows_of(rerank(query, gallery)), dense_rerank(query, gallery), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [4, 8])
+def test_equal_features_are_all_at_one_distance(dim):
+    """A collapsed model: the distance to the farthest image, by which distances are divided, is 0."""
+    distances = rerank(np.ones((2, dim), np.float32), np.ones((4, dim), np.float32))
+    rows = rows_of(distances)
+    assert np.isfinite(rows).all() and np.ptp(rows) < 1e-5
+    # Ties go to the lower index: the matches have the ranks 2 and 4.
+    assert distance_metrics(distances, [0, 1], [5, 0, 5, 1])["map"] == pytest.approx((1 / 2 + 1 / 4) / 2)
+
+
 def test_metrics_after_reranking_are_those_of_the_dense_matrix():
     query, gallery, ids = clustered(2, noise=1.1)
     result = distance_metrics(rerank(query, gallery), *ids)
