@@ -267,11 +267,18 @@ class DCALTrainer(ResumableTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """As in `transformers.Trainer`, with the logits of the branches in `compute_metrics.branches`."""
-        if ignore_keys is None:
-            scored = {f"{name}_logits" for name in getattr(self.compute_metrics, "branches", ())}
-            ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key not in scored]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        """As in `transformers.Trainer`, with the logits of the branches in `compute_metrics.branches`, in this order."""
+        if ignore_keys is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        branches = getattr(self.compute_metrics, "branches", ())
+        scored = {f"{name}_logits" for name in branches}
+        ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key not in scored]
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if isinstance(logits, tuple) and len(logits) == len(branches):
+            # The model returns them in the order of the fields of its output.
+            by_branch = dict(zip(sorted(branches, key=("both", *BRANCHES).index), logits))
+            logits = tuple(by_branch[name] for name in branches)
+        return loss, logits, labels
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:
         grad_norm = super()._get_grad_norm(model, grad_norm)

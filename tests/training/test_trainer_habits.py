@@ -149,6 +149,9 @@ def test_predictions_are_the_logits_unless_branches_are_requested(tmp_path, vit_
     assert np.array_equal(both, predictions)
     np.testing.assert_allclose(softmax(both, 1), (softmax(sa, 1) + softmax(glca, 1)) / 2, rtol=1e-5)
     assert {"eval_accuracy", "eval_sa_accuracy", "eval_glca_accuracy"} <= set(trainer.evaluate())
+    trainer.compute_metrics = ClassificationMetrics(("both", "glca", "sa"))
+    swapped = trainer.predict(trainer.eval_dataset).predictions
+    assert [np.array_equal(*pair) for pair in zip(swapped, (both, glca, sa), strict=True)] == [True] * 3
     trainer.compute_metrics = None
     every = trainer.predict(trainer.eval_dataset, ignore_keys=["losses", "rollout", "local_query_indices"]).predictions
     assert [array.shape for array in every] == [(16, 3)] * 3 + [(16, 64)]
