@@ -164,8 +164,10 @@ class DCALPreTrainedModel(PreTrainedModel):
         is_config = isinstance(backbone, PreTrainedConfig)
         source_config = backbone
         if not is_config:
+            # A configuration would keep "auto", which only the weights resolve.
+            read_kwargs = {name: x for name, x in pretrained_kwargs.items() if (name, x) != ("dtype", "auto")}
             with naming(str(backbone), "config.json"):
-                source_config = AutoConfig.from_pretrained(backbone, **pretrained_kwargs)
+                source_config = AutoConfig.from_pretrained(backbone, **read_kwargs)
         if source_config.model_type == "dcal":
             raise ValueError(f"'{backbone}' is a DCAL checkpoint already: load it with from_pretrained.")
         if not {"num_labels", "id2label"} & set(config_kwargs):
@@ -185,7 +187,9 @@ class DCALPreTrainedModel(PreTrainedModel):
             check_encoder(source, str(backbone), info)
         model = cls(config)
         model.base_model.start_from(source, source_config)
-        return model.to(pretrained_kwargs["dtype"])
+        dtype = pretrained_kwargs["dtype"]
+        # A name, such as "auto", has been resolved by transformers.
+        return model.to(source.dtype if isinstance(dtype, str) and source is not None else dtype)
 
 
 class DCALModel(DCALPreTrainedModel):

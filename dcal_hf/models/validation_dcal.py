@@ -39,10 +39,11 @@ def check_branches(config: PreTrainedConfig) -> None:
     readable = INFERENCE_BRANCHES if "glca" in config.branches else ("sa",)
     if set(config.branches) == {"glca"}:
         readable = ("glca",)
-    if not config.inference_branches or set(config.inference_branches) - set(readable):
+    read = config.inference_branches
+    if not read or len(set(read)) < len(read) or set(read) - set(readable):
         raise ValueError(
-            f"inference_branches={config.inference_branches} must name one or more of {readable}: the branches that "
-            f"have a classifier when branches={config.branches} are trained."
+            f"inference_branches={read} must name one or more of {readable}, each once: the branches that have a "
+            f"classifier when branches={config.branches} are trained."
         )
 
 

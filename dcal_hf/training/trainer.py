@@ -267,7 +267,7 @@ class DCALTrainer(ResumableTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """As in `transformers.Trainer`, with the logits of the branches in `compute_metrics.branches`, in this order."""
+        """As in `transformers.Trainer`, with the logits of `compute_metrics.branches`, in the order of these."""
         if ignore_keys is not None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         branches = getattr(self.compute_metrics, "branches", ())

@@ -69,6 +69,7 @@ def test_the_number_of_local_queries_is_rounded_down_to_at_least_one(ratio, quer
         ({"branches": ("sa", "swa")}, "must name one or more"),
         ({"inference_branches": ("pwca",)}, r"inference_branches=\('pwca',\) must name one or more"),
         ({"branches": ("sa",), "inference_branches": ("glca",)}, "have a classifier"),
+        ({"inference_branches": ("sa", "sa")}, r"must name one or more of \('sa', 'glca'\), each once"),
         ({"neck_feature": "after"}, "neck_feature='after' needs a neck: set neck=True"),
         ({"neck_feature": "both"}, "neck_feature='both' is unknown; choose one of before, after"),
         ({"identity_loss": "arcface"}, "identity_loss='arcface' needs a neck"),

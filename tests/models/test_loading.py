@@ -249,6 +249,16 @@ def test_an_encoder_without_a_pooler_is_complete(encoder):
     assert torch.equal(model.base_model.backbone.layers[2].attention.k_proj.weight, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "auto"])
+def test_an_encoder_can_be_loaded_in_another_precision(tmp_path, vit_config, dtype):
+    """`dtype` is given as in transformers, where "auto" is the precision of the checkpoint; GLCA and heads have it,
+    too."""
+    ViTForImageClassification(vit_config).to(torch.bfloat16).save_pretrained(tmp_path)
+    for kwargs, expected in ({}, torch.float32), ({"pretrained_kwargs": {"dtype": dtype}}, torch.bfloat16):
+        model = DCALForImageClassification.from_backbone(tmp_path, num_labels=3, **kwargs)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+
+
 def test_saved_configurations_contain_no_local_path(encoder):
     """transformers records where the encoder was loaded from. The second time, an earlier version has recorded it."""
     DCALForImageClassification.from_backbone(encoder, num_labels=3).save_pretrained(encoder / "first")
