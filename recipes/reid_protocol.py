@@ -6,12 +6,12 @@ from dcal_hf import DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import PROTOCOLS
 from dcal_hf.metrics import RetrievalProtocol
 from dcal_hf.training import column, protocol_columns
+from dcal_hf.training.reid_trainer import image_names
 
 
 def is_same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
     """Whether two splits contain the same images, as train and gallery do in some protocols."""
-    paths = [[record["path"] for record in column(part, "image")] for part in (first, second)]
-    return paths[0] == paths[1] and column(first, "identity") == column(second, "identity")
+    return column(first, "identity") == column(second, "identity") and image_names(first) == image_names(second)
 
 
 def shows_new(dataset: datasets.DatasetDict) -> bool:
