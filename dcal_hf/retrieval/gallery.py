@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
+from datasets.features.features import require_decoding
 
 from ..errors import one_line, reason_of
 from ..integrity import Fields
@@ -289,8 +290,8 @@ class GalleryIndex:
             )
         check_files(folder, description["files"])
         gallery = cls(
-            index=faiss.read_index(str(folder / INDEX_FILE)),
-            items=load_from_disk(str(folder / ITEMS_FOLDER)),
+            index=_read_index(folder),
+            items=_read_items(folder),
             ids=np.load(folder / IDS_FILE, allow_pickle=False),
             **{name: description[name] for name in SAVED_FIELDS},
         )
@@ -348,6 +349,23 @@ def _empty_index(dimension: int, factory: str) -> faiss.Index:
     while isinstance(core, faiss.IndexPreTransform):
         core = faiss.downcast_index(core.index)
     return index if isinstance(core, (faiss.IndexIVF, faiss.IndexIDMap)) else faiss.IndexIDMap(index)
+
+
+def _read_index(folder: Path) -> faiss.Index:
+    """Reads the index. An index may name a file with its vectors, which must not be one outside of the folder."""
+    try:
+        return faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} is damaged: {INDEX_FILE} cannot be read: {one_line(_reason(error))}.") from error
+
+
+def _read_items(folder: Path) -> Dataset:
+    """Reads the table of items, whose images are only opened by [`~dcal_hf.data.open_image`]."""
+    items = load_from_disk(str(folder / ITEMS_FOLDER))
+    encoded = [name for name, feature in items.features.items() if require_decoding(feature)]
+    if encoded:
+        raise ValueError(f"{folder} is damaged: its items have encoded files in the column {one_line(encoded[0])}.")
+    return items
 
 
 def _reason(error: RuntimeError) -> str:

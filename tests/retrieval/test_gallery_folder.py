@@ -87,9 +87,9 @@ def test_a_gallery_that_keeps_being_replaced_raises_a_clear_error(tmp_path, monk
     gallery, original = make(count=5), faiss.read_index
     gallery.save(tmp_path / "gallery")
 
-    def replaced(path):
+    def replaced(*args):
         gallery.save(tmp_path / "gallery")
-        return original(path)
+        return original(*args)
 
     monkeypatch.setattr(faiss, "read_index", replaced)
     with pytest.raises(TimeoutError, match="gallery keeps being replaced while it is read: load it when"):
@@ -208,6 +208,32 @@ def test_a_changed_description_is_rejected(tmp_path, field, value, sentence):
         GalleryIndex.load(tmp_path / "gallery")
     path.write_text("[1]")
     with pytest.raises(ValueError, match="gallery is damaged: gallery.json is not a JSON object"):
+        GalleryIndex.load(tmp_path / "gallery")
+
+
+def test_an_index_cannot_point_to_a_file_elsewhere(tmp_path):
+    """faiss would open the file that the index names, and write added embeddings into it."""
+    gallery = make("IVF2,Flat", count=80)
+    gallery.index.reset()
+    lists = faiss.OnDiskInvertedLists(2, gallery.index.code_size, str(tmp_path / "precious"))
+    gallery.index.replace_invlists(lists)
+    gallery.index.add_with_ids(clustered(80), gallery.ids)
+    gallery.save(tmp_path / "gallery")
+    precious = (tmp_path / "precious").stat().st_size * b"."
+    (tmp_path / "precious").write_bytes(precious)
+    with pytest.raises(ValueError, match="gallery is damaged: index.faiss cannot be read: .*precious"):
+        GalleryIndex.load(tmp_path / "gallery").add(clustered(3), table(3))
+    assert (tmp_path / "precious").read_bytes() == precious
+
+
+@pytest.mark.parametrize("kind", [datasets.Image(), datasets.List(datasets.Image()), datasets.Pdf()], ids=str)
+def test_items_are_never_decoded(tmp_path, kind):
+    """Pillow would decode any of its formats, of which EPS runs a program, and read paths that are URLs."""
+    gallery, feature = make(count=1), datasets.Features(image=kind)
+    content = [b"%!PS-Adobe-3.0 EPSF-3.0"] if isinstance(kind, datasets.List) else b"%!PS-Adobe-3.0 EPSF-3.0"
+    gallery.items = datasets.Dataset.from_dict({"image": [content]}, features=feature)
+    gallery.save(tmp_path / "gallery")
+    with pytest.raises(ValueError, match="gallery is damaged: its items have encoded files in the column image"):
         GalleryIndex.load(tmp_path / "gallery")
 
 
