@@ -8,7 +8,7 @@ evaluation *is* the image processor, so a saved model preprocesses images exactl
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +92,9 @@ class TrainTransform:
 
     def __post_init__(self):
         processor = self.processor
-        size, crop = ((box["height"], box["width"]) for box in (processor.size, processor.crop_size))
+        size = crop = _height_and_width(processor.size)
+        if processor.do_center_crop:
+            crop = _height_and_width(processor.crop_size)
         steps = [
             v2.Resize(size, interpolation=processor.resample),
             v2.RandomCrop(crop),
@@ -135,7 +137,7 @@ class ReIDTrainTransform:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
-        size = (self.processor.size["height"], self.processor.size["width"])
+        size = _height_and_width(self.processor.size)
         steps = [
             v2.Resize(size, interpolation=self.processor.resample),
             v2.RandomHorizontalFlip(self.horizontal_flip),
@@ -173,6 +175,21 @@ class EvalTransform:
     def pixel_values(self, image: Image.Image) -> torch.Tensor:
         """The model's input (3, height, width)."""
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _height_and_width(size: Mapping[str, int]) -> tuple[int, int]:
+    """The sides of a size of an image processor.
+
+    Raises:
+        ValueError: If it has other sides.
+    """
+    sides = dict(size)
+    if not {"height", "width"} <= sides.keys():
+        raise ValueError(
+            f"The image processor has the size {sides}, without height and width: prepare it with "
+            "fine_grained_processor or reid_processor."
+        )
+    return sides["height"], sides["width"]
 
 
 def _affine(size: tuple[int, int], strength: float) -> list[Callable]:

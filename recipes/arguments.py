@@ -33,7 +33,9 @@ class HubArguments:
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:
-        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+        # Otherwise transformers asks on the terminal whether to run the code of a checkpoint.
+        trust = {"trust_remote_code": False}
+        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token, **trust}
 
 
 @dataclass

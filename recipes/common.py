@@ -13,7 +13,7 @@ import transformers
 from arguments import ModelArguments
 from console import print_training
 from huggingface_hub.errors import StrictDataclassError
-from loading import read_config, read_processor
+from loading import read_config, read_own_processor, read_processor
 from transformers import (
     AutoConfig,
     BaseImageProcessor,
@@ -121,13 +121,15 @@ def load_model(
         backbone, processor = encoder_config(model_args.backbone_fields), ViTImageProcessor()
     else:
         backbone, config = source, read_config(source, **hub_kwargs)
-        processor = read_processor(model_args.image_processor_name or source, **hub_kwargs)
+        processor_name = model_args.image_processor_name or source
         if isinstance(config, DCALConfig):
             check_image_size(model_args, config)
+            processor = read_own_processor(processor_name, config, **hub_kwargs)
             model = model_class.from_pretrained(source, **model_args.dcal_kwargs, **hub_kwargs)
             if names is not None:
                 fit_classes(model, source, names, trains, model_args.ignore_mismatched_sizes)
             return model, processor
+        processor = read_processor(processor_name, **hub_kwargs)
     if not trains:
         logger.warning(
             "%s is a plain encoder, so the classifiers that are evaluated are not trained: give a DCAL checkpoint, or "

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from arguments import HubArguments
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -18,6 +19,11 @@ from transformers.utils import cached_file
 
 from dcal_hf import DCALForImageClassification
 from dcal_hf.models.loading_dcal import naming
+
+
+PROCESSOR_FILE = "preprocessor_config.json"
+# In pixels, far above the input size of any encoder: larger images would fill the memory.
+MAX_SIDE = 10_000
 
 
 def check_source(name: str) -> None:
@@ -51,8 +57,33 @@ def read_processor(name: str, **hub_kwargs: Any) -> BaseImageProcessor:
         ValueError: If it is damaged.
     """
     check_source(name)
-    with naming(name, "preprocessor_config.json"):
+    with naming(name, PROCESSOR_FILE):
         return AutoImageProcessor.from_pretrained(name, **hub_kwargs)
+
+
+def read_own_processor(name: str, config: PreTrainedConfig, **hub_kwargs: Any) -> BaseImageProcessor:
+    """Reads the image processor of a DCAL checkpoint, and tries it on a black image of the model's size.
+
+    Args:
+        config (`PreTrainedConfig`): The configuration of the checkpoint.
+
+    Raises:
+        ValueError: If the processor is damaged, or does not make inputs of the model.
+    """
+    processor = read_processor(name, **hub_kwargs)
+    (height, width), options = config.image_size, ("size", "crop_size", "pad_size")
+    with naming(name, PROCESSOR_FILE):
+        for option in options:
+            sides = dict(getattr(processor, option, None) or {})
+            if any(isinstance(side, int) and side > MAX_SIDE for side in sides.values()):
+                raise ValueError(f"{option} is {sides}, and images have at most {MAX_SIDE:,} x {MAX_SIDE:,} pixels")
+        pixels = processor(Image.new("RGB", (width, height)), return_tensors="pt")["pixel_values"]
+        if pixels.shape[1:] != (3, height, width) or not pixels.isfinite().all():
+            raise ValueError(
+                f"its images have the shape {tuple(pixels.shape[1:])} and must have {(3, height, width)}, with finite "
+                "numbers"
+            )
+    return processor
 
 
 def load_checkpoint(
@@ -76,9 +107,10 @@ def load_checkpoint(
         )
     has_classifiers = classifies and "DCALForImageClassification" in (config.architectures or ())
     auto_class = AutoModelForImageClassification if has_classifiers else AutoModel
+    processor = read_own_processor(name, config, **args.hub_kwargs)
     with naming(name):
-        model = auto_class.from_pretrained(name, **args.hub_kwargs, **model_kwargs)
-    return model, read_processor(name, **args.hub_kwargs)
+        model = auto_class.from_pretrained(name, return_dict=True, **args.hub_kwargs, **model_kwargs)
+    return model, processor
 
 
 def load_classifier(args: HubArguments) -> tuple[DCALForImageClassification, BaseImageProcessor]:

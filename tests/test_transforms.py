@@ -15,7 +15,13 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from dcal_hf.transforms import EvalTransform, SeededDataset, TrainTransform, fine_grained_processor
+from dcal_hf.transforms import (
+    EvalTransform,
+    ReIDTrainTransform,
+    SeededDataset,
+    TrainTransform,
+    fine_grained_processor,
+)
 
 
 def picture(width=80, height=60, seed=0):
@@ -62,6 +68,18 @@ def test_training_crops_are_windows_of_the_resized_image_flipped_or_not():
     assert all(len(match) == 1 for match in matches)
     assert len({match[0] for match in matches}) > 9
     assert batch["labels"] == list(range(60))
+
+
+def test_without_a_centre_crop_training_images_are_resized():
+    """As with the processor of a Re-ID checkpoint."""
+    transform = TrainTransform(ViTImageProcessor(size={"height": 8, "width": 6}))
+    assert transform({"image": [picture()], "label": [0]})["pixel_values"][0].shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize("transform", [TrainTransform, ReIDTrainTransform])
+def test_a_processor_without_height_and_width_is_rejected(transform):
+    with pytest.raises(ValueError, match="^The image processor has the size {'shortest_edge': 224}, without height"):
+        transform(CLIPImageProcessor())
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,50 @@ def test_an_unreadable_image_processor_is_named(run, import_recipe, content):
         run("predict", "here")
 
 
+@pytest.mark.parametrize("command", ["predict", "run_fgvc"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": {"height": 10**6, "width": 10**6}},
+        {"do_center_crop": True, "crop_size": {"height": 40_000, "width": 16}},
+        {"do_pad": True, "pad_size": {"height": 10**5, "width": 10**5}},
+        {"size": {"height": 32, "width": 32}},
+        {"resample": 99},
+        {"rescale_factor": "x"},
+        {"image_std": [0.5, 0.0, 0.5]},
+        {"image_mean": ["a"]},
+        {"preprocess": "x"},
+        {"device": "nowhere"},
+    ],
+    ids=lambda fields: str(fields)[:30],
+)
+def test_an_image_processor_that_does_not_fit_is_found_while_loading(run, command, fields):
+    """On the first image it would raise a TypeError or a KeyError, or fill the memory."""
+    labels = {"num_labels": 2, "id2label": dict(enumerate("ab")), "label2id": {"a": 0, "b": 1}}
+    DCALForImageClassification.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), **labels).save_pretrained("here")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("here")
+    path = Path("here/preprocessor_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    sentence = "^preprocessor_config.json of the checkpoint here cannot be read: .*; check the options, or"
+    with pytest.raises(ValueError, match=sentence) as error:
+        run(command, "here")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_nobody_is_asked_whether_to_run_a_checkpoints_code(run, capsys, file):
+    """transformers asks on the terminal unless it is told not to trust the code."""
+    model = DCALForImageClassification.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), num_labels=3)
+    model.save_pretrained("here")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("here")
+    unknown = {"model_type": "none", "image_processor_type": "None"}
+    code = {"AutoConfig": "code.Config", "AutoImageProcessor": "code.Processor"}
+    Path("here", file).write_text(json.dumps({**unknown, "auto_map": code}))
+    with pytest.raises(ValueError, match=f"^{file} of the checkpoint here cannot be read: .* contains custom code"):
+        run("predict", "here")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [
