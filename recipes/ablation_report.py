@@ -170,45 +170,53 @@ NOTES = """\
 def write_report(
     rows: Sequence[Row], arms: Sequence[str], reference: str, metrics: Sequence[str], folder: Path
 ) -> None:
-    """Writes `report.md`, and `report.png` with the differences of the first metric.
+    """Writes `report.md`, and `report.png` with the differences of the first metric if an arm can be compared.
 
     Raises:
         ValueError: If the reference has no run.
     """
     if not any(row.arm == reference for row in rows):
         raise ValueError(f"{folder}/results.csv has no run of the reference '{reference}' to compare with yet.")
-    parts = [f"## {metric}\n\n{table(rows, arms, reference, metric)}" for metric in metrics]
-    title, picture = f"# {folder.resolve().name}", "![Differences](report.png)"
-    text = "\n\n".join([title, *parts, picture, NOTES.format(reference=reference)])
-    write_atomically(folder / "report.md", text + "\n")
-    plot(rows, [arm for arm in arms if arm != reference], reference, metrics[0], folder / "report.png")
+    parts = [f"# {folder.resolve().name}"]
+    parts += [f"## {metric}\n\n{table(rows, arms, reference, metric)}" for metric in metrics]
+    baseline = by_seed(rows, reference, metrics[0])
+    differences = {arm: shown_differences(rows, arm, baseline, metrics[0]) for arm in arms if arm != reference}
+    differences = {arm: found for arm, found in differences.items() if found}
+    if differences:
+        parts.append("![Differences](report.png)")
+        plot(differences, f"{metrics[0]}, points above {reference}", folder / "report.png")
+    write_atomically(folder / "report.md", "\n\n".join([*parts, NOTES.format(reference=reference)]) + "\n")
 
 
-def plot(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str, path: Path) -> None:
-    """Plots the paired differences and their confidence intervals, one line per arm."""
+def plot(differences: dict[str, dict[str, Difference]], label: str, path: Path) -> None:
+    """Plots the paired differences of each arm and branch with their confidence intervals, one line per arm."""
     from matplotlib.figure import Figure
 
     from dcal_hf.visualization import save_figure
 
-    baseline = by_seed(rows, reference, metric)
-    figure = Figure(figsize=(7, 1 + 0.5 * len(arms)), layout="constrained")
+    figure = Figure(figsize=(7, 1 + 0.5 * len(differences)), layout="constrained")
     axes = figure.add_subplot()
-    differences = [shown_differences(rows, arm, baseline, metric) for arm in arms]
     for (branch, name), color in zip(BRANCHES.items(), BRANCH_COLORS, strict=True):
-        shown = [(place, [*found].index(branch), found) for place, found in enumerate(differences) if branch in found]
-        axes.errorbar(
-            [found[branch].mean for _, _, found in shown],
-            [place + LINE_DISTANCE * (line - (len(found) - 1) / 2) for place, line, found in shown],
-            xerr=np.nan_to_num([found[branch].margin for _, _, found in shown]),
-            fmt="o",
-            color=color,
-            capsize=3,
-            label=name,
-        )
+        shown = [
+            (place + LINE_DISTANCE * ([*found].index(branch) - (len(found) - 1) / 2), found[branch])
+            for place, found in enumerate(differences.values())
+            if branch in found
+        ]
+        if shown:
+            places, values = zip(*shown)
+            axes.errorbar(
+                [difference.mean for difference in values],
+                places,
+                xerr=np.nan_to_num([difference.margin for difference in values]),
+                fmt="o",
+                color=color,
+                capsize=3,
+                label=name,
+            )
     axes.axvline(0, color="grey", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(arms)), arms)
-    axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlabel(f"{metric}, points above {reference} (95 % intervals over paired seeds)")
+    axes.set_yticks(range(len(differences)), [*differences])
+    axes.set_ylim(len(differences) - 0.5, -0.5)
+    axes.set_xlabel(f"{label} (95 % intervals over paired seeds)")
     figure.legend(loc="outside upper center", ncols=len(BRANCHES), frameon=False)
     save_figure(figure, path)
 

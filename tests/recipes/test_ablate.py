@@ -199,6 +199,22 @@ def test_rows_round_trip(report, tmp_path):
     assert lines[3] == "| `dcal` | 1 | 62.5 |  | 75.0 | +12.5 |  | 2.50 |  |"
 
 
+def test_the_report_shows_the_arms_that_have_run(report, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("dcal_hf.visualization.save_figure", lambda figure, path: figures.append(figure))
+    rows = [report.Row(arm, 0, "ab12", 0.25, 1.5, {"accuracy": 0.5}) for arm in ("sa", "dcal")]
+    arms = ["sa", "later", "dcal"]
+    report.write_report(rows[:1], arms, "sa", ["accuracy"], tmp_path)
+    assert figures == [] and "report.png" not in (tmp_path / "report.md").read_text()
+    report.write_report(rows, arms, "sa", ["accuracy"], tmp_path)
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dcal"]
+    # One branch is all there is.
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["both"]
+    text = (tmp_path / "report.md").read_text()
+    assert "![Differences](report.png)" in text and "later" not in text
+
+
 ABLATIONS = [path for path in (ROOT / "recipes" / "ablations").glob("*.yaml") if "recipe:" in path.read_text()]
 
 
