@@ -89,7 +89,7 @@ class Demo:
             known = matches[0].distance < limit
             answer += f" {'Probably known' if known else 'Probably a new individual'} (threshold {limit:.4f})."
         found = [
-            (open_image(match.image, self.args.max_pixels), f"{match.distance:.3f}\n{caption(match)}")
+            (open_image(match.image, self.args.max_pixels, match.bbox), f"{match.distance:.3f}\n{caption(match)}")
             for match in matches
         ]
         return answer, found

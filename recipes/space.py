@@ -6,6 +6,7 @@ import shutil
 import sys
 from importlib.metadata import requires, version
 from io import BytesIO
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -93,20 +94,23 @@ def write_files(demo: Demo, folder: Path) -> None:
 
 
 def with_thumbnails(gallery: GalleryIndex, max_pixels: int) -> GalleryIndex:
-    """The gallery with small copies of its images in place of their paths, and the names of their files and model."""
+    """The gallery with small copies of its images in place of their paths, and the names of their files and model.
 
-    def shrink(image: dict | str) -> dict[str, bytes | str]:
+    Of an image with a bbox, the copy is this part of it.
+    """
+
+    def shrink(image: dict | str, box: list[float] | None) -> dict[str, bytes | str]:
         path = image["path"] if isinstance(image, dict) else image
-        picture, content = open_image(image, max_pixels), BytesIO()
+        picture, content = open_image(image, max_pixels, box), BytesIO()
         picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
         picture.save(content, "JPEG", quality=85)
         return {"bytes": content.getvalue(), "path": Path(path or "").name}
 
     # Not `map`, which would write its cache into the folder of the gallery.
     columns = {name: gallery.items[name][:] for name in gallery.items.column_names}
-    columns["image"] = [shrink(image) for image in columns["image"]]
+    columns["image"] = list(map(shrink, columns["image"], columns.pop("bbox", repeat(None))))
     features = gallery.items.features | {"image": {"bytes": Value("binary"), "path": Value("string")}}
-    items = Dataset.from_dict(columns, features=Features(features))
+    items = Dataset.from_dict(columns, features=Features({name: features[name] for name in columns}))
     return dataclasses.replace(gallery, items=items, model_name=gallery.model_name and Path(gallery.model_name).name)
 
 

@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModel, ViTConfig, ViTImageProcessor, pipeline
 
 from dcal_hf import DCALForImageClassification, DCALForReID
-from dcal_hf.data import open_image
+from dcal_hf.data import MAX_PIXELS, open_image
 from dcal_hf.retrieval import GalleryIndex, VerificationThreshold, model_fingerprint
 
 from helpers import TINY_SIZES, add_noise, noise_picture
@@ -142,6 +142,17 @@ def test_a_gallery_is_searched(load, reid_folder, gallery_folder, photographs):
     demo.threshold = threshold(reid_folder, 1e-9)
     demo.gallery.remove([2])
     assert "Probably a new individual (threshold 0.0000)" in demo.search(str(photographs[2]))[0]
+
+
+def test_matches_are_the_parts_of_photographs_that_were_embedded(load, import_recipe, reid_folder, photographs):
+    """In a Space, too, whose gallery has smaller copies of the images."""
+    demo, path = load(reid_folder), str(photographs[0])
+    items = {"image": [path, path], "bbox": [[10, 0, 40, 30], [0, 0, 700, 40]]}
+    width = embeddings_of(reid_folder, photographs[:1]).shape[1]
+    demo.gallery = GalleryIndex.from_embeddings(np.eye(2, width), items, model_id=model_fingerprint(demo.model))
+    assert sorted(picture.size for picture, _ in demo.search(path)[1]) == [(40, 30), (700, 40)]
+    demo.gallery = import_recipe("space").with_thumbnails(demo.gallery, MAX_PIXELS)
+    assert sorted(picture.size for picture, _ in demo.search(path)[1]) == [(40, 30), (512, 29)]
 
 
 @needs_gradio
