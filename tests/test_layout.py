@@ -64,6 +64,13 @@ def test_pictures_are_not_distorted_and_those_of_a_row_stand_on_one_line():
     assert [box.y0 for box in places[:4]] == pytest.approx([places[5].y0] * 4) and places[4].y0 > places[5].y0
 
 
+def test_headings_are_next_to_the_pictures():
+    figure = picture_table([[(gray(8, 8), "", None)] * 2], [LONG, "DCAL"])
+    figure.draw_without_rendering()
+    places = [text.get_window_extent() for text in figure.texts]
+    assert places[0].height > 1.5 * places[1].height and places[0].y0 == pytest.approx(places[1].y0, abs=2)
+
+
 def test_a_portrait_among_landscapes_does_not_stretch_its_row():
     images = [gray(40, 30)] * 5 + [gray(30, 60)]
     landscape, *_, portrait = (cell.get_window_extent() for cell in contact_sheet(images, [""] * 6).axes)

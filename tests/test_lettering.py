@@ -77,5 +77,10 @@ def test_lines_are_full_but_fit(text, weight):
     assert rendered_width(first + (second if " " in text else second[0]), weight) > 1.47
 
 
+def test_the_codes_of_characters_are_not_broken():
+    codes = "\\u0378" * 4
+    assert wrapped("\u0378" * 4, rendered_width(codes) * 0.6) == "\\u0378\\u0378\n\\u0378\\u0378"
+
+
 def test_a_column_narrower_than_a_character_has_one_in_each_line():
     assert wrapped("wren", 0.01) == "w\nr\ne\nn"

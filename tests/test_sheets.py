@@ -64,6 +64,14 @@ def test_many_classes_are_shown_without_names_but_the_confused_ones():
     assert len(labels) == 30 and {"250", "251", "100", "12"} <= {*labels}
 
 
+def test_long_names_are_cut_where_they_are_alike():
+    taxon = "Animalia_Chordata_Aves_Passeriformes_Corvidae_Corvus"
+    figure = confusion_figure(np.eye(3, dtype=int), [f"{taxon}_corax", f"{taxon}_corone", "wren"])
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    expected = ["Animalia_Chordata_Av…rvidae_Corvus_corax", "Animalia_Chordata_Av…vidae_Corvus_corone", "wren"]
+    assert labels == expected
+
+
 @pytest.mark.parametrize("count", [2, 40, 41])
 def test_names_of_a_confusion_matrix_do_not_overlap(count):
     figure = confusion_figure(np.eye(count, dtype=int), ["W" * 50] * count)

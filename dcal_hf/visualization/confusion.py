@@ -21,7 +21,7 @@ CELL_SIDE, MIN_SIDE, OVERVIEW_SIDE = 0.3, 3, 4.5
 LABEL_HEIGHT, BAR_WIDTH = 0.4, 1.5
 # A few confusions among many images of a class are to be seen, too.
 CONFUSION_COLORS = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1)}
-# Longer names of classes are cut in it.
+# Longer names of classes are cut in the middle: those of related classes may differ only at the end.
 NAME_LENGTH = 40
 
 
@@ -39,7 +39,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """
     counts = np.asarray(matrix)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    names = [legible(name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH - 1]}…") for name in names]
+    names = [legible(shortened(name)) for name in names]
     is_part, confused = len(names) > NAMED_CLASSES, most_confused(counts, CONFUSED_CLASSES)
     shown = confused or [*range(CONFUSED_CLASSES)] if is_part else [*range(len(names))]
     labels = [names[label] for label in shown]
@@ -59,6 +59,11 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         whole.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
         whole.set_title(f"all {len(names)} classes, in the same order", fontsize=HEADING_SIZE, weight="bold")
     return use_fonts(figure)
+
+
+def shortened(name: str) -> str:
+    half = NAME_LENGTH // 2
+    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[1 - half:]}"
 
 
 def most_confused(counts: np.ndarray, count: int) -> list[int]:

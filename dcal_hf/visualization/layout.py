@@ -82,8 +82,9 @@ def picture_figure(
     figure = Figure(figsize=(columns * (width + COLUMN_GAP) - COLUMN_GAP + 2 * MARGIN, height))
     middles = [MARGIN + column * (width + COLUMN_GAP) + width / 2 for column in range(columns)]
     for middle, heading in zip(middles, headings):
-        place = {"x": middle / figure.get_figwidth(), "y": 1 - MARGIN / height, "ha": "center", "va": "top"}
-        figure.text(s=heading, **place, weight="bold", fontsize=HEADING_SIZE, parse_math=False)
+        place = {"x": middle / figure.get_figwidth(), "y": 1 - (top - PAD / POINTS_PER_INCH) / height}
+        style = {"weight": "bold", "fontsize": HEADING_SIZE, "parse_math": False}
+        figure.text(s=heading, **place, ha="center", va="bottom", **style)
     for row, (above, there, below) in zip(drawn, parts):
         top += above + there
         for middle, picture in zip(middles, row):

@@ -16,6 +16,8 @@ logger = logging.get_logger(__name__)
 # Renders every character as a box that names its script, not the character.
 PLACEHOLDER_FONT = "Last Resort"
 POINTS_PER_INCH = 72
+# A character, or the code of one that no installed font has.
+CHARACTER = re.compile(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8}|.")
 # In pixels: where the widths of characters are measured.
 MEASURED_SIZE = 100
 
@@ -107,7 +109,7 @@ def _lines(paragraph: str, fits: Callable[[str], bool]) -> Iterable[str]:
         if line and not fits(line + piece.rstrip()):
             yield line.rstrip()
             line = ""
-        for character in piece:
+        for character in CHARACTER.findall(piece):
             if line and not fits(line + character) and not character.isspace():
                 yield line
                 line = ""
