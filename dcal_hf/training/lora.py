@@ -87,14 +87,17 @@ def with_adapted_layers(model: nn.Module, state: dict[str, Tensor], folder: str 
 
     Raises:
         FileNotFoundError: If the checkpoint was trained without LoRA.
-        ValueError: If other layers have adapters in the checkpoint.
+        ValueError: If other layers have adapters in the checkpoint, or adapters of another rank.
     """
     file = Path(folder, LORA_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"{folder} was trained without LoRA: to resume it, leave out lora_rank.")
     saved, adapted = load_file(file), adapted_layers(model)
-    if saved.keys() != {f"{name}.{key}" for name, layer in adapted.items() for key in layer.state_dict()}:
-        raise ValueError(f"{folder} was trained with adapters of other layers: to resume it, give its lora_targets.")
+    own = {f"{name}.{key}": value for name, layer in adapted.items() for key, value in layer.state_dict().items()}
+    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
+        raise ValueError(
+            f"{folder} was trained with other adapters: to resume it, give its lora_rank and lora_targets."
+        )
     prefixes = tuple(f"{name}." for name in adapted)
     return {key: value for key, value in state.items() if not key.startswith(prefixes)} | saved
 

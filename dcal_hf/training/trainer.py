@@ -249,7 +249,7 @@ class DCALTrainer(ResumableTrainer):
                 inputs = {**inputs, "pair_noise": self.pair_sampling == "noise"}
             if self.balanced_loss is not None:
                 inputs = {**inputs, "criterion": self.balanced_loss}
-            elif self.args.label_smoothing_factor > 0:
+            elif self.args.label_smoothing_factor > 0 and self.compute_loss_func is None:
                 inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
             if self.has_distractors and inputs["labels"].dim() == 2:
                 inputs = with_counted_rows(**inputs)

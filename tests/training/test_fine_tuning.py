@@ -180,8 +180,9 @@ def test_adapters_on_all_linear_layers_train_and_resume(tmp_path, make_trainer, 
     resumed = make_trainer(tmp_path / "killed", vit_config, **kwargs)
     resumed.train(resume_from_checkpoint=checkpoint)
     assert_same_weights(trainer.model.state_dict(), resumed.model.state_dict())
-    with pytest.raises(ValueError, match="was trained with adapters of other layers"):
-        make_trainer(tmp_path / "killed", vit_config, lora_rank=2).train(resume_from_checkpoint=checkpoint)
+    for other in ({"lora_targets": "attention"}, {"lora_rank": 3}):
+        with pytest.raises(ValueError, match="trained with other adapters: .* its lora_rank and lora_targets"):
+            make_trainer(tmp_path / "killed", vit_config, **{**kwargs, **other}).train(checkpoint)
 
 
 def test_the_weight_update_has_the_rank_of_the_adapters(tmp_path, make_trainer, vit_config):

@@ -84,6 +84,11 @@ def test_probability_labels_ignore_distractors(tmp_path, vit_config):
     assert set(outputs.losses) == {"sa", "glca", "pwca"}
     assert trainer.train().training_loss > 0
 
+    # As in transformers, a custom loss is not smoothed.
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch: (outputs.logits * labels).sum(1).mean()
+    outputs = trainer.compute_loss(model.train(), dict(batch), return_outputs=True)[1]
+    torch.testing.assert_close(outputs.losses["sa"], (outputs.sa_logits * batch["labels"])[::2].sum(1).mean())
+
 
 def test_plain_training_arguments_raise_a_clear_error(tmp_path, vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
