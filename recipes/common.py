@@ -296,6 +296,7 @@ def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:
         "learning rate": args.learning_rate,
         "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
         "weight decay": args.weight_decay,
+        "gradient clipping": f"norm {args.max_grad_norm:g}" if args.max_grad_norm > 0 else "off",
         "label smoothing": args.label_smoothing_factor,
         "total batch": args.total_train_batch_size,
         **length,

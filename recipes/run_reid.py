@@ -391,6 +391,8 @@ def settings(trainer: DCALReIDTrainer, data_args: DataArguments) -> dict[str, ob
         "images per identity": args.instances_per_identity,
         "padding": data_args.padding,
         "random erasing": data_args.random_erasing,
+        "horizontal flip": data_args.horizontal_flip,
+        "affine": data_args.affine,
         **({} if data_args.distractor_dir is None else {"distractors": Path(data_args.distractor_dir).name}),
     }
     if args.schedule == "transreid":

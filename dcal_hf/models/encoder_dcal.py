@@ -12,7 +12,7 @@ steps 1 and 2 below apply. To add one here, write a file `<family>_dcal.py` with
    (`timm_dcal`, `eva_dcal`). Parameters must keep their names.
 2. Implement the abstract members. Override the defaults that do not hold (`rotary` and `rotate` for rotary positions).
 3. Add a tiny configuration to `tests/conftest.py`, which runs the tests common to all encoders. Add a row to
-   "Backbones" in the README.
+   "Supported encoders" in the README.
 """
 
 import copy

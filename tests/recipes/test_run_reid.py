@@ -110,7 +110,7 @@ def test_train_and_evaluate(tmp_path):
     evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     config = config_file(
         tmp_path, data_dir=str(market), num_train_epochs=2, ranked_queries=3, ranked_matches=4, logging_steps=1,
-        license="cc-by-4.0", **evaluation,
+        license="cc-by-4.0", affine=7, **evaluation,
     )
     run = run_script(RECIPE, config, "--do_train", "--do_eval", "--rerank")
     assert "PWCA" in run.stdout
@@ -133,7 +133,8 @@ def test_train_and_evaluate(tmp_path):
         "4; 1 without a match in the gallery are excluded", '"step" AP', "before the BatchNorm neck, L2-normalised",
         "on market_c3 (in the layout of market1501), query", "The best epoch was selected by mAP on the same images",
         "gallery items with the identity and camera of the query, as in Market-1501.", "k-reciprocal, k1 20",
-        "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |",
+        "| image size | 16 x 8 |", "| schedule | TransReID's, per epoch |", "| gradient clipping | off |",
+        "| horizontal flip | 0.5 |", "| affine | 7.0 |",
     ):
         assert fact in card.text
     assert str(tmp_path) not in card.text and card.data.license == "cc-by-4.0"
