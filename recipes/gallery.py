@@ -31,8 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arguments import json_option, parse_arguments
+from arguments import json_option, parse_arguments, require_at_least
 from common import set_up_logging
+from console import counted
 from datasets import ClassLabel, Dataset, Features
 from embed import CheckpointArguments, readable_rows
 from loading import load_checkpoint
@@ -78,6 +79,9 @@ class ShowArguments(GalleryFolder):
 
     start: int = field(default=0, metadata={"help": "First row to print."})
     count: int = field(default=10, metadata={"help": "Number of rows to print."})
+
+    def __post_init__(self):
+        require_at_least(0, self, "start", "count")
 
 
 EXAMPLE = '{"identity": "Berta"}'
@@ -127,7 +131,7 @@ def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
         records |= {name: [value] * len(new) for name, value in class_numbers(values, features).items()}
         gallery.add(embeddings[kept], Dataset.from_dict(records, features=features))
         gallery.save(args.gallery_dir)
-    print(f"{len(new)} of {len(given)} images are new; the gallery {args.gallery_dir} has {len(gallery):,} now.")
+    print(f"Added {len(new):,} of {counted(len(given), 'image')}; {args.gallery_dir} has {len(gallery):,} now.")
 
 
 def add_class_names(gallery: GalleryIndex, values: dict[str, Any]) -> None:
@@ -149,7 +153,7 @@ def remove(args: RemoveArguments) -> None:
         raise ValueError(f"These are all images of {args.gallery_dir}: delete the folder instead.")
     gallery.remove(rows)
     gallery.save(args.gallery_dir)
-    print(f"{len(rows)} images are removed; the gallery {args.gallery_dir} has {len(gallery):,} now.")
+    print(f"Removed {counted(len(rows), 'image')}; {args.gallery_dir} has {len(gallery):,} now.")
 
 
 def chosen_rows(gallery: GalleryIndex, args: RemoveArguments) -> list[int]:
@@ -184,7 +188,7 @@ def show(args: ShowArguments) -> None:
     gallery = GalleryIndex.load(args.gallery_dir)
     others = [name for name in gallery.items.column_names if name != "image"]
     print(
-        f"{args.gallery_dir}: {len(gallery):,} images, {gallery.dimension} numbers each, by "
+        f"{args.gallery_dir}: {counted(len(gallery), 'image')}, {gallery.dimension} numbers each, by "
         f"{gallery.model_name or 'a model'} ({gallery.model_id}); {gallery.metric} distance, index {gallery.factory}"
     )
     gone = [path for path in paths(gallery) if path and Path(path).is_absolute() and not Path(path).exists()]

@@ -29,8 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from arguments import parse_arguments
+from arguments import parse_arguments, require_at_least
 from common import set_up_logging
+from console import counted
 from embed import CheckpointArguments
 from loading import load_classifier
 from PIL import Image
@@ -79,6 +80,10 @@ class PredictionArguments:
         },
     )
     mistake_images: int = field(default=12, metadata={"help": "Number of photographs in mistakes.png."})
+
+    def __post_init__(self):
+        require_at_least(1, self, "top_k")
+        require_at_least(0, self, "sheet_images", "mistake_images")
 
 
 ARGUMENTS = (PredictionArguments, CheckpointArguments)
@@ -139,7 +144,7 @@ def main() -> None:
             save_confused_pairs(predictions, names, processor, model.config.grid, output_dir / "confused_pairs.png")
     if args.attention:
         save_attention(predictions, processor, model.config.grid, output_dir / "attention")
-    logger.info("%d photographs: see %s", len(predictions), output_dir)
+    logger.info("%s: see %s", counted(len(predictions), "photograph"), output_dir)
 
 
 def find_images(given: Sequence[str]) -> list[str]:

@@ -153,6 +153,12 @@ def test_figure_shows_image_rollout_and_selection():
     assert [text.get_text() for text in figure.texts] == ["image", "attention rollout", "selected patches"]
 
 
+def test_figure_without_selected_patches_has_no_such_column():
+    figure = attention_figure([gray(8, 8), gray(8, 8)], np.ones((2, 4)), (2, 2), None, ["a", "b"])
+    assert len(figure.axes) == 2 * 2
+    assert [text.get_text() for text in figure.texts] == ["image", "attention rollout"]
+
+
 def timm_processor():
     """timm's steps: resize the shorter side to 256 pixels, centre crop of 224."""
     processor = TimmWrapperImageProcessor({"input_size": (3, 224, 224), "crop_pct": 0.875}, architecture="vit")

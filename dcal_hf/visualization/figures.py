@@ -31,7 +31,7 @@ def attention_figure(
     images: Sequence[Image.Image],
     rollouts: np.ndarray | torch.Tensor,
     grid: tuple[int, int],
-    selected: np.ndarray | torch.Tensor,
+    selected: np.ndarray | torch.Tensor | None,
     titles: Sequence[str] | None = None,
     processor: BaseImageProcessor | None = None,
     correct: Sequence[bool | None] | None = None,
@@ -45,8 +45,8 @@ def attention_figure(
             Attention rollout from the class token to each patch.
         grid (`tuple[int, int]`):
             Rows and columns of patches, `rows * columns == N`.
-        selected (`np.ndarray` or `torch.Tensor` of shape `(B, R)`):
-            Indices of the selected patches.
+        selected (`np.ndarray` or `torch.Tensor` of shape `(B, R)`, *optional*):
+            Indices of the selected patches; a model whose GLCA reads the class token has none.
         titles (`Sequence[str]` of length `B`, *optional*):
             Written below each row, such as `"wren.jpg   true: wren   predicted: robin (0.93)"`.
         processor (`BaseImageProcessor`, *optional*):
@@ -63,6 +63,7 @@ def attention_figure(
     """
     titles = [""] * len(images) if titles is None else titles
     correct = [None] * len(images) if correct is None else correct
+    is_selected, selected = selected is not None, [None] * len(images) if selected is None else selected
     lengths = {len(images), len(rollouts), len(selected), len(titles), len(correct)}
     if len(lengths) > 1 or not images:
         raise ValueError(
@@ -75,10 +76,11 @@ def attention_figure(
     for image, rollout, patches, title, mark in zip(images, rollouts, selected, titles, correct):
         view = (0, 0, *image.size) if processor is None else model_view(image.size, processor)
         heat = pasted(image, rollout_overlay(image.crop(view), rollout, grid), view)
-        bright = pasted(dimmed(image), selection_overlay(image.crop(view), grid, patches), view)
-        rows.append([Picture(image, mark), Picture(heat, caption=title), Picture(bright)])
-    headings = ["image", "attention rollout", "selected patches"]
-    return picture_figure(rows, ATTENTION_WIDTH, ROW_CAPTION_SIZE, headings, 3 * ATTENTION_WIDTH)
+        rows.append([Picture(image, mark), Picture(heat, caption=title)])
+        if is_selected:
+            rows[-1].append(Picture(pasted(dimmed(image), selection_overlay(image.crop(view), grid, patches), view)))
+    headings = ["image", "attention rollout", "selected patches"][:len(rows[0])]
+    return picture_figure(rows, ATTENTION_WIDTH, ROW_CAPTION_SIZE, headings, len(rows[0]) * ATTENTION_WIDTH)
 
 
 def ranked_list(

@@ -66,7 +66,7 @@ def run(import_recipe, monkeypatch, gallery):
 def test_added_images_are_found_and_known_ones_are_not_added_again(run, gallery, checkpoint, photographs, capsys):
     columns = ["--columns", json.dumps({"identity": "Anton"})]
     run("add", "--model_name_or_path", checkpoint, "--images", Path(photographs[0]).parent, *columns)
-    assert "2 of 5 images are new" in capsys.readouterr().out
+    assert "Added 2 of 5 images; " in capsys.readouterr().out
     found = GalleryIndex.load(gallery)
     assert found.items["image"][:] == photographs and found.items["identity"][:] == [0, 1, 1, 0, 0]
     vectors, _ = embedded(checkpoint, photographs)
@@ -133,7 +133,7 @@ def test_a_part_of_a_photograph_is_embedded_and_shown(run, gallery, checkpoint, 
     part, whole = found.index.index.reconstruct(3), found.index.index.reconstruct(4)
     assert np.allclose(part, whole, atol=1e-5)
     run("add", "--model_name_or_path", checkpoint, "--images", photographs[0], "--columns", json.dumps(columns))
-    assert "0 of 1 images are new" in capsys.readouterr().out
+    assert "Added 0 of 1 image; " in capsys.readouterr().out
     with pytest.raises(ValueError, match="bbox is .x, y, width, height. in pixels, or null .*, not '2 2'"):
         run("remove", "--columns", '{"bbox": "2 2"}')
     run("show")
@@ -144,6 +144,8 @@ def test_a_part_of_a_photograph_is_embedded_and_shown(run, gallery, checkpoint, 
     ("command", "arguments", "sentence"),
     [
         ("list", [], "Give one of add, remove, show first"),
+        ("remove", ["--paths", "0.png"], "^there is no option --paths; --help lists all$"),
+        ("show", ["--count", -1], "--count -1: it must be at least 0"),
         ("remove", [], "by one of --images, --rows and --columns"),
         ("remove", ["--rows", 3], "--rows 3: .* has the rows 0 to 2"),
         ("remove", ["--rows", 0, 1, 2], "These are all images of .*: delete the folder"),
