@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -114,8 +115,8 @@ class ModelArguments(DCALOptions):
         self.backbone_fields = None
         if self.backbone_config is not None:
             self.backbone_fields = json_option("backbone_config", self.backbone_config, '{"model_type": "vit"}')
-        if self.image_size is not None and len(self.image_size) > 2:
-            raise ValueError(f"--image_size takes one or two numbers, got {self.image_size}.")
+        if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 1):
+            raise ValueError(f"--image_size takes one or two numbers of pixels, got {self.image_size}.")
 
     @property
     def input_size(self) -> int | tuple[int, int] | None:
@@ -195,9 +196,11 @@ class _RaisingParser(HfArgumentParser):
 
 
 def _parsed(parser: HfArgumentParser, argv: list[str], files: str | None) -> tuple[Any, ...]:
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+    _, unknown = parser.parse_known_args(argv)
+    # Before the dataclasses, which may miss what a misspelt option was to give.
     if unknown:
         raise ValueError(unknown_option(unknown[0], list(parser._option_string_actions)))
+    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     for group in parsed:
         if getattr(group, "output_dir", None) is not None:
             check_output_dir(Path(group.output_dir))
@@ -218,14 +221,15 @@ def check_output_dir(folder: Path) -> None:
         raise PermissionError(f"--output_dir {folder}: {existing} is not writable; give another folder.")
 
 
-def require_at_least(minimum: float, args: Any, *names: str) -> None:
+def require_at_least(minimum: float, args: Any, *names: str, at_most: float = math.inf) -> None:
     """
     Raises:
-        ValueError: If one of these options is given and smaller.
+        ValueError: If one of these options is given and smaller, or larger than `at_most`.
     """
+    limits = f"at least {minimum:g}" if at_most == math.inf else f"from {minimum:g} to {at_most:g}"
     for name in names:
-        if getattr(args, name) is not None and getattr(args, name) < minimum:
-            raise ValueError(f"--{name} {getattr(args, name)}: it must be at least {minimum:g}.")
+        if getattr(args, name) is not None and not minimum <= getattr(args, name) <= at_most:  # NaN, too
+            raise ValueError(f"--{name} {getattr(args, name)}: it must be {limits}.")
 
 
 def json_option(name: str, text: str, example: str) -> dict[str, Any]:

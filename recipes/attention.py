@@ -20,7 +20,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arguments import parse_arguments
+from arguments import parse_arguments, require_at_least
 from common import set_up_logging
 from embed import CheckpointArguments
 from loading import load_classifier, read_config, read_processor
@@ -56,6 +56,7 @@ class AttentionArguments:
     seed: int = field(default=0, metadata={"help": "Seed for sampling the photographs."})
 
     def __post_init__(self):
+        require_at_least(1, self, "count")
         if self.names is None:
             self.names = [Path(model).name for model in self.models]
         taken = {*self.names, *([BASELINE] if self.baseline is not None else [])}

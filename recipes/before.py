@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate.utils import broadcast_object_list
+from arguments import require_at_least
+from console import counted
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from dcal_hf import DCALReIDTrainingArguments, DCALTrainingArguments
@@ -44,6 +46,7 @@ class CheckArguments:
     def __post_init__(self):
         if self.skip_broken and self.check_files == "off":
             raise ValueError("--skip_broken needs a check of the images: give --check_files full or header.")
+        require_at_least(1, self, "max_pixels")
 
 
 def check_data(
@@ -90,7 +93,7 @@ def check_data(
     findings = broadcast_object_list(shared)[0]
     if is_main:
         misplaced = misplaced_images(image_paths(dataset)) if has_class_folders else []
-        print(f"Checked {sum(map(len, used.values())):,} images in {seconds:.1f} s.")
+        print(f"Checked {counted(sum(map(len, used.values())), 'image')} in {seconds:.1f} s.")
         report(findings, misplaced, check_args.skip_broken, common_folder(dataset), training_args.output_dir)
     unreadable = [finding for finding in findings if finding.problem == "unreadable"]
     if unreadable and not check_args.skip_broken:

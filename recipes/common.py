@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +29,13 @@ from dcal_hf.errors import reason_of
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import (
+    check_best_metric,
     checkpoint_folders,
     class_names,
     has_class_names,
     last_checkpoint,
     name_classes,
+    named_weights,
     set_classes,
 )
 
@@ -168,6 +170,23 @@ def encoder_config(fields: dict[str, Any]) -> PreTrainedConfig:
         return AutoConfig.for_model(**fields)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"--backbone_config is no configuration of an encoder: {reason_of(error)}.") from error
+
+
+def check_names(
+    training_args: DCALTrainingArguments, classes: Sequence[str] | None, metrics: Sequence[str]
+) -> None:
+    """Checks the names in options early, which a trainer only checks with the images.
+
+    Args:
+        classes (sequence of `str`): The classes of the model, if it is trained.
+        metrics (sequence of `str`): The metrics of an evaluation.
+
+    Raises:
+        ValueError: If `class_weights` names no class, or `metric_for_best_model` no metric.
+    """
+    check_best_metric(training_args, metrics)
+    if isinstance(training_args.class_weights, Mapping):
+        named_weights(training_args.class_weights, classes)
 
 
 def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], trains: bool, replaces: bool) -> None:

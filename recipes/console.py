@@ -120,14 +120,19 @@ def print_training(trainer: DCALTrainer, metrics: Mapping[str, float] | None) ->
     """Prints how long training took, and which epoch is kept; metrics are None for a run that was complete before."""
     state, args = trainer.state, trainer.args
     print(
-        f"The run was complete: {state.global_step:,} steps. Nothing was trained."
+        f"The run was complete: {counted(state.global_step, 'step')}. Nothing was trained."
         if metrics is None else
-        f"Trained on {metrics['train_samples']:,} images, {state.global_step:,} steps, in "
+        f"Trained on {counted(metrics['train_samples'], 'image')}, {counted(state.global_step, 'step')}, in "
         f"{duration(metrics['train_runtime'])}; mean loss {metrics['train_loss']:.4f}."
     )
     if args.load_best_model_at_end and state.best_global_step:
         epoch = state.best_global_step * state.epoch / state.global_step
         print(f"Kept epoch {epoch:.4g}, the best by {args.metric_for_best_model}: {state.best_metric:.4f}.")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, which takes an s in the plural."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def loss_text(loss: float) -> str:

@@ -1,12 +1,21 @@
 """Evaluation protocols in the re-identification recipe: checks of the data, and text of the model card."""
 
-import datasets
+import logging
 
-from dcal_hf import DCALReIDTrainer, DCALReIDTrainingArguments
+import datasets
+from ranked_lists import identity_name
+
+from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import PROTOCOLS
 from dcal_hf.metrics import RetrievalProtocol
-from dcal_hf.training import column, protocol_columns
+from dcal_hf.training import class_names, column, protocol_columns
 from dcal_hf.training.reid_trainer import image_names
+
+
+logger = logging.getLogger(__name__)
+
+# Protocols that ask for new individuals, if there are any.
+OPEN_PROTOCOLS = ("open_set", "time")
 
 
 def is_same(first: datasets.Dataset, second: datasets.Dataset) -> bool:
@@ -28,7 +37,7 @@ def prepare_open_set(dataset: datasets.DatasetDict, protocol: str, training_args
         ValueError: If no query shows a new individual, or no threshold can be chosen on the gallery.
     """
     has_new = shows_new(dataset)
-    training_args.open_set |= protocol in ("open_set", "time") and has_new
+    training_args.open_set |= protocol in OPEN_PROTOCOLS and has_new
     if not training_args.open_set or not {"query", "gallery"} <= set(dataset):
         return
     if not has_new:
@@ -42,6 +51,21 @@ def prepare_open_set(dataset: datasets.DatasetDict, protocol: str, training_args
         raise ValueError(
             "The gallery has no two images of one individual (by two cameras, where cameras are given) to choose the "
             "threshold for new individuals on: give --open_set_threshold."
+        )
+
+
+def warn_of_known_individuals(model: DCALForReID, dataset: datasets.DatasetDict, source: str | None) -> None:
+    """Warns if the checkpoint was trained on individuals of the same names as those to evaluate."""
+    identities = {identity for part in dataset.values() for identity in column(part, "identity")}
+    individuals = {identity_name(dataset["gallery"], identity) for identity in identities}
+    known = individuals & set(class_names(model))
+    if known:
+        logger.warning(
+            "%d of the %d individuals have the name of an individual that %s was trained on. Scores on training "
+            "individuals are too high; --test_fraction 0.3 evaluates only those that training holds out by default",
+            len(known),
+            len(individuals),
+            source,
         )
 
 

@@ -33,6 +33,7 @@ from arguments import ModelArguments, parse_arguments, require_at_least
 from attention_examples import save_attention
 from before import CHECK_FILE, CheckArguments, check_data, common_folder, load_distractors, print_splits
 from common import (
+    check_names,
     dataset_title,
     hyperparameters,
     load_model,
@@ -41,7 +42,7 @@ from common import (
     start_run,
     train,
 )
-from console import print_epochs, print_outputs, print_results, result_rows
+from console import counted, print_epochs, print_outputs, print_results, result_rows
 from scipy.special import softmax
 from temperature import calibration_metrics, describe_calibration, main_scores, save_temperature
 from transformers.trainer_utils import PredictionOutput
@@ -131,7 +132,8 @@ class DataArguments(CheckArguments):
             raise ValueError("Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir.")
         # With the ratio below 1, there would be fewer pixels than the crop takes.
         require_at_least(1, self, "max_train_samples", "max_eval_samples", "resize_ratio")
-        require_at_least(0, self, "attention_images", "color_jitter", "random_erasing")
+        require_at_least(0, self, "attention_images", "color_jitter", "split_seed")
+        require_at_least(0, self, "train_val_split", "random_erasing", at_most=1)
 
     @property
     def folders(self) -> str | dict[str, str] | None:
@@ -166,10 +168,14 @@ def main() -> None:
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
     start_run(training_args, model_args.overwrite_output_dir)
-    dataset, distractors = prepare_data(data_args, training_args)
+    dataset = load_data(data_args, training_args)
     prepare = partial(fine_grained_processor, resize_ratio=data_args.resize_ratio)
     names = dataset["train"].features["label"].names
+    # Before the images are checked, which takes longer, so that an option that does not fit is found first.
     model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
+    compute_metrics = ClassificationMetrics(("both", *model.config.inference_branches))
+    check_names(training_args, class_names(model), ["loss", *compute_metrics.metric_names])
+    dataset, distractors = prepare_data(dataset, data_args, training_args)
     dataset = datasets.DatasetDict({split: with_classes(part, class_names(model)) for split, part in dataset.items()})
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing, data_args.max_pixels
@@ -186,7 +192,7 @@ def main() -> None:
         distractor_dataset=distractors,
         eval_dataset=dataset[data_args.eval_split].with_transform(eval_transform),
         processing_class=processor,
-        compute_metrics=ClassificationMetrics(("both", *model.config.inference_branches)),
+        compute_metrics=compute_metrics,
     )
     print_epochs(trainer, "Top-1", "accuracy")
     if training_args.do_train:
@@ -206,10 +212,9 @@ def main() -> None:
 
 
 def prepare_data(
-    data_args: DataArguments, training_args: DCALTrainingArguments
+    dataset: datasets.DatasetDict, data_args: DataArguments, training_args: DCALTrainingArguments
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Loads the data set and the distractors, checks the images, and prints the sizes of the splits."""
-    dataset = load_data(data_args, training_args)
+    """Loads the distractors, checks the images, and prints the sizes of the splits."""
     distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     splits = dict.fromkeys(
@@ -281,7 +286,7 @@ def evaluate(
     if trainer.is_world_process_zero():
         save_predictions(output, dataset, Path(trainer.args.output_dir), prefix, data_folder)
         rows = result_rows(trainer.model.config.inference_branches)
-        print_results(f"{title} ({len(dataset):,} images)", "image-classification", rows, scores)
+        print_results(f"{title} ({counted(len(dataset), 'image')})", "image-classification", rows, scores)
         if fits:
             save_temperature(trainer.model, trainer.args.output_dir, calibration, title, len(dataset))
     return output._replace(metrics=scores)

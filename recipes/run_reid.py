@@ -40,7 +40,6 @@ if __name__ == "__main__":
     # Imports this file as a module, unless only its help is asked for, because the imports below take seconds.
     raise SystemExit(run_script(__file__))
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +47,7 @@ import datasets
 from arguments import ModelArguments, parse_arguments, require_at_least
 from before import CHECK_FILE, CheckArguments, check_data, check_reid_sizes, load_distractors, print_splits
 from common import (
+    check_names,
     dataset_title,
     hyperparameters,
     load_model,
@@ -57,17 +57,21 @@ from common import (
     train,
 )
 from console import print_epochs, print_outputs, print_results, result_rows
-from ranked_lists import identity_name, save_ranked_lists
-from reid_protocol import describe_evaluation, describe_open_set, is_same, prepare_open_set
+from ranked_lists import save_ranked_lists
+from reid_protocol import (
+    OPEN_PROTOCOLS,
+    describe_evaluation,
+    describe_open_set,
+    is_same,
+    prepare_open_set,
+    warn_of_known_individuals,
+)
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
 from dcal_hf.model_card import ModelCardFacts
-from dcal_hf.training import class_names, column
+from dcal_hf.training import class_names, column, reid_metric_names
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
-
-
-logger = logging.getLogger(__name__)
 
 
 # Files to open first, and their content.
@@ -163,7 +167,9 @@ class DataArguments(CheckArguments):
         super().__post_init__()
         if self.dataset_name is None and self.data_dir is None:
             raise ValueError("Give the images: --dataset_name, or --data_dir (a folder of identities).")
-        require_at_least(0, self, "ranked_queries", "padding", "random_erasing", "horizontal_flip", "affine")
+        require_at_least(0, self, "ranked_queries", "padding", "affine", "split_seed")
+        fractions = ("random_erasing", "horizontal_flip", "test_fraction", "query_fraction")
+        require_at_least(0, self, *fractions, at_most=1)
         require_at_least(1, self, "ranked_matches")
 
     @property
@@ -194,10 +200,15 @@ def main() -> None:
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train or --do_eval.")
     start_run(training_args, model_args.overwrite_output_dir)
-    dataset, distractors = prepare_data(data_args, training_args)
-    prepare_open_set(dataset, data_args.protocol, training_args)
+    dataset = load_data(data_args, training_args)
     names = dataset["train"].features["label"].names if training_args.do_train else None
+    # Before the images are checked, which takes longer, so that an option that does not fit is found first.
     model, processor = load_model(DCALForReID, reid_processor, model_args, names)
+    is_open = training_args.open_set or data_args.protocol in OPEN_PROTOCOLS
+    metrics = reid_metric_names(model.config.inference_branches, training_args.rerank, is_open)
+    check_names(training_args, names, metrics)
+    dataset, distractors = prepare_data(dataset, data_args, training_args)
+    prepare_open_set(dataset, data_args.protocol, training_args)
     if data_args.is_own and data_args.protocol == "disjoint" and not training_args.do_train:
         warn_of_known_individuals(model, dataset, model_args.model_name_or_path)
     train_dataset = None
@@ -239,10 +250,9 @@ def main() -> None:
 
 
 def prepare_data(
-    data_args: DataArguments, training_args: DCALReIDTrainingArguments
+    dataset: datasets.DatasetDict, data_args: DataArguments, training_args: DCALReIDTrainingArguments
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Loads the data set and the distractors, checks the images, and prints the sizes of the splits."""
-    dataset = load_data(data_args, training_args)
+    """Loads the distractors, checks the images, and prints the sizes of the splits."""
     distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     train_is_gallery = {"train", "gallery"} <= set(dataset) and is_same(dataset["train"], dataset["gallery"])
     splits = [split for split in dataset if split != "gallery" or not train_is_gallery]
@@ -280,21 +290,6 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
             warn_duplicates=data_args.check_files == "off",
         )
     return dataset.cast_column("image", datasets.Image(decode=False))
-
-
-def warn_of_known_individuals(model: DCALForReID, dataset: datasets.DatasetDict, source: str | None) -> None:
-    """Warns if the checkpoint was trained on individuals of the same names as those to evaluate."""
-    identities = {identity for part in dataset.values() for identity in column(part, "identity")}
-    individuals = {identity_name(dataset["gallery"], identity) for identity in identities}
-    known = individuals & set(class_names(model))
-    if known:
-        logger.warning(
-            "%d of the %d individuals have the name of an individual that %s was trained on. Scores on training "
-            "individuals are too high; --test_fraction 0.3 evaluates only those that training holds out by default",
-            len(known),
-            len(individuals),
-            source,
-        )
 
 
 def next_commands(training_args: DCALReIDTrainingArguments) -> dict[str, str]:

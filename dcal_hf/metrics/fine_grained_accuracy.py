@@ -74,6 +74,12 @@ class ClassificationMetrics:
 
     branches: tuple[str, ...] = ("both", "sa", "glca")
 
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics of every branch."""
+        metrics = ("accuracy", "top5_accuracy", "class_mean_accuracy")
+        return [name if branch == "both" else f"{branch}_{name}" for branch in self.branches for name in metrics]
+
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Computes the metrics of every branch.
 

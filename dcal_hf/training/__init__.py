@@ -2,9 +2,11 @@
 
 from ..classes import class_names, has_class_names, name_classes
 from .checkpoints import checkpoint_folders, last_checkpoint
+from .class_balance import named_weights
 from .classes import set_classes
+from .inputs import check_best_metric
 from .pairs import DistractedDataset, PairCollator, PairSampler, register_pair_strategy
-from .reid_trainer import DCALReIDTrainer, column, protocol_columns
+from .reid_trainer import DCALReIDTrainer, column, protocol_columns, reid_metric_names
 from .reid_training_args import DCALReIDTrainingArguments
 from .samplers import IdentityBalancedSampler
 from .trainer import DCALTrainer
@@ -20,13 +22,16 @@ __all__ = [
     "IdentityBalancedSampler",
     "PairCollator",
     "PairSampler",
+    "check_best_metric",
     "checkpoint_folders",
     "class_names",
     "column",
     "has_class_names",
     "last_checkpoint",
     "name_classes",
+    "named_weights",
     "protocol_columns",
+    "reid_metric_names",
     "register_pair_strategy",
     "set_classes",
 ]

@@ -1,6 +1,6 @@
 """Checks of what a trainer is given."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from torch import nn
@@ -49,4 +49,20 @@ def check_inputs(
         )
 
 
-__all__ = ["check_inputs"]
+def check_best_metric(args: TrainingArguments, names: Sequence[str] | None) -> None:
+    """Checks before training what the Trainer would only find in its first evaluation.
+
+    Args:
+        names (sequence of `str`, *optional*): The metrics of an evaluation, without the prefix `eval_`, if known.
+
+    Raises:
+        ValueError: If `metric_for_best_model` is none of them.
+    """
+    name = args.metric_for_best_model
+    if names is None or name is None or args.eval_strategy == "no":
+        return
+    if name.removeprefix("eval_") not in names:
+        raise ValueError(f"metric_for_best_model='{name}' is no metric of the evaluation: it has {', '.join(names)}.")
+
+
+__all__ = ["check_best_metric", "check_inputs"]

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -201,6 +202,9 @@ class DCALReIDTrainer(DCALTrainer):
         metrics = open_set_metrics(query, gallery, columns["query_ids"], gallery_ids, threshold)
         return metrics | {"open_set_threshold": threshold}
 
+    def evaluation_metrics(self) -> list[str]:
+        return reid_metric_names(self.model.config.inference_branches, self.args.rerank, self.args.open_set)
+
     def branch_parts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Query and gallery features of the full embedding (key `""`) and, if it has two branches, of each branch."""
         both = [torch.from_numpy(self.embeddings[name]).to(self.args.device) for name in ("query", "gallery")]
@@ -216,6 +220,18 @@ class DCALReIDTrainer(DCALTrainer):
     def normalized(self, embeddings: Tensor) -> Tensor:
         """Normalises embeddings (N, dim) to length 1 if the model does so."""
         return nn.functional.normalize(embeddings) if self.model.config.normalize_embeddings else embeddings
+
+
+def reid_metric_names(branches: Sequence[str], rerank: bool, open_set: bool) -> list[str]:
+    """Names of the metrics of an evaluation with these inference branches, found by scoring two images."""
+    images, ids = torch.eye(2), [0, 1]
+    metrics = retrieval_metrics(images, images, ids, ids)
+    prefixes = [f"{name}_" for name in branches if len(branches) > 1] + ["reranked_"] * rerank
+    ranking = retrieval_metrics(images, images, ids, ids, fprs=())
+    names = [*metrics, *(name for prefix in prefixes for name in _ranking(prefix, ranking))]
+    if open_set:
+        names += [*open_set_metrics(images, images, [0, 2], ids, 1.0), "open_set_threshold"]
+    return names
 
 
 def transreid_factor(epoch: int, num_epochs: float) -> float:
@@ -269,4 +285,4 @@ def _ranking(prefix: str, metrics: dict[str, float | int]) -> dict[str, float]:
     return {prefix + name: value for name, value in metrics.items() if not name.startswith("num_")}
 
 
-__all__ = ["DCALReIDTrainer", "column", "protocol_columns", "transreid_factor"]
+__all__ = ["DCALReIDTrainer", "column", "protocol_columns", "reid_metric_names", "transreid_factor"]

@@ -19,7 +19,7 @@ from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
 from .finite import FiniteWatch, as_step, image_labels
-from .inputs import check_inputs
+from .inputs import check_best_metric, check_inputs
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
@@ -79,7 +79,8 @@ class DCALTrainer(ResumableTrainer):
     Raises:
         TypeError: If the training arguments or the model are of another class, or the training data has no length.
         ValueError: If one process has several GPUs, since `DataParallel` would split pairs; if
-            [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; or if distractors cannot be used.
+            [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; if distractors cannot be used; or
+            if an evaluation has no `metric_for_best_model`.
     """
 
     args: DCALTrainingArguments
@@ -118,6 +119,7 @@ class DCALTrainer(ResumableTrainer):
         if self.is_fsdp_enabled:
             shard_by_blocks(self.model, self.accelerator.state.fsdp_plugin)
         self.balanced_loss = self.make_balanced_loss()
+        check_best_metric(args, self.evaluation_metrics())
         self.add_callback(EpochCallback(self.begin_epoch))
         self.branch_losses: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -142,6 +144,13 @@ class DCALTrainer(ResumableTrainer):
             self.labelled_dataset,
             args.device,
         )
+
+    def evaluation_metrics(self) -> list[str] | None:
+        """Names of the metrics of an evaluation; None if `compute_metrics` does not list its own as `metric_names`."""
+        names = getattr(self.compute_metrics, "metric_names", None)
+        if names is None or not isinstance(self.eval_dataset, dict):
+            return names and ["loss", *names]
+        return [f"{name}_{metric}" for name in self.eval_dataset for metric in ("loss", *names)]
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As in `transformers.Trainer`; the new model is frozen and gets adapters like the one it replaces."""

@@ -14,6 +14,27 @@ from .lora import LORA_TARGETS, check_peft
 from .pairs import PAIR_SAMPLING
 
 
+# The smallest values of options that transformers does not check.
+MINIMA = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "eval_accumulation_steps": 1,
+    "base_learning_rate": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "label_smoothing_factor": 0,
+    "logging_steps": 0,
+    "eval_steps": 0,
+    "eval_delay": 0,
+    "save_steps": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
+}
+
+
 def without_folder(value: Any) -> Any:
     """Reduces an absolute path to its last part; other values are returned unchanged."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
@@ -84,9 +105,9 @@ class DCALTrainingArguments(TrainingArguments):
     > gets a gradient, and `logging_nan_inf_filter`, which synchronises with the GPU and hides infinite losses.
 
     Raises:
-        ValueError: For an unknown `pair_sampling` or `lora_targets`, a `pwca_fraction`, `layer_decay` or `lora_rank`
-            out of range, wrong `class_weights` or `logit_adjustment`, a frozen backbone with `layer_decay` or
-            `lora_rank`, or a `train_sampling_strategy`, because pairs need an order of their own.
+        ValueError: For an unknown `pair_sampling` or `lora_targets`, a number out of range, wrong `class_weights`, a
+            frozen backbone with `layer_decay` or `lora_rank`, or a `train_sampling_strategy`, because pairs need an
+            order of their own.
         ImportError: If `lora_rank` is given, but peft is not installed.
     """
 
@@ -142,6 +163,7 @@ class DCALTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_numbers()
         self.check_what_is_trained()
         check_class_balance(self.class_weights, self.logit_adjustment)
         if self.pair_sampling not in PAIR_SAMPLING:
@@ -173,6 +195,15 @@ class DCALTrainingArguments(TrainingArguments):
         """Removes tokens and the folders of paths, because `push_to_hub` uploads the pickled `training_args.bin`."""
         state = {name: without_folder(value) for name, value in self.__dict__.items()}
         return state | {name: None for name in state if name.endswith("token")}
+
+    def check_numbers(self) -> None:
+        """Raises a `ValueError` for a number that is too small, which would otherwise fail where it is used."""
+        for name, minimum in MINIMA.items():
+            value = getattr(self, name)
+            if value is not None and not value >= minimum:  # NaN, too
+                raise ValueError(f"{name}={value} must be at least {minimum}.")
+        if not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs} must be above 0.")
 
     def check_what_is_trained(self) -> None:
         """Raises a `ValueError` if `layer_decay`, `freeze_backbone`, `lora_rank` or `lora_targets` is wrong."""

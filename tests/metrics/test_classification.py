@@ -211,6 +211,7 @@ def test_branches_are_named_in_their_order():
         "glca_accuracy": 0.0, "glca_top5_accuracy": 1.0, "glca_class_mean_accuracy": 0.0,
         "sa_accuracy": 0.5, "sa_top5_accuracy": 1.0, "sa_class_mean_accuracy": 0.5,
     }
+    assert sorted(metrics.metric_names) == sorted(result)
 
 
 def test_single_output_has_plain_names():

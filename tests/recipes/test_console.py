@@ -76,6 +76,11 @@ def test_results_table(console, capsys):
     assert len({len(line) for line in (header, *rows)}) == 1
 
 
+def test_one_has_no_plural(console):
+    counts = [console.counted(number, "step") for number in (0, 1, 2, 1234)]
+    assert counts == ["0 steps", "1 step", "2 steps", "1,234 steps"]
+
+
 def test_only_existing_files_are_listed(console, tmp_path, capsys):
     (tmp_path / "README.md").write_text("")
     console.print_outputs(str(tmp_path), {"README.md": "the card", "attention.png": "where"}, {"dcal x": "Next"})

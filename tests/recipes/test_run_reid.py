@@ -241,7 +241,8 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
     table = tmp_path / "turtles" / "turtles.csv"
     table.write_text("\n".join(rows))
     options = {"dataset_name": str(table), "protocol": protocol, "instances_per_identity": 2, "disable_tqdm": True}
-    run_main(tmp_path, "--do_train", "--do_eval", "--skip_broken", **options, ranked_queries=2)
+    best = {"eval_strategy": "epoch", "metric_for_best_model": "baks" if protocol == "open_set" else "map"}
+    run_main(tmp_path, "--do_train", "--do_eval", "--skip_broken", **options, **best, ranked_queries=2)
     results, card = read_json(tmp_path / "out" / "all_results.json"), (tmp_path / "out" / "README.md").read_text()
     assert 0 <= results["eval_map_at_r"] <= results["eval_r_precision"] <= 1
     assert (tmp_path / "out" / "ranked_lists.png").exists()
@@ -262,6 +263,13 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
         )
         # Everything is nearer than that, so nothing is new.
         assert read_json(tmp_path / "far" / "all_results.json")["eval_baus"] == 0
+
+
+def test_a_metric_is_checked_before_the_images(tmp_path, run_main, capsys):
+    options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "eval_strategy": "epoch"}
+    with pytest.raises(ValueError, match="metric_for_best_model='acc' is no metric of the evaluation: it has map, "):
+        run_main(tmp_path, "--do_train", metric_for_best_model="acc", **options)
+    assert "Checked" not in capsys.readouterr().out
 
 
 def test_distractors_from_a_folder(tmp_path, run_main):
@@ -325,9 +333,9 @@ def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, optio
     [
         (["--do_train", "--test_fraction", "1"], "turtles to train on: choose another"),
         (["--do_train", "--do_eval", "--test_fraction", "0"], "turtles to test on: choose another"),
-        (["--do_eval", "--test_fraction", "1.5"], "test_fraction must be from 0 to 1, not 1.5"),
-        (["--do_eval", "--test_fraction", "-0.1"], "test_fraction must be from 0 to 1, not -0.1"),
-        (["--do_eval", "--test_fraction", "nan"], "test_fraction must be from 0 to 1, not nan"),
+        (["--do_eval", "--test_fraction", "1.5"], "--test_fraction 1.5: it must be from 0 to 1."),
+        (["--do_eval", "--test_fraction", "-0.1"], "--test_fraction -0.1: it must be from 0 to 1."),
+        (["--do_eval", "--test_fraction", "nan"], "--test_fraction nan: it must be from 0 to 1."),
     ],
 )
 def test_a_fraction_that_leaves_no_identity_raises_a_clear_error(tmp_path, run_main, arguments, sentence):

@@ -153,6 +153,14 @@ def test_invalid_options_raise_clear_errors(tmp_path, kwargs, sentence):
         DCALReIDTrainingArguments(str(tmp_path), use_cpu=True, **kwargs)
 
 
+def test_a_best_metric_that_is_not_evaluated_is_refused_before_training(tmp_path, make_trainer):
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="metric_for_best_model='loss' is no metric .*: it has map, .* glca_rank1"):
+        make_trainer(tmp_path, metric_for_best_model="loss", **options)
+    make_trainer(tmp_path, metric_for_best_model="eval_glca_rank1", **options)
+    make_trainer(tmp_path, metric_for_best_model="loss")
+
+
 def test_batches_contain_several_images_per_identity(tmp_path, make_trainer):
     trainer = make_trainer(tmp_path, save_strategy="no")
     batches = Batches(trainer)
@@ -229,6 +237,8 @@ def test_flip_expansion_and_reranking_against_their_definitions(tmp_path, make_t
         tmp_path, flip_tta=True, query_expansion=3, query_expansion_alpha=2.0, rerank=True
     )
     metrics = trainer.evaluate()
+    timing = {"eval_runtime", "eval_samples_per_second", "epoch"}
+    assert {f"eval_{name}" for name in trainer.evaluation_metrics()} == metrics.keys() - timing
     sides = {}
     for name in ("query", "gallery"):
         both = [embed(trainer.model.eval(), dataset[name], flip) for flip in (False, True)]

@@ -113,6 +113,39 @@ def test_training_data_must_have_a_length_and_labels(tmp_path, vit_config):
         plain_trainer(tmp_path, model, unlabelled).train()
 
 
+def test_a_best_metric_that_is_not_evaluated_is_refused_before_training(tmp_path, vit_config):
+    """If the metrics are known: those of a plain function are not."""
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+
+    def trainer(name, compute_metrics=ClassificationMetrics(("both", "sa")), **kwargs):
+        arguments = {"eval_strategy": "epoch", "metric_for_best_model": name}
+        return plain_trainer(tmp_path, model, arguments=arguments, compute_metrics=compute_metrics, **kwargs)
+
+    with pytest.raises(ValueError, match="^metric_for_best_model='acc' is no metric of .*: it has loss, accuracy, "):
+        trainer("acc")
+    trainer("acc", compute_metrics=lambda prediction: {"acc": 1.0})
+    for name in ("loss", "sa_accuracy", "eval_top5_accuracy"):
+        trainer(name)
+
+
+@pytest.mark.parametrize(
+    ("option", "limit"),
+    [
+        ({"learning_rate": -1.0}, "at least 0"),
+        ({"learning_rate": float("nan")}, "at least 0"),
+        ({"per_device_train_batch_size": 0}, "at least 1"),
+        ({"gradient_accumulation_steps": 0}, "at least 1"),
+        ({"num_train_epochs": 0}, "above 0"),
+        ({"num_train_epochs": -3.0}, "above 0"),
+        ({"save_steps": -1}, "at least 0"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(tmp_path, option, limit):
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=f"^{name}={value} must be {limit}.$"):
+        DCALTrainingArguments(str(tmp_path), use_cpu=True, **option)
+
+
 def test_a_custom_loss_must_be_a_scalar(tmp_path, vit_config):
     def per_image(outputs, labels, num_items_in_batch=None):
         return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
