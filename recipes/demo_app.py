@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from arguments import HubArguments
 from datasets import Dataset
-from embed import CheckpointArguments
+from embed import CheckpointArguments, image_parts
 from loading import default_device, load_checkpoint
 from PIL import Image
 from predict import Prediction, overlay, predict
@@ -70,7 +70,7 @@ class Demo:
 
     def compare(self, first: str, second: str) -> tuple[str, Image.Image | None, Image.Image | None]:
         """Whether two photographs show the same individual, and the attention on each."""
-        (distance,) = measure(self.model, self.processor, [first, second], self.args)
+        (distance,) = measure(self.model, self.processor, image_parts([first, second]), self.args)
         if self.threshold is None:
             answer = f"Distance {distance:.4f}. No threshold has been calibrated for this model (`dcal verify`)."
         else:

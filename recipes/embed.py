@@ -10,7 +10,7 @@ All images in a folder and its subfolders:
 A split of a data set, on several GPUs, into a compressed index ("np" skips a training step that takes minutes and is
 only useful for searches with `ht`):
 
-    accelerate launch recipes/embed.py --model_name_or_path out --task reid --dataset_name market1501 \
+    accelerate launch recipes/embed.py --model_name_or_path out --dataset_name market1501 \
         --data_dir Market-1501-v15.09.15 --split gallery --output_dir gallery \
         --factory IVF256,PQ64np --search_parameters '{"nprobe": 32}'
 """
@@ -22,6 +22,7 @@ if __name__ == "__main__":
     raise SystemExit(run_script(__file__))
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,17 +30,19 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from arguments import HubArguments, json_option, parse_arguments
+from arguments import HubArguments, json_option, parse_arguments, require_at_least
 from common import set_up_logging
 from datasets import Dataset
 from loading import load_checkpoint
 from transformers import PreTrainedModel
 
-from dcal_hf.data import MAX_PIXELS, PROTOCOLS, load_fgvc, load_reid, unlabelled_images
+from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, PROTOCOLS, load_fgvc, load_reid, unlabelled_images
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
 logger = logging.getLogger(__name__)
+
+BBOX_HELP = "The part of each image to read, x y width height in pixels: once for all images, or for each in order."
 
 
 @dataclass
@@ -51,6 +54,10 @@ class CheckpointArguments(HubArguments):
     max_pixels: int = field(
         default=MAX_PIXELS, metadata={"help": "Images of more pixels, width times height, are refused."}
     )
+
+    def __post_init__(self):
+        require_at_least(1, self, "batch_size", "max_pixels")
+        require_at_least(0, self, "num_workers")
 
     @property
     def reader_kwargs(self) -> dict[str, int]:
@@ -73,19 +80,25 @@ class GalleryArguments:
         default=None,
         metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
     )
-    task: Literal["fgvc", "reid"] = field(default="fgvc", metadata={"help": "Training recipe of the data set."})
+    task: Literal["fgvc", "reid"] | None = field(
+        default=None,
+        metadata={
+            "help": "Training recipe of the data set; by default reid for a table (.csv, .parquet), market1501, "
+            "dukemtmc, msmt17 and veri776, else fgvc."
+        },
+    )
     split: str = field(default="train", metadata={"help": "Split of the data set."})
     protocol: str = field(
         default="disjoint",
-        metadata={"help": "With --task reid, how recipes/run_reid.py splits it.", "choices": list(PROTOCOLS)},
+        metadata={"help": "For re-identification, how recipes/run_reid.py splits it.", "choices": list(PROTOCOLS)},
     )
     camera_column: str | None = field(
-        default=None, metadata={"help": "With --task reid, column of a table that stands for the camera."}
+        default=None, metadata={"help": "Column of a table that stands for the camera."}
     )
     test_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "With --task reid, share of the identities to hold out if there is no query and gallery; by "
+            "help": "For re-identification, share of the identities to hold out if there is no query and gallery; by "
             "default 0 with --split train, else 1, so that all are embedded; 0.3 with another protocol."
         },
     )
@@ -102,6 +115,10 @@ class GalleryArguments:
     def __post_init__(self):
         if (self.image_dir is None) == (self.dataset_name is None):
             raise ValueError("Give the images: either --image_dir or --dataset_name.")
+        require_at_least(0, self, "test_fraction", at_most=1)
+        if self.task is None:
+            name = self.dataset_name or ""
+            self.task = "reid" if name in OFFICIAL_REID or name.lower().endswith((".csv", ".parquet")) else "fgvc"
         self.index_parameters = json_option("search_parameters", self.search_parameters, '{"nprobe": 16}')
 
 
@@ -144,6 +161,24 @@ def load_images(args: GalleryArguments) -> Dataset:
     if args.split not in dataset:
         raise ValueError(f"--split {args.split}: {args.dataset_name} has only {', '.join(dataset)}.")
     return dataset[args.split]
+
+
+def image_parts(paths: Sequence[str], numbers: Sequence[float] | None = None) -> Dataset:
+    """The table of images to embed, with the column bbox if `--bbox` is given.
+
+    Raises:
+        ValueError: If these are not four numbers, or four for each image.
+    """
+    images = {"image": [str(Path(path).resolve()) for path in paths]}
+    if numbers is None:
+        return Dataset.from_dict(images)
+    boxes = [numbers[start:start + 4] for start in range(0, len(numbers), 4)]
+    if len(numbers) % 4 or len(boxes) not in (1, len(paths)) or any(min(box[2:]) <= 0 for box in boxes):
+        raise ValueError(
+            f"--bbox takes x, y, width and height in pixels, the same for all images or for each of the {len(paths)}; "
+            f"got {' '.join(f'{number:g}' for number in numbers)}."
+        )
+    return Dataset.from_dict({**images, "bbox": boxes if len(boxes) > 1 else boxes * len(paths)})
 
 
 def readable_rows(embeddings: np.ndarray) -> np.ndarray:

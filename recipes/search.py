@@ -5,6 +5,11 @@
 
     python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg b.jpg --output_dir answer
 
+To search for a part of an image, x y width height in pixels:
+
+    python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg --output_dir answer \
+        --bbox 40 20 300 200
+
 To search more of a compressed gallery than by default (slower, finds more):
 
     python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg --output_dir answer \
@@ -24,15 +29,15 @@ if __name__ == "__main__":
     raise SystemExit(run_script(__file__))
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import json_option, parse_arguments
+from arguments import json_option, parse_arguments, require_at_least
 from common import set_up_logging
-from datasets import Dataset
-from embed import CheckpointArguments
+from embed import BBOX_HELP, CheckpointArguments, image_parts
 from gallery import describe
 from loading import load_checkpoint
 from predict import find_images
@@ -51,6 +56,7 @@ class SearchArguments:
     gallery_dir: str = field(metadata={"help": "Folder of the gallery."})
     images: list[str] = field(metadata={"help": "Query images or folders of query images."})
     output_dir: str = field(metadata={"help": "Folder for matches.csv and ranked_list.png."})
+    bbox: list[float] | None = field(default=None, metadata={"help": BBOX_HELP})
     top_k: int = field(default=10, metadata={"help": "Number of items to find for each image."})
     search_parameters: str = field(
         default="{}",
@@ -65,6 +71,8 @@ class SearchArguments:
     )
 
     def __post_init__(self):
+        require_at_least(1, self, "top_k")
+        require_at_least(0, self, "matches_in_picture")
         self.index_parameters = json_option("search_parameters", self.search_parameters, '{"nprobe": 16}')
 
 
@@ -93,7 +101,7 @@ def main() -> None:
     gallery.set_search_parameters(**search_args.index_parameters)
     threshold = read_threshold(search_args.threshold, checkpoint_args, model, gallery)
     queries = find_images(search_args.images)
-    images = Dataset.from_dict({"image": [str(Path(query).resolve()) for query in queries]})
+    images = image_parts(queries, search_args.bbox)
     embeddings = embed_images(model, processor, images, **checkpoint_args.reader_kwargs)
     results = search(gallery, embeddings, search_args.top_k)
     columns = ["image", *(name for name in gallery.items.column_names if name != "image")]
@@ -101,7 +109,8 @@ def main() -> None:
     report(queries, results, columns, threshold, output_dir)
     if num_shown > 0:
         shown = [matches[:num_shown] for matches in results]
-        save_picture(queries, shown, output_dir, checkpoint_args.max_pixels)
+        parts = images["bbox"] if search_args.bbox is not None else [None] * len(queries)
+        save_picture(queries, parts, shown, output_dir, checkpoint_args.max_pixels)
 
 
 def read_threshold(
@@ -157,12 +166,18 @@ def report(
     print(f"\n{save_table(header, table, output_dir / 'matches.csv')}")
 
 
-def save_picture(queries: list[str], results: list[list[Match]], output_dir: Path, max_pixels: int) -> None:
-    """Writes `ranked_list.png`, with the best matches beside each query."""
+def save_picture(
+    queries: list[str],
+    parts: Sequence[list[float] | None],
+    results: list[list[Match]],
+    output_dir: Path,
+    max_pixels: int,
+) -> None:
+    """Writes `ranked_list.png`, with the best matches beside each query, or the part of it that was searched."""
     from dcal_hf.visualization import ranked_list, save_figure
 
     figure = ranked_list(
-        [open_image(query, max_pixels) for query in queries],
+        [open_image(query, max_pixels, bbox) for query, bbox in zip(queries, parts, strict=True)],
         [[open_image(match.image, max_pixels, match.bbox) for match in matches] for matches in results],
         [[match.distance for match in matches] for matches in results],
         titles=[[caption(match) for match in matches] for matches in results],

@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from arguments import parse_arguments
+from arguments import parse_arguments, require_at_least
 from common import dataset_title, set_up_logging
 from datasets import Dataset, concatenate_datasets
-from embed import CheckpointArguments
+from embed import BBOX_HELP, CheckpointArguments, image_parts
 from loading import find_calibration, load_checkpoint
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -57,6 +57,7 @@ class VerifyArguments:
     """Where to write the results, or what to calibrate on."""
 
     output: str | None = field(default=None, metadata={"help": "CSV file for the results."})
+    bbox: list[float] | None = field(default=None, metadata={"help": BBOX_HELP})
     calibrate: bool = field(default=False, metadata={"help": "Calibrate the threshold on labelled images."})
     false_accept_rate: float = field(
         default=0.01, metadata={"help": "Largest share of pairs of different individuals accepted as the same."}
@@ -75,6 +76,7 @@ class VerifyArguments:
     split_seed: int = field(default=42, metadata={"help": "Seed for choosing these identities."})
 
     def __post_init__(self):
+        require_at_least(0, self, "false_accept_rate", "test_fraction", at_most=1)
         if self.calibrate == (self.dataset_name is None and self.data_dir is None):
             raise ValueError(
                 "To calibrate the threshold, give --calibrate and labelled images: --data_dir (a folder of "
@@ -93,19 +95,20 @@ POSITIONAL = ("[IMAGES ...]", "Images; every two are a pair.")
 
 def main() -> None:
     verify_args, checkpoint_args, images = parse_arguments(ARGUMENTS, files=POSITIONAL[1])
-    check_images(images, verify_args.calibrate)
+    check_images(images, verify_args)
     set_up_logging(logging.WARNING)
     logger.setLevel(logging.INFO)
     if verify_args.calibrate:
         calibrate_checkpoint(checkpoint_args, verify_args)
     else:
-        verify(checkpoint_args, images, verify_args.output)
+        verify(checkpoint_args, image_parts(images, verify_args.bbox), images, verify_args.output)
 
 
-def check_images(images: list[str], calibrates: bool) -> None:
-    if calibrates and images:
-        raise ValueError(f"--calibrate takes labelled images alone; ask about {images[0]} in a call without it.")
-    if not calibrates and (not images or len(images) % 2):
+def check_images(images: list[str], args: VerifyArguments) -> None:
+    if args.calibrate and (images or args.bbox is not None):
+        asked = images[0] if images else "--bbox"
+        raise ValueError(f"--calibrate takes labelled images alone; ask about {asked} in a call without it.")
+    if not args.calibrate and (not images or len(images) % 2):
         raise ValueError(f"Give two images, or several pairs of them: a.jpg b.jpg; got {len(images)}.")
 
 
@@ -157,12 +160,12 @@ def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
     return images, distractor_ids
 
 
-def verify(checkpoint_args: CheckpointArguments, images: list[str], output: str | None) -> None:
-    """Prints the result for each pair, and writes all results as a table."""
+def verify(checkpoint_args: CheckpointArguments, parts: Dataset, images: list[str], output: str | None) -> None:
+    """Prints the result for each pair, and writes all results as a table; `parts` says what to read of the images."""
     model, processor = load_checkpoint(checkpoint_args)
     kept = load_threshold(checkpoint_args, model)
     rows = []
-    for first, second, distance in zip(images[::2], images[1::2], measure(model, processor, images, checkpoint_args)):
+    for first, second, distance in zip(images[::2], images[1::2], measure(model, processor, parts, checkpoint_args)):
         same = bool(distance < kept.threshold)
         print(f"{first} and {second}: {verdict(distance, kept)}")
         rows.append([first, second, same, f"{distance:.4f}", f"{kept.threshold:.4f}", kept.false_accept_rate])
@@ -180,11 +183,10 @@ def verdict(distance: float, kept: VerificationThreshold) -> str:
 
 
 def measure(
-    model: PreTrainedModel, processor: BaseImageProcessor, images: list[str], checkpoint_args: CheckpointArguments
+    model: PreTrainedModel, processor: BaseImageProcessor, images: Dataset, checkpoint_args: CheckpointArguments
 ) -> np.ndarray:
     """The distances (N,) of the N pairs of 2 N images."""
-    paths = Dataset.from_dict({"image": [str(Path(image).resolve()) for image in images]})
-    embeddings = embed_images(model, processor, paths, **checkpoint_args.reader_kwargs)
+    embeddings = embed_images(model, processor, images, **checkpoint_args.reader_kwargs)
     return pair_distances(embeddings[::2], embeddings[1::2])
 
 

@@ -34,6 +34,7 @@ from .folder import load_image_folder
 from .hub import load_hub, standardise
 from .image_files import inner_folder
 from .official import check_counts
+from .reid_tables import is_table
 from .splits import SPLITS, take_validation
 
 
@@ -92,6 +93,11 @@ def load_fgvc(
         ValueError: If a split, column or class folder is missing or unusable, or an archive cannot be unpacked.
     """
     _check_arguments(splits, validation_fraction)
+    if is_table(name):
+        raise ValueError(
+            f"{name} is a table, which only re-identification reads (dcal reid, load_reid): give classes as a folder "
+            "with train/<class>/<image>"
+        )
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
     unpack = partial(data_folder, cache_dir=cache_dir, max_unpacked_bytes=max_unpacked_bytes)
     if name == "drawn":

@@ -143,6 +143,9 @@ class TestFolder:
 
 class TestFolderErrors:
     def test_missing_folder(self, tmp_path):
+        (tmp_path / "birds.csv").write_text("image,label")
+        with pytest.raises(ValueError, match="birds.csv is a table, which only re-identification reads"):
+            load_fgvc(str(tmp_path / "birds.csv"))
         with pytest.raises(FileNotFoundError, match="nowhere' is neither an existing folder nor the id"):
             load_fgvc(str(tmp_path / "nowhere"))
         with pytest.raises(FileNotFoundError, match="nowhere does not exist; check data_dir"):

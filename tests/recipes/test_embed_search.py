@@ -220,15 +220,31 @@ def test_a_table_is_embedded_by_its_boxes(tmp_path, run_main, model):
         picture.crop((20, 0, 40, 20)).save(halves / f"{number}.png")
         rows += [f'{number}.png,{side} {number},"[{left}, 0, 20, 20]"' for side, left in (("a", 0), ("b", 20))]
     (tmp_path / "rows.csv").write_text("\n".join(rows))
-    options = {"model_name_or_path": model, "dataset_name": tmp_path / "rows.csv", "task": "reid", "split": "train"}
+    # A table is one of individuals without --task.
+    options = {"model_name_or_path": model, "dataset_name": tmp_path / "rows.csv", "split": "train"}
     run_main("embed", **options, output_dir=tmp_path / "gallery")
-    run_main(
-        "search", model_name_or_path=model, gallery_dir=tmp_path / "gallery", output_dir=tmp_path / "answer", top_k=2,
-        images=[halves],
-    )
-    with (tmp_path / "answer" / "matches.csv").open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["rank"] == "1"]
-    assert [row["query"] for row in found] == [str(halves / f"{number}.png") for number in range(4)]
-    best = found[2]
-    assert best["identity"] == "b 2" and float(best["distance"]) < 1e-3 and best["bbox"] == "[20.0, 0.0, 20.0, 20.0]"
-    assert (tmp_path / "answer" / "ranked_list.png").exists()
+    search = {"model_name_or_path": model, "gallery_dir": tmp_path / "gallery", "output_dir": tmp_path / "answer"}
+    wholes = [tmp_path / f"{number}.png" for number in range(4)]
+    for images, bbox in ((sorted(halves.iterdir()), {}), (wholes, {"bbox": [20, 0, 20, 20]})):
+        run_main("search", **search, top_k=2, images=images, **bbox)
+        with (tmp_path / "answer" / "matches.csv").open(newline="") as file:
+            found = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+        assert [row["query"] for row in found] == list(map(str, images))
+        assert [row["identity"] for row in found] == ["b 0", "b 1", "b 2", "b 3"]
+        best = found[2]
+        assert float(best["distance"]) < 1e-3 and best["bbox"] == "[20.0, 0.0, 20.0, 20.0]"
+    with Image.open(tmp_path / "answer" / "ranked_list.png") as picture:
+        assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(("bbox", "count"), [([1, 2, 3], 1), ([1, 2, 3, 0], 1), ([1, 2, 3, 4] * 2, 3), ([], 1)])
+def test_boxes_of_another_number_are_refused(import_recipe, bbox, count):
+    with pytest.raises(ValueError, match="^--bbox takes x, y, width and height in pixels, the same for all images or"):
+        import_recipe("embed").image_parts(["a.jpg"] * count, bbox)
+
+
+def test_one_box_is_of_all_images_and_several_are_of_one_each(import_recipe):
+    image_parts, paths = import_recipe("embed").image_parts, ["a.jpg", "b.jpg"]
+    assert image_parts(paths, [1, 2, 3, 4])["bbox"][:] == [[1, 2, 3, 4]] * 2
+    assert image_parts(paths, [1, 2, 3, 4, 5, 6, 7, 8])["bbox"][:] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert image_parts(paths).column_names == ["image"]

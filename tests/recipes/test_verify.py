@@ -113,6 +113,17 @@ def test_calibrate_and_verify(run_here, checkpoint, turtles, tmp_path, capsys):
     assert f": different individuals, distance {rows[1]['distance']} (threshold {kept['threshold']:.4f}" in second
     assert second.endswith("false-accept rate 0.05 on turtles)")
 
+    # Parts of one photograph are the images that are cut out of it.
+    both = Image.new("RGB", (100, 50))
+    for number, path in enumerate(paths[2:]):
+        with Image.open(path) as image:
+            both.paste(image, (50 * number, 0))
+            box = [*image.size]
+    both.save(tmp_path / "both.png")
+    boxes = ["--bbox", 0, 0, *box, 50, 0, *box]
+    run_here("verify", "--model_name_or_path", checkpoint, tmp_path / "both.png", tmp_path / "both.png", *boxes)
+    assert f"different individuals, distance {rows[1]['distance']} " in capsys.readouterr().out
+
 
 def test_search_with_the_threshold(run_here, checkpoint, turtles, tmp_path, capsys):
     """Turtle 6 is not in the gallery, and turtle 0 is, in another image."""
