@@ -211,8 +211,8 @@ def photograph(label: str) -> "gradio.Image":
 
     sources, options = ["upload", "clipboard"], {"height": PICTURE_HEIGHT, "elem_classes": "picture"}
     place = gradio.Image(label=label, type="filepath", sources=sources, **options)
-    # gradio's own opens the file with Pillow, and answers only "Error" if that fails. Of a subclass, gradio would write
-    # a stub file beside this one.
+    # gradio's own opens the file with Pillow, and answers only "Error" if that fails. For a subclass, gradio would
+    # write a stub file beside this one.
     place.preprocess = lambda payload: payload and payload.path
     return place
 
