@@ -23,6 +23,7 @@ from dcal_hf.errors import one_line
 from dcal_hf.files import write_atomically
 from dcal_hf.integrity import parse_description
 from dcal_hf.metrics import expected_calibration_error, fit_temperature
+from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.retrieval import model_fingerprint
 
 
@@ -81,13 +82,18 @@ def save_temperature(
     write_atomically(path, json.dumps({"format_version": FORMAT_VERSION, **facts}, indent=2) + "\n")
 
 
-def load_temperature(model: DCALForImageClassification, args: HubArguments) -> float:
+def load_temperature(model: DCALPreTrainedModel, args: HubArguments) -> float:
     """Reads the temperature of a checkpoint.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is damaged, or was fitted for other weights.
+        ValueError: If the model has no classifiers, or the temperature is damaged or was fitted for other weights.
     """
+    if not isinstance(model, DCALForImageClassification):
+        raise ValueError(
+            f"--calibrated scales the probabilities of a classifier, and {args.model_name_or_path} is none: leave out "
+            "the option."
+        )
     name, model_id = args.model_name_or_path, model_fingerprint(model)
     advice = f"fit it first, dcal fgvc --do_eval --data_dir birds --model_name_or_path {name} --output_dir {name}"
     path = find_calibration(args, TEMPERATURE_FILE, advice)

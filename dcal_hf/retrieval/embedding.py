@@ -123,10 +123,11 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """Identifies a model by its weights, such as `"dcal-91b1f0b2b3c2a1d4"`, wherever the checkpoint is stored.
 
     Heads are excluded, so a classifier and the `AutoModel` of the same checkpoint have the same fingerprint.
-    Configuration and image processor are not part of it.
+    Configuration and image processor are not part of it. A checkpoint in half precision has the same fingerprint if it
+    is loaded in float32, which can represent all its weights.
 
     Args:
-        model (`PreTrainedModel`): The model, in the precision in which it was loaded.
+        model (`PreTrainedModel`): The model.
 
     Returns:
         `str`: the model type, and the first 16 hexadecimal digits of the SHA-256 of the weights.
@@ -134,6 +135,8 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.base_model.state_dict().items()):
         digest.update(name.encode())
+        if weight.dtype in (torch.bfloat16, torch.float16):
+            weight = weight.float()
         digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy())
     return f"{model.config.model_type}-{digest.hexdigest()[:16]}"
 

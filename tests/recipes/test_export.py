@@ -148,10 +148,35 @@ def test_calibrated_probabilities_are_those_of_predict(
     assert json.loads((tmp_path / "a.onnx.metadata.json").read_text())["temperature"] == 2.5
 
 
-def test_a_temperature_is_for_classifiers(tmp_path):
+def test_a_checkpoint_in_half_precision_is_exported_with_its_temperature(folder, import_recipe, tmp_path, monkeypatch):
+    """The model is exported in float32, but calibrated as it was evaluated."""
+    classifier = DCALForImageClassification.from_pretrained(folder / "out" / "birds", dtype=torch.bfloat16)
+    source = shutil.copytree(folder / "out" / "birds", tmp_path / "half")
+    classifier.save_pretrained(source)
+    metrics = {"temperature": 2.5, "ece": 0.2, "ece_scaled": 0.1}
+    evaluated = DCALForImageClassification.from_pretrained(source)
+    assert evaluated.dtype == torch.bfloat16
+    import_recipe("temperature").save_temperature(evaluated, source, metrics, "birds", 9)
+    export = import_recipe("export")
+    calls = []
+    monkeypatch.setattr(export, "export_onnx", lambda *args, **kwargs: calls.append((args[0].dtype, kwargs)))
+    monkeypatch.setattr(export, "report", lambda exported: None)
+    arguments = ["--model_name_or_path", str(source), "--output", str(tmp_path / "a.onnx"), "--calibrated"]
+    monkeypatch.setattr("sys.argv", ["export.py", *arguments])
+    export.main()
+    ((dtype, options),) = calls
+    assert dtype == torch.float32 and options["temperature"] == 2.5
+
+
+def test_a_temperature_is_for_classifiers(tmp_path, run_recipe):
     model, processor = tiny_reid((256, 128)), reid_processor(ViTImageProcessor(), (256, 128))
     with pytest.raises(ValueError, match="A temperature scales the logits of a classifier, and the model is none"):
         export_onnx(model, processor, tmp_path / "a.onnx", temperature=2.5)
+    model.save_pretrained(tmp_path / "reid")
+    processor.save_pretrained(tmp_path / "reid")
+    arguments = ["--model_name_or_path", tmp_path / "reid", "--output", tmp_path / "a.onnx", "--calibrated"]
+    with pytest.raises(ValueError, match="^--calibrated scales the probabilities of a classifier, and .*: leave out"):
+        run_recipe("export", *arguments)
 
 
 def test_files_are_overwritten_only_on_request(exported, folder, run_recipe):

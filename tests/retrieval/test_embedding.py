@@ -73,3 +73,12 @@ def test_fingerprint_is_of_the_weights(tmp_path, model):
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
     assert model_fingerprint(model) != name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fingerprint_of_a_checkpoint_in_half_precision_does_not_depend_on_how_it_is_loaded(tmp_path, model, dtype):
+    name = model_fingerprint(model)
+    model.to(dtype).save_pretrained(tmp_path)
+    loaded = [AutoModel.from_pretrained(tmp_path, dtype=precision) for precision in (dtype, torch.float32)]
+    assert [next(part.parameters()).dtype for part in loaded] == [dtype, torch.float32]
+    assert len({*map(model_fingerprint, loaded)}) == 1 and model_fingerprint(loaded[0]) != name
