@@ -99,7 +99,8 @@ def load_checkpoint(
         FileNotFoundError: If it is a path that does not exist.
         ValueError: If it is no DCAL checkpoint, or damaged.
     """
-    name, config = args.model_name_or_path, read_config(args.model_name_or_path, **args.hub_kwargs)
+    name = args.model_name_or_path
+    config = read_config(name, return_dict=True, **args.hub_kwargs)
     if config.model_type != "dcal":
         raise ValueError(
             f"{name} is a {config.model_type} checkpoint: give a DCAL one, such as the output_dir of `dcal fgvc` "
@@ -109,7 +110,7 @@ def load_checkpoint(
     auto_class = AutoModelForImageClassification if has_classifiers else AutoModel
     processor = read_own_processor(name, config, **args.hub_kwargs)
     with naming(name):
-        model = auto_class.from_pretrained(name, return_dict=True, **args.hub_kwargs, **model_kwargs)
+        model = auto_class.from_pretrained(name, config=config, **args.hub_kwargs, **model_kwargs)
     return model, processor
 
 

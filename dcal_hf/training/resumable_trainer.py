@@ -37,6 +37,9 @@ class ResumableTrainer(Trainer):
     ) -> TrainOutput:
         """As in `transformers.Trainer`, but the checkpoint to resume from must be complete, see [`last_checkpoint`].
 
+        If a run ended in the middle of an epoch (`max_steps`), resuming it from its last checkpoint trains one more
+        step, because transformers checks whether all steps are done only after a step.
+
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
             BlockingIOError: If another run is training in the output folder; the message names its process and host.

@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from dcal_hf import DCALForImageClassification, DCALForReID
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALForReID
 
 from helpers import TINY_SIZES, noise_picture
 
@@ -91,6 +92,17 @@ def test_a_checkpoint_without_classifiers_does_not_classify(run, command, task):
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("here")
     with pytest.raises(ValueError, match="^here is a DCAL checkpoint without classifiers: give one of `dcal fgvc`.$"):
         run(command, "here")
+
+
+def test_the_configuration_is_read_once(run, import_recipe, monkeypatch):
+    model = DCALForImageClassification.from_backbone(ViTConfig(image_size=16, **TINY_SIZES), num_labels=3)
+    model.save_pretrained("here")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("here")
+    expected = DCALForImageClassification.from_pretrained("here").config.to_dict()
+    from_dict = Mock(side_effect=DCALConfig.from_dict)
+    monkeypatch.setattr(DCALConfig, "from_dict", from_dict)
+    loaded, _ = import_recipe("loading").load_classifier(import_recipe("arguments").HubArguments("here"))
+    assert from_dict.call_count == 1 and loaded.config.to_dict() == expected
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "3", '{"image_processor_type": 3}', '{"size": [[]]}'])
