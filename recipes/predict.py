@@ -5,11 +5,11 @@
 
     python recipes/predict.py --model_name_or_path out/birds --images photographs one_more.jpg --output_dir answer
 
-It writes `contact_sheet.png` and `predictions.csv`, with one line per photograph and class and the probabilities of
+It writes `contact_sheet.jpg` and `predictions.csv`, with one line per photograph and class and the probabilities of
 both branches together and of each. `--attention` adds the attention rollout over each photograph, in full resolution.
 
 If each photograph is in a folder named after its class, `--labelled` also writes the mistakes, most confident first,
-to `mistakes.csv` and `mistakes.png`, and `confusion_matrix.png`. `confused_pairs.png` shows an image of each of the
+to `mistakes.csv` and `mistakes.jpg`, and `confusion_matrix.png`. `confused_pairs.jpg` shows an image of each of the
 classes that are confused most often beside one of the class it is taken for, and where the model looked.
 `--calibrated` applies the temperature that recipes/run_fgvc.py has fitted and saved beside the checkpoint:
 
@@ -50,7 +50,7 @@ from dcal_hf.transforms import EvalTransform
 
 logger = logging.getLogger(__name__)
 
-# Rows of confused_pairs.png.
+# Rows of confused_pairs.jpg.
 PAIRS = 8
 
 
@@ -75,11 +75,11 @@ class PredictionArguments:
     sheet_images: int = field(
         default=60,
         metadata={
-            "help": "Photographs in contact_sheet.png, evenly spaced in the list; 0 for no figures and without "
+            "help": "Photographs in contact_sheet.jpg, evenly spaced in the list; 0 for no figures and without "
             "matplotlib."
         },
     )
-    mistake_images: int = field(default=12, metadata={"help": "Number of photographs in mistakes.png."})
+    mistake_images: int = field(default=12, metadata={"help": "Number of photographs in mistakes.jpg."})
 
     def __post_init__(self):
         require_at_least(1, self, "top_k")
@@ -141,7 +141,7 @@ def main() -> None:
     if args.sheet_images > 0:
         save_pictures(predictions, names, args, output_dir)
         if args.labelled:
-            save_confused_pairs(predictions, names, processor, model.config.grid, output_dir / "confused_pairs.png")
+            save_confused_pairs(predictions, names, processor, model.config.grid, output_dir / "confused_pairs.jpg")
     if args.attention:
         save_attention(predictions, processor, model.config.grid, output_dir / "attention")
     logger.info("%s: see %s", counted(len(predictions), "photograph"), output_dir)
@@ -262,7 +262,7 @@ def caption(prediction: Prediction, names: Sequence[str]) -> str:
 def save_pictures(
     predictions: Sequence[Prediction], names: Sequence[str], args: PredictionArguments, output_dir: Path
 ) -> None:
-    """Writes `contact_sheet.png` and, for labelled photographs, `mistakes.png` and `confusion_matrix.png`."""
+    """Writes `contact_sheet.jpg` and, for labelled photographs, `mistakes.jpg` and `confusion_matrix.png`."""
     from dcal_hf.visualization import confusion_figure, contact_sheet, save_figure
 
     def save_sheet(chosen: Sequence[Prediction], name: str) -> None:
@@ -273,12 +273,12 @@ def save_pictures(
         )
         save_figure(figure, output_dir / name)
 
-    save_sheet(evenly_spaced(predictions, args.sheet_images), "contact_sheet.png")
+    save_sheet(evenly_spaced(predictions, args.sheet_images), "contact_sheet.jpg")
     if not args.labelled:
         return
     wrong = mistakes(predictions)[:args.mistake_images]
     if wrong:
-        save_sheet(wrong, "mistakes.png")
+        save_sheet(wrong, "mistakes.jpg")
     best, labels = ([getattr(p, name) for p in predictions] for name in ("best", "label"))
     # Classes that neither occur nor are predicted would only make the others too small to read.
     seen = sorted({*best, *labels})

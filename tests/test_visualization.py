@@ -338,6 +338,15 @@ def test_figure_is_saved_by_its_suffix(tmp_path, name, start):
     assert os.listdir(tmp_path) == [name]
 
 
+def test_a_jpeg_looks_like_the_png(tmp_path):
+    figure = attention_figure([gray(8, 8)], np.ones((1, 4)), (2, 2), [[1]], ["wren.jpg"], correct=[True])
+    for name in ("a.png", "a.jpg"):
+        save_figure(figure, tmp_path / name)
+    png, jpeg = (np.asarray(Image.open(tmp_path / name).convert("RGB"), float) for name in ("a.png", "a.jpg"))
+    # At the quality that Pillow has by default it is 0.40.
+    assert png.shape == jpeg.shape and np.abs(png - jpeg).mean() < 0.37
+
+
 def test_a_failed_save_keeps_the_old_figure(tmp_path):
     path = tmp_path / "a.nonsense"
     path.write_text("old")

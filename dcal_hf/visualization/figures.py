@@ -25,6 +25,8 @@ ATTENTION_WIDTH, MATCH_WIDTH = 3, 1.4
 # Matches in a line. More would make the figure so wide that its texts cannot be read on a page.
 MATCH_COLUMNS = 5
 MAX_DIGITS = 7
+# Letters and frames look as in a PNG.
+JPEG_QUALITY = 85
 
 
 def attention_figure(
@@ -161,13 +163,15 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure (`matplotlib.figure.Figure`):
             The figure.
         path (`str` or `os.PathLike`):
-            The file to write, such as `attention.png` or `attention.pdf`.
+            The file to write, such as `attention.png` or `attention.pdf`. A figure of many photographs is much smaller
+            as `.jpg`.
 
     Raises:
         ValueError: If matplotlib cannot write the format.
     """
-    content = BytesIO()
-    figure.savefig(content, format=Path(path).suffix[1:], dpi=DOTS_PER_INCH)
+    content, suffix = BytesIO(), Path(path).suffix[1:]
+    options = {"pil_kwargs": {"quality": JPEG_QUALITY}} if suffix in ("jpg", "jpeg") else {}
+    figure.savefig(content, format=suffix, dpi=DOTS_PER_INCH, **options)
     write_atomically(path, content.getvalue())
 
 

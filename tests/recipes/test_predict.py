@@ -60,7 +60,7 @@ def test_the_table_equals_the_pipeline(run_recipe, checkpoint, photographs, tmp_
     )
     halves = [(float(row["probability_sa"]) + float(row["probability_glca"])) / 2 for row in rows]
     np.testing.assert_allclose(halves, [float(row["probability_both"]) for row in rows], atol=2e-4)
-    assert (answer / "contact_sheet.png").is_file() and not (answer / "mistakes.csv").exists()
+    assert (answer / "contact_sheet.jpg").is_file() and not (answer / "mistakes.csv").exists()
 
 
 def test_mistakes_are_listed_most_confident_first(run_recipe, checkpoint, photographs, tmp_path):
@@ -74,7 +74,7 @@ def test_mistakes_are_listed_most_confident_first(run_recipe, checkpoint, photog
     assert all(row["label"] == Path(row["image"]).parent.name for row in mistakes)
     confidences = [float(row["probability"]) for row in mistakes]
     assert confidences == sorted(confidences, reverse=True) and len(mistakes) > 0
-    assert all((answer / f"{name}.png").is_file() for name in ("mistakes", "confusion_matrix", "confused_pairs"))
+    assert all((answer / name).is_file() for name in ("mistakes.jpg", "confused_pairs.jpg", "confusion_matrix.png"))
 
 
 def test_the_order_of_confused_classes(import_recipe):
