@@ -111,7 +111,7 @@ class Demo:
         return self.draw(Prediction(path, {}, output.rollout[0].cpu(), selected))
 
     def draw(self, prediction: Prediction) -> Image.Image:
-        return overlay(prediction, self.processor, self.model.config.grid, self.args.max_pixels)
+        return overlay(prediction, self.processor, self.model.config.grid)
 
 
 def load_demo(

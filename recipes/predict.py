@@ -23,6 +23,7 @@ if __name__ == "__main__":
     raise SystemExit(run_script(__file__))
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.data import MAX_PIXELS, open_image, unlabelled_images
+from dcal_hf.data import open_image, unlabelled_images
 from dcal_hf.files import save_table
 from dcal_hf.metrics import confusion_matrix
 from dcal_hf.training import class_names
@@ -339,9 +340,14 @@ def save_confused_pairs(
 
 
 def thumbnail(path: str, size: int = 256) -> Image.Image:
-    picture = open_image(path)
+    picture = open_again(path)
     picture.thumbnail((size, size))
     return picture
+
+
+def open_again(path: str) -> Image.Image:
+    """A photograph whose number of pixels [`predict`] has checked."""
+    return open_image(path, sys.maxsize)
 
 
 def save_attention(
@@ -360,11 +366,9 @@ def save_attention(
         overlay(prediction, processor, grid).save(folder / f"{number:05d}_{Path(prediction.path).stem}.png")
 
 
-def overlay(
-    prediction: Prediction, processor: BaseImageProcessor, grid: tuple[int, int], max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def overlay(prediction: Prediction, processor: BaseImageProcessor, grid: tuple[int, int]) -> Image.Image:
     """The rollout over the photograph, with frames around the patches that GLCA selected."""
     from dcal_hf.visualization import photograph_overlay
 
-    picture = open_image(prediction.path, max_pixels)
+    picture = open_again(prediction.path)
     return photograph_overlay(picture, processor, prediction.rollout, grid, prediction.selected)

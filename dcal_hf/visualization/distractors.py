@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
-from ..data.images import open_image
 from ..models.modeling_dcal import DCALPreTrainedModel
 from .figures import ATTENTION_WIDTH
 from .layout import HEADING_SIZE, MARGIN, Picture, add_axes, draw_picture, text_height
@@ -130,7 +129,7 @@ def distractor_figure(
     figure = Figure(figsize=(3 * ATTENTION_WIDTH + 2 * CELL_GAP + 2 * MARGIN, top + ATTENTION_WIDTH + MARGIN))
     lefts = [MARGIN + column * (ATTENTION_WIDTH + CELL_GAP) for column in range(3)]
     for left, image, patches, heading in zip(lefts, (photograph, distractor), maps, headings):
-        picture = photograph_overlay(open_image(image), processor, patches, grid, limits=limits)
+        picture = photograph_overlay(image, processor, patches, grid, limits=limits)
         cell = add_axes(figure, left, top, ATTENTION_WIDTH, ATTENTION_WIDTH)
         cell.set_anchor("N")
         draw_picture(cell, Picture(picture, heading=heading))

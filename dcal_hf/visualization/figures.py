@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from ..data.images import open_image
 from ..files import write_atomically
 from .layout import DOTS_PER_INCH, Picture, picture_figure
-from .overlays import dimmed, model_view, pasted, rollout_overlay, selection_overlay
+from .overlays import dimmed, model_view, pasted, rollout_overlay, selection_overlay, upright
 
 
 QUERY_COLOR = "black"
@@ -73,7 +72,7 @@ def attention_figure(
             f"{len(images)} images, {len(rollouts)} rollouts, {len(selected)} selections, {len(titles)} titles and "
             f"{len(correct)} marks."
         )
-    images = [image.convert("RGB") if processor is None else open_image(image) for image in images]
+    images = [image.convert("RGB") if processor is None else upright(image) for image in images]
     rows = []
     for image, rollout, patches, title, mark in zip(images, rollouts, selected, titles, correct):
         view = (0, 0, *image.size) if processor is None else model_view(image.size, processor)

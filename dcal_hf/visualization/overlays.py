@@ -107,9 +107,14 @@ def photograph_overlay(
     Raises:
         ValueError: As in [`rollout_overlay`], and if the photograph cannot be read.
     """
-    picture = open_image(photograph)
+    picture = upright(photograph)
     view = model_view(picture.size, processor)
     return pasted(picture, rollout_overlay(picture.crop(view), rollout, grid, selected, limits), view)
+
+
+def upright(photograph: Image.Image) -> Image.Image:
+    """A photograph as upright RGB. Whoever opened it has decided how many pixels it may have."""
+    return open_image(photograph, photograph.width * photograph.height)
 
 
 def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[int, int, int, int]:

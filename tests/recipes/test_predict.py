@@ -120,6 +120,15 @@ def test_attention_overlays_have_the_size_of_the_photograph(run_recipe, checkpoi
     assert overlay.name == "00000_3.png" and open_image(overlay).size == (43, 30)
 
 
+def test_figures_show_what_max_pixels_allows(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
+    """A default of 100 pixels stands for the real one, above which a photograph takes seconds to read."""
+    monkeypatch.setattr(open_image, "__defaults__", (100, None))
+    answer = tmp_path / "answer"
+    run_recipe("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
+               "--labelled", "--attention", "--max_pixels", 43 * 30)
+    assert len([*(answer / "attention").iterdir()]) == 4 and (answer / "mistakes.png").is_file()
+
+
 def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
     """A plain encoder has no predictions, only attention."""
     ViTModel(ViTConfig(intermediate_size=64, **SIZES), add_pooling_layer=False).save_pretrained(tmp_path / "plain")
