@@ -49,6 +49,18 @@ def check_inputs(
         )
 
 
+def logged_metrics(compute_metrics: Any, eval_dataset: Any) -> list[str] | None:
+    """The metrics of an evaluation of one data set, or of a dictionary of them.
+
+    Args:
+        compute_metrics: That of the trainer; names its metrics as `metric_names`, or None is returned.
+    """
+    names = getattr(compute_metrics, "metric_names", None)
+    if names is None or not isinstance(eval_dataset, dict):
+        return names and ["loss", *names]
+    return [f"{name}_{metric}" for name in eval_dataset for metric in ("loss", *names)]
+
+
 def check_best_metric(args: TrainingArguments, names: Sequence[str] | None) -> None:
     """Checks before training what the Trainer would only find in its first evaluation.
 
@@ -65,4 +77,4 @@ def check_best_metric(args: TrainingArguments, names: Sequence[str] | None) -> N
         raise ValueError(f"metric_for_best_model='{name}' is no metric of the evaluation: it has {', '.join(names)}.")
 
 
-__all__ = ["check_best_metric", "check_inputs"]
+__all__ = ["check_best_metric", "check_inputs", "logged_metrics"]

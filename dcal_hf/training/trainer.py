@@ -19,7 +19,7 @@ from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
 from .finite import FiniteWatch, as_step, image_labels
-from .inputs import check_best_metric, check_inputs
+from .inputs import check_best_metric, check_inputs, logged_metrics
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
@@ -137,20 +137,13 @@ class DCALTrainer(ResumableTrainer):
                 "compute_loss_func replaces the loss that class_weights and logit_adjustment change: give either."
             )
         return make_balanced_loss(
-            args.class_weights,
-            args.logit_adjustment,
-            args.label_smoothing_factor,
-            class_names(self.model),
-            self.labelled_dataset,
-            args.device,
+            args.class_weights, args.logit_adjustment, args.label_smoothing_factor, class_names(self.model),
+            self.labelled_dataset, args.device,
         )
 
     def evaluation_metrics(self) -> list[str] | None:
         """Names of the metrics of an evaluation; None if `compute_metrics` does not list its own as `metric_names`."""
-        names = getattr(self.compute_metrics, "metric_names", None)
-        if names is None or not isinstance(self.eval_dataset, dict):
-            return names and ["loss", *names]
-        return [f"{name}_{metric}" for name in self.eval_dataset for metric in ("loss", *names)]
+        return logged_metrics(self.compute_metrics, self.eval_dataset)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As in `transformers.Trainer`; the new model is frozen and gets adapters like the one it replaces."""
