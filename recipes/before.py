@@ -1,4 +1,4 @@
-"""Steps of the training recipes before they build a model: check the images, and print the sizes of the splits."""
+"""Steps of the training recipes before they train: check the images, and print the sizes of the splits."""
 
 import os
 import time

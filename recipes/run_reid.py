@@ -253,6 +253,7 @@ def prepare_data(
     dataset: datasets.DatasetDict, data_args: DataArguments, training_args: DCALReIDTrainingArguments
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
     """Loads the distractors, checks the images, and prints the sizes of the splits."""
+    check_reid_sizes(dataset, training_args)
     distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     train_is_gallery = {"train", "gallery"} <= set(dataset) and is_same(dataset["train"], dataset["gallery"])
     splits = [split for split in dataset if split != "gallery" or not train_is_gallery]
@@ -262,7 +263,8 @@ def prepare_data(
     if train_is_gallery:
         # Without what the check has left out.
         dataset["gallery"] = dataset["train"].remove_columns("label")
-    check_reid_sizes(dataset, training_args)
+    if data_args.skip_broken:
+        check_reid_sizes(dataset, training_args)
     if training_args.process_index == 0:
         print_splits(data_args.title, dataset, [*dataset], "identity", "identities")
     return dataset, distractors

@@ -265,10 +265,19 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
         assert read_json(tmp_path / "far" / "all_results.json")["eval_baus"] == 0
 
 
-def test_a_metric_is_checked_before_the_images(tmp_path, run_main, capsys):
-    options = {"data_dir": str(make_market(tmp_path / "market")), "disable_tqdm": True, "eval_strategy": "epoch"}
-    with pytest.raises(ValueError, match="metric_for_best_model='acc' is no metric of the evaluation: it has map, "):
-        run_main(tmp_path, "--do_train", metric_for_best_model="acc", **options)
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"metric_for_best_model": "acc"}, "metric_for_best_model='acc' is no metric of the evaluation: it has map, "),
+        ({"instances_per_identity": 3}, "does not divide into identities"),
+        ({"query_expansion": 999}, "--query_expansion 999: the gallery has "),
+    ],
+)
+@pytest.mark.usefixtures("few_drawn")
+def test_options_are_checked_before_the_images(tmp_path, run_main, capsys, option, sentence):
+    options = {"dataset_name": "drawn", "disable_tqdm": True, "eval_strategy": "epoch", **option}
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run_main(tmp_path, "--do_train", **options)
     assert "Checked" not in capsys.readouterr().out
 
 
