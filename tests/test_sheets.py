@@ -87,6 +87,12 @@ def test_names_of_a_confusion_matrix_do_not_overlap(count):
     assert count_overlaps(boxes) == 0
 
 
+def test_large_counts_fit_their_cells():
+    axes = confusion_figure(12345 * np.eye(20, dtype=int), [*map(str, range(20))]).axes[0]
+    axes.figure.draw_without_rendering()
+    assert max(text.get_window_extent().width for text in axes.texts) < axes.get_window_extent().width / 20
+
+
 def test_a_table_with_missing_entries():
     figure = picture_table([[(gray(8, 8), "a$b$", True), None], [(gray(8, 4), "c", None)] * 2], ["mistaken", "right"])
     assert [text.get_text() for text in figure.texts] == ["mistaken", "right"]

@@ -15,7 +15,7 @@ from .lettering import legible, text_width, use_fonts
 
 # Confusion matrices of more classes have no names and counts but those of the most confused classes.
 NAMED_CLASSES, CONFUSED_CLASSES = 40, 30
-# In inches: a cell of a confusion matrix, the sides of the smallest one and of one without names.
+# In inches: the smallest cell of a confusion matrix, the sides of the smallest matrix and of one without names.
 CELL_SIDE, MIN_SIDE, OVERVIEW_SIDE = 0.3, 3, 4.5
 # In inches: around it, and for the bar of its colours.
 LABEL_HEIGHT, BAR_WIDTH = 0.4, 1.5
@@ -43,7 +43,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     is_part, confused = len(names) > NAMED_CLASSES, most_confused(counts, CONFUSED_CLASSES)
     shown = confused or [*range(CONFUSED_CLASSES)] if is_part else [*range(len(names))]
     labels = [names[label] for label in shown]
-    side = max(MIN_SIDE, CELL_SIDE * len(shown))
+    cell = max(CELL_SIDE, text_width(f" {counts.max()} ", CAPTION_SIZE))
+    side = max(MIN_SIDE, cell * len(shown))
     margin = LABEL_HEIGHT + max(text_width(label, CAPTION_SIZE) for label in labels)
     middle = margin + side + BAR_WIDTH
     figure = Figure(figsize=(middle + is_part * (OVERVIEW_SIDE + LABEL_HEIGHT), margin + side + LABEL_HEIGHT))
