@@ -41,8 +41,9 @@ class Distances(Protocol):
 class FeatureDistances:
     """Distances between features: squared Euclidean, `|q|² + |g|² - 2 q·g`, or cosine, `1 - q·g / (|q| |g|)`.
 
-    They are computed on the device of the features, in the wider of the two dtypes and at least in float32. The
-    distance of a pair is the same to the last bit whichever other queries are computed with it.
+    They are computed on the device of the features, in the wider of the two dtypes and at least in float32, also under
+    autocast; TF32, where torch is set to use it, rounds their products. The distance of a pair is the same to the last
+    bit whichever other queries are computed with it.
 
     Args:
         query (`np.ndarray` or `torch.Tensor` of shape `(queries, dim)`):
@@ -97,10 +98,11 @@ class FeatureDistances:
         query = self.query.new_zeros(ROWS_PER_PRODUCT, self.query.shape[1])
         query[:len(indices)] = self.query[indices]
         query_offset = self._query_offset[indices, None]
-        for start in range(0, self.shape[1], COLUMNS_PER_PRODUCT):
-            part = slice(start, start + COLUMNS_PER_PRODUCT)
-            products = torch.addmm(self._gallery_offset[part], query, self.gallery[part].T, alpha=self._factor)
-            torch.add(products[:len(indices)], query_offset, out=rows[:, part])
+        with torch.autocast(query.device.type, enabled=False):
+            for start in range(0, self.shape[1], COLUMNS_PER_PRODUCT):
+                part = slice(start, start + COLUMNS_PER_PRODUCT)
+                products = torch.addmm(self._gallery_offset[part], query, self.gallery[part].T, alpha=self._factor)
+                torch.add(products[:len(indices)], query_offset, out=rows[:, part])
 
 
 def as_tensor(features: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -112,7 +114,8 @@ def as_tensor(features: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 def _squared_norms(name: str, features: torch.Tensor) -> torch.Tensor:
     """Returns the squared length of each row, or raises a `ValueError` if one is not finite."""
-    norms = torch.einsum("nd,nd->n", features, features)
+    with torch.autocast(features.device.type, enabled=False):
+        norms = torch.einsum("nd,nd->n", features, features)
     if not norms.isfinite().all():
         row = norms.isfinite().int().argmin()
         raise ValueError(f"Features must be finite, but the squared length of {name} row {row} is {norms[row]}.")

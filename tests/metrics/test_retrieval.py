@@ -221,6 +221,14 @@ def test_a_row_does_not_depend_on_the_other_rows(metric, items):
         assert np.array_equal(distances.rows(np.array([row, 3]))[0], together[row])
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_autocast_does_not_round_distances(metric):
+    query, gallery = torch.randn(5, 30), torch.randn(7, 30)
+    expected = FeatureDistances(query, gallery, metric).rows(np.arange(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(FeatureDistances(query, gallery, metric).rows(np.arange(5)), expected)
+
+
 def test_holds_no_more_rows_than_a_chunk():
     distances = MatrixDistances(np.random.default_rng(0).random((50, 20)))
     distance_metrics(distances, [1] * 49 + [9], [1, 2] * 10, chunk_size=8)
