@@ -42,7 +42,8 @@ def test_pictures_and_texts_do_not_overlap(draw):
 
 def test_texts_of_a_wide_figure_are_legible_on_a_web_page():
     """GitHub shows a README 830 pixels wide, and scales wider figures down."""
-    for figure in (FIGURES["attention"](), ranked_list(IMAGES[0], IMAGES * 2, np.arange(12), titles=TEXTS * 2)):
+    attention = attention_figure([gray(8, 8)], np.ones((1, 4)), (2, 2), [[0]], [LONG])
+    for figure in (attention, ranked_list(gray(8, 8), [gray(8, 8)] * 6, np.arange(6), titles=TEXTS)):
         texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
         assert min(text.get_fontsize() for text in texts) * 830 / figure.get_figwidth() / 72 >= 11
 
