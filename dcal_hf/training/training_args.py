@@ -106,8 +106,8 @@ class DCALTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: For an unknown `pair_sampling` or `lora_targets`, a number out of range, wrong `class_weights`, a
-            frozen backbone with `layer_decay` or `lora_rank`, or a `train_sampling_strategy`, because pairs need an
-            order of their own.
+            frozen backbone with `layer_decay` or `lora_rank`, or a `train_sampling_strategy` or `dispatch_batches`,
+            because pairs need an order of their own.
         ImportError: If `lora_rank` is given, but peft is not installed.
     """
 
@@ -179,6 +179,11 @@ class DCALTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"train_sampling_strategy='{self.train_sampling_strategy}' would separate the pairs of PWCA: leave it "
                 "at 'random'."
+            )
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config: dispatch_batches would give each process pairs of PWCA that are those of other "
+                "images: leave it out."
             )
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * self.total_train_batch_size / 512

@@ -355,6 +355,7 @@ def test_label_smoothing_equals_torch(tmp_path, make_trainer, vit_config):
         ({"pwca_fraction": 0.0}, "pwca_fraction=0.0 must be above 0 and at most 1; leave pwca out of branches"),
         ({"pwca_fraction": 1.5}, "pwca_fraction=1.5 must be above 0"),
         ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would separate the pairs"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches would give each process pairs of"),
     ],
 )
 def test_invalid_pair_options_raise_clear_errors(tmp_path, option, sentence):
