@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +183,7 @@ def add_comparison(demo: Demo) -> None:
 
     with gradio.Row():
         given = [photograph("First photograph"), photograph("Second photograph")]
-    answer = gradio.Markdown()
+    answer = plain_text()
     with gradio.Row():
         drawn = [picture("Attention on the first", demo), picture("Attention on the second", demo)]
 
@@ -196,13 +197,20 @@ def add_search(demo: Demo) -> None:
     import gradio
 
     given = photograph("Who is this?")
-    answer = gradio.Markdown()
+    answer = plain_text()
     found = gradio.Gallery(label="The nearest images", columns=6, object_fit="contain")
 
     def find(path: str | None) -> list[Any]:
         return [None, None] if path is None else list(demo.search(path))
 
     given.change(as_errors(find), given, [answer, found], api_name="search")
+
+
+def plain_text() -> "gradio.Textbox":
+    """A place for an answer. Markdown would load the pictures that a name in a checkpoint's files refers to."""
+    import gradio
+
+    return gradio.Textbox(label="Answer", interactive=False)
 
 
 def photograph(label: str) -> "gradio.Image":
@@ -242,6 +250,7 @@ def as_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             sentence = str(error)
             for path in filter(None, args):
                 sentence = sentence.replace(path, Path(path).name)
-            raise gradio.Error(sentence, print_exception=False) from error
+            # The page would render HTML, such as in the name of a file.
+            raise gradio.Error(escape(sentence, quote=False), print_exception=False) from error
 
     return call

@@ -1,6 +1,7 @@
 """Writes the folder of a Hugging Face Space: the page, the code that it needs, the checkpoint and the gallery."""
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -13,16 +14,16 @@ from tempfile import TemporaryDirectory
 import yaml
 from datasets import Dataset, Features, Value
 from demo_app import Demo
+from loading import PROCESSOR_FILE
 from packaging.requirements import Requirement
 from temperature import TEMPERATURE_FILE
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import dcal_hf
 from dcal_hf.data import open_image
 from dcal_hf.retrieval import VERIFICATION_FILE, GalleryIndex
 
 
-CHECKPOINT_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*")
-CHECKPOINT_FILES += (TEMPERATURE_FILE, VERIFICATION_FILE)
 THUMBNAIL_PIXELS = 512
 APP = '''"""Written by `dcal demo --export_space`."""
 
@@ -80,8 +81,8 @@ def write_files(demo: Demo, folder: Path) -> None:
     if source.is_dir():
         model = 'str(HERE / "model")'
         (folder / "model").mkdir()
-        for file in (file for pattern in CHECKPOINT_FILES for file in source.glob(pattern)):
-            shutil.copy(file, folder / "model")
+        for name in checkpoint_files(demo, source):
+            shutil.copy(source / name, folder / "model")
     else:
         model = f"{demo.args.model_name_or_path!r}, model_revision={demo.args.model_revision!r}"
     if demo.gallery is not None:
@@ -91,6 +92,16 @@ def write_files(demo: Demo, folder: Path) -> None:
     (folder / "app.py").write_text(app, encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(readme(demo, source.is_dir()), encoding="utf-8")
+
+
+def checkpoint_files(demo: Demo, folder: Path) -> list[str]:
+    """The files of a checkpoint that the demo has read. Others are not published."""
+    names = ["config.json", PROCESSOR_FILE, SAFE_WEIGHTS_NAME]
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        names[-1:] = [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(index["weight_map"].values()))]
+    names += [TEMPERATURE_FILE] if demo.temperature != 1 else []
+    return names + ([VERIFICATION_FILE] if demo.threshold is not None else [])
 
 
 def with_thumbnails(gallery: GalleryIndex, max_pixels: int) -> GalleryIndex:

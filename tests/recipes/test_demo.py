@@ -165,6 +165,38 @@ def test_a_space_contains_no_local_path(run_recipe, reid_folder, gallery_folder,
 
 
 @needs_gradio
+def test_a_space_contains_only_what_the_demo_reads(run_recipe, classifier_folder, tmp_path):
+    """A folder may hold other files, and links to files that are nobody's business."""
+    folder, private = shutil.copytree(classifier_folder, tmp_path / "birds"), tmp_path / "private"
+    private.write_text("private")
+    for name in ("model-draft.safetensors", "model.safetensors.bak", "temperature.json"):
+        (folder / name).symlink_to(private)
+    run_recipe("demo", "--model_name_or_path", folder, "--export_space", tmp_path / "space")
+    copied = {path.name for path in (tmp_path / "space" / "model").iterdir()}
+    assert copied == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    DCALForImageClassification.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    run_recipe("demo", "--model_name_or_path", folder, "--export_space", tmp_path / "sharded")
+    assert DCALForImageClassification.from_pretrained(tmp_path / "sharded" / "model").config.num_labels == 3
+
+
+@needs_gradio
+def test_the_page_shows_names_as_text(load, import_recipe, reid_folder):
+    """gradio renders HTML in error messages, and Markdown, with its images, in answers."""
+    import gradio
+
+    def fail(path):
+        raise ValueError(f"cannot read image {path}")
+
+    app = import_recipe("demo_app")
+    with pytest.raises(gradio.Error) as error:
+        app.as_errors(fail)("/tmp/<img src=x onerror=alert(1)>.png")
+    assert error.value.message == "cannot read image &lt;img src=x onerror=alert(1)&gt;.png"
+    page = app.page(load(reid_folder))
+    (compare,) = (function for function in page.fns.values() if function.api_name == "compare")
+    assert isinstance(compare.outputs[0], gradio.Textbox)
+
+
+@needs_gradio
 @pytest.mark.slow
 def test_a_space_runs_on_what_is_in_its_folder(run_recipe, reid_folder, gallery_folder, photographs, tmp_path):
     threshold(reid_folder, 0.5).save(reid_folder)
