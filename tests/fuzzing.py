@@ -18,7 +18,10 @@ import dcal_hf
 
 # An error of ours is raised by code below these folders; transformers reads the JSON of a configuration before ours.
 OWN_CODE = (Path(dcal_hf.__file__).parent, Path(__file__).parents[1] / "recipes")
-FOREIGN_SENTENCES = ("It looks like the config file at '.*' is not a valid JSON file.",)
+FOREIGN_SENTENCES = (
+    "It looks like the config file at '.*' is not a valid JSON file.",
+    "Unrecognized model in .*. Should have a `model_type` key in its config.json.",
+)
 # What Pillow says of metadata that it leaves out; the pixels are read. Filters of warnings belong to the process, so
 # `open_image` leaves them alone.
 OF_METADATA = "Corrupt EXIF|Truncated File Read|Image appears to be a malformed|Palette images with|Metadata Warning"

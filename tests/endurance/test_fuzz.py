@@ -25,12 +25,12 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 from scipy.io import savemat
-from transformers import ViTConfig
+from transformers import ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForImageClassification
 from dcal_hf.data import load_fgvc, load_reid, open_image
 from dcal_hf.data.archives import data_folder
-from dcal_hf.retrieval import GalleryIndex, VerificationThreshold
+from dcal_hf.retrieval import GalleryIndex, VerificationThreshold, model_fingerprint
 from dcal_hf.training import last_checkpoint
 from dcal_hf.training.checkpoints import check_resumable
 
@@ -145,6 +145,34 @@ def read_safetensors(folder: Path, whole: Path, rng: Random) -> Reading:
         header = json.dumps(change_value(json.loads(content[8:8 + size]), rng)).encode()
         path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size:])
     return partial(DCALForImageClassification.from_pretrained, folder), (str(folder),)
+
+
+def make_for_commands(folder: Path) -> None:
+    """A checkpoint with everything that commands read: weights in several files, a temperature and a threshold."""
+    model = classifier(ViTConfig(image_size=16, **TINY_SIZES), num_labels=3)
+    model.save_pretrained(folder, max_shard_size="8KB")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    metrics = {"temperature": 2.5, "ece": 0.2, "ece_scaled": 0.1}
+    importlib.import_module("temperature").save_temperature(model, folder, metrics, "birds", 9)
+    calibration = ("birds", model_fingerprint(model), "2020-01-01", "1")
+    VerificationThreshold(0.5, 0.01, 0.9, 9, 3, 4, 5, *calibration).save(folder)
+    noise_picture().save(folder / "owl.png")
+
+
+def read_as_commands(folder: Path, whole: Path, rng: Random) -> Reading:
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    path = rng.choice([*sorted(folder.glob("*.json")), *sorted(folder.glob("*.safetensors"))[:2]])
+    path.write_bytes((change_json if path.suffix == ".json" else change_bytes)(path.read_bytes(), rng))
+    module = {name: importlib.import_module(name) for name in ("embed", "loading", "predict", "temperature", "verify")}
+
+    def read() -> None:
+        args = module["embed"].CheckpointArguments(str(folder))
+        model, processor = module["loading"].load_classifier(args)
+        module["verify"].load_threshold(args, model)
+        temperature = module["temperature"].load_temperature(model, args)
+        list(module["predict"].predict(model, processor, [str(folder / "owl.png")], [None], args, True, temperature))
+
+    return read, (str(folder),)
 
 
 def make_archives(folder: Path) -> None:
@@ -275,6 +303,7 @@ KINDS = {
     "configuration": Kind(make_configurations, read_configuration, 40),
     "config": Kind(make_checkpoint, read_config, 20),
     "safetensors": Kind(make_checkpoint, read_safetensors, 12),
+    "commands": Kind(make_for_commands, read_as_commands, 16),
     "archive": Kind(make_archives, read_archive, 24),
     "csv": Kind(make_csv, read_csv, 16),
     "parquet": Kind(make_parquet, read_parquet, 8),
