@@ -94,7 +94,7 @@ def test_every_block_passes_its_arguments_to_the_attention(any_backbone_config):
     for block in encoder.blocks:
         record = Record()
         tokens = encoder.run(block, tokens, rotary, attend=attend, record=record)
-        assert set(vars(record)) == {"query", "key"}
+        assert set(vars(record)) == {"keeps_weights", "query", "key"}
     width = record.query.size(-1)
     assert seen[-1] == (encoder.attention(encoder.blocks[-1]), pytest.approx(width**-0.5), False)
 

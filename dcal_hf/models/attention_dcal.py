@@ -17,13 +17,18 @@ ROLLOUT_CHUNK = 128
 
 
 class Record:
-    """Queries and keys of a block's SA branch, each (B, H, N, d), written for the caller to read.
+    """What a block's SA branch computed, written for the caller to read: queries and keys, each (B, H, N, d).
 
-    Not a mapping: FSDP and accelerate's offloading pass copies of mappings to a block.
+    With `keeps_weights`, also the attention weights, (B, H, N, N), with which the gradient flows. Not a mapping: FSDP
+    and accelerate's offloading pass copies of mappings to a block.
     """
 
     query: Tensor
     key: Tensor
+    weights: Tensor
+
+    def __init__(self, keeps_weights: bool = False):
+        self.keeps_weights = keeps_weights
 
 
 def dcal_attention_forward(
@@ -62,7 +67,7 @@ def dcal_attention_forward(
         memory (`tuple` of two `Tensor` of shape `(B, H, M, d)`, *optional*):
             Keys and values that replace the module's own: the global tokens of GLCA.
         record (`Record`, *optional*):
-            Receives the SA branch's queries and keys. Recomputation in activation checkpointing overwrites them.
+            Receives what the SA branch computes. Recomputation in activation checkpointing overwrites it.
     """
     single = query.shape[0] - num_paired
     if record is not None:
@@ -73,7 +78,10 @@ def dcal_attention_forward(
     outputs = []
     if single > 0:
         own = (x[:single] for x in (query, key, value))
-        outputs.append(attend(module, *own, self_mask, is_causal=False, **kwargs)[0])
+        output, weights = attend(module, *own, self_mask, is_causal=False, **kwargs)
+        outputs.append(output)
+        if record is not None and record.keeps_weights:
+            record.weights = weights
     if num_paired > 0:
         paired = [x[single:] for x in (query, key, value)]
         paired = append_noise(*paired, pair_mask) if pair_noise else concatenate_partners(*paired, pair_mask, windows)

@@ -22,7 +22,7 @@ class DCALImageClassifierOutput(ModelOutput):
         logits (`Tensor` of shape `(B, classes)`): `softmax(logits)` is the mean of the branches' probabilities.
         sa_logits, glca_logits (`Tensor` of shape `(B, classes)`): Logits of the branch; None if it did not run.
         pwca_logits (`Tensor` of shape `(2P, classes)`): In the order of `pairs.flatten()`; None without pairs.
-        embeddings, rollout, local_query_indices: As in `DCALModelOutput`.
+        embeddings, rollout, local_query_indices, hidden_states, attentions: As in `DCALModelOutput`.
     """
 
     loss: Tensor | None = None
@@ -34,6 +34,8 @@ class DCALImageClassifierOutput(ModelOutput):
     embeddings: Tensor | None = None
     rollout: Tensor | None = None
     local_query_indices: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class DCALForImageClassification(DCALForBranches):
@@ -62,10 +64,13 @@ class DCALForImageClassification(DCALForBranches):
         output_rollout: bool = False,
         smoothing: float = 0.0,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DCALImageClassifierOutput:
         """
         Args:
-            pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
+            pixel_values, pairs, pair_noise, output_rollout, output_hidden_states, output_attentions: As in
+                `DCALModel`.
             labels (`Tensor` of shape `(B,)`, int64, or `(B, classes)`, probabilities, *optional*):
                 The losses ignore an image of label -100, which can still be a distractor.
             smoothing (`float`):
@@ -75,7 +80,16 @@ class DCALForImageClassification(DCALForBranches):
                 Replaces the cross-entropy: computes the loss of a branch from its logits in float32 and its labels.
         """
         criterion = criterion or partial(nn.functional.cross_entropy, label_smoothing=smoothing)
-        fields = self.run_branches(pixel_values, labels, pairs, pair_noise, output_rollout, criterion)
+        fields = self.run_branches(
+            pixel_values,
+            labels,
+            pairs,
+            pair_noise,
+            criterion,
+            output_rollout=output_rollout,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
         logits = [fields[f"{name}_logits"] for name in self.config.inference_branches]
         return DCALImageClassifierOutput(logits=mean_probability_logits(logits), **fields)
 

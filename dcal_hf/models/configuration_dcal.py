@@ -83,6 +83,8 @@ class DCALConfig(PreTrainedConfig):
         "embeddings",
         "rollout",
         "local_query_indices",
+        "hidden_states",
+        "attentions",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -64,17 +64,18 @@ class DCALForBranches(DCALPreTrainedModel):
         labels: Tensor | None,
         pairs: Tensor | None,
         pair_noise: bool,
-        output_rollout: bool,
         criterion: Callable[[Tensor, Tensor], Tensor],
+        **outputs_asked: bool | None,
     ) -> dict[str, Any]:
         """Runs the branches and returns the output fields that all task models share.
 
         Args:
-            pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
+            pixel_values, pairs, pair_noise: As in `DCALModel`.
             labels (`Tensor`, *optional*): Labels of the images.
             criterion (`Callable`): Computes the loss of a branch from its logits in float32 and its labels.
+            outputs_asked (`bool`): `output_rollout`, `output_hidden_states` and `output_attentions` of `DCALModel`.
         """
-        outputs = self.dcal(pixel_values, pairs, pair_noise, output_rollout, return_dict=True)
+        outputs = self.dcal(pixel_values, pairs, pair_noise, return_dict=True, **outputs_asked)
         features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}
         features = {name: feature for name, feature in features.items() if feature is not None}
         targets = None if labels is None else branch_labels(labels, pairs)
@@ -93,6 +94,8 @@ class DCALForBranches(DCALPreTrainedModel):
             "embeddings": outputs.embeddings,
             "rollout": outputs.rollout,
             "local_query_indices": outputs.local_query_indices,
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
         }
 
 

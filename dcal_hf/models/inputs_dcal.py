@@ -1,4 +1,4 @@
-"""Checks of a model's inputs."""
+"""A model's inputs: their checks, and the images that PWCA pairs."""
 
 from collections import Counter
 
@@ -56,4 +56,24 @@ def check_pairs(pairs: Tensor, batch_size: int) -> None:
             )
 
 
-__all__ = ["check_images", "check_pairs"]
+def check_computes_weights(implementation: str) -> None:
+    """
+    Raises:
+        ValueError: If an attention implementation does not compute the weights that `output_attentions` asks for.
+    """
+    if implementation != "eager":
+        raise ValueError(
+            f"output_attentions needs the attention weights, which '{implementation}' does not compute: call "
+            "set_attn_implementation('eager') first."
+        )
+
+
+def paired_images(pairs: Tensor | None, pair_noise: bool, hidden_states: Tensor) -> Tensor | None:
+    """Indices (2P,) of the images in the PWCA branch, partners adjacent; with noise and no `pairs`, all images."""
+    if pairs is None:
+        return torch.arange(len(hidden_states), device=hidden_states.device) if pair_noise else None
+    # Asynchronous, so that the CPU does not wait for the device.
+    return pairs.flatten().to(hidden_states.device, non_blocking=True) if len(pairs) > 0 else None
+
+
+__all__ = ["check_computes_weights", "check_images", "check_pairs", "paired_images"]

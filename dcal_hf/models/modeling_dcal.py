@@ -17,7 +17,7 @@ from .attention_dcal import ATTENTION_NAME, Record, cls_attention, cls_rollout, 
 from .configuration_dcal import DCALConfig
 from .families_dcal import find_adapter
 from .glca_dcal import GLCA
-from .inputs_dcal import check_images, check_pairs
+from .inputs_dcal import check_computes_weights, check_images, check_pairs, paired_images
 from .loading_dcal import (
     NEW_PARTS,
     check_complete,
@@ -47,6 +47,9 @@ class DCALModelOutput(ModelOutput):
         pwca_embedding (`Tensor` of shape `(2P, D)`): In the order of `pairs.flatten()`; None without pairs.
         rollout (`Tensor` of shape `(B, N)`): CLS row of the attention rollout, over the patches.
         local_query_indices (`Tensor` of shape `(B, R)`): Indices of the selected patches, highest score first.
+        hidden_states (`tuple` of L + 1 `Tensor` of shape `(B, prefix + N, D)`): SA's input of the first block, and the
+            output of each block, before the final norm: those of the plain encoder (of Swin, after each block).
+        attentions (`tuple` of L `Tensor` of shape `(B, H, N, N)`): SA's attention weights of each block.
     """
 
     last_hidden_state: Tensor | None = None
@@ -56,6 +59,8 @@ class DCALModelOutput(ModelOutput):
     pwca_embedding: Tensor | None = None
     rollout: Tensor | None = None
     local_query_indices: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
     @property
     def embeddings(self) -> Tensor:
@@ -231,6 +236,8 @@ class DCALModel(DCALPreTrainedModel):
         pairs: Tensor | None = None,
         pair_noise: bool = False,
         output_rollout: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DCALModelOutput:
         """
         Args:
@@ -243,22 +250,30 @@ class DCALModel(DCALPreTrainedModel):
                 Use Gaussian noise as the distractor's keys and values, for the images in `pairs` or else for all.
             output_rollout (`bool`):
                 Return the rollout even if no branch uses it.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                Return those of SA; as in the configuration by default. `attentions` needs the eager attention.
 
         Raises:
             TypeError: If `pixel_values` or `pairs` are not tensors.
-            ValueError: If the image size differs from the model's, if `pairs` has an invalid or repeated index, or if
-                pairs are given and the model has no PWCA branch.
+            ValueError: If the image size differs from the model's, if `pairs` has an invalid or repeated index, if
+                pairs are given and the model has no PWCA branch, or if the attention computes no weights to return.
         """
+        keeps_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        keeps_weights = self.config.output_attentions if output_attentions is None else output_attentions
         self.check_inputs(pixel_values, pairs is not None or pair_noise, output_rollout)
+        if keeps_weights:
+            check_computes_weights(self.config._attn_implementation)
         if pairs is not None:
             check_pairs(pairs, len(pixel_values))
         branches = self.config.branches if self.training else self.config.inference_branches
-        tokens, pair_tokens, rotary, records = self.encode(
-            pixel_values, pairs, pair_noise, self.recorded_blocks("glca" in branches, output_rollout)
-        )
+        recorded = self.recorded_blocks("glca" in branches, output_rollout)
+        blocks = range(len(self.encoder.blocks)) if keeps_weights else recorded
+        records = {depth: Record(keeps_weights) for depth in blocks}
+        states = [] if keeps_states else None
+        tokens, pair_tokens, rotary = self.encode(pixel_values, pairs, pair_noise, records, states)
         norm = self.encoder.final_norm
         last_hidden_state = norm(tokens)
-        rollout, indices = self.select(last_hidden_state, records, "glca" in branches)
+        rollout, indices = self.select(last_hidden_state, [records[depth] for depth in recorded], "glca" in branches)
 
         embeddings = {"sa": self.encoder.readout(last_hidden_state)}
         if "glca" in branches:
@@ -273,6 +288,8 @@ class DCALModel(DCALPreTrainedModel):
             pwca_embedding=None if pair_tokens is None else self.encoder.readout(norm(pair_tokens)),
             rollout=rollout,
             local_query_indices=indices,
+            hidden_states=tuple(states) if keeps_states else None,
+            attentions=tuple(record.weights for record in records.values()) if keeps_weights else None,
         )
 
     @property
@@ -312,22 +329,29 @@ class DCALModel(DCALPreTrainedModel):
         return range(0)
 
     def encode(
-        self, pixel_values: Tensor, pairs: Tensor | None, pair_noise: bool, recorded: range
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None, list[Record]]:
+        self,
+        pixel_values: Tensor,
+        pairs: Tensor | None,
+        pair_noise: bool,
+        records: dict[int, Record],
+        kept_states: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
         """Runs both branches in one pass over the blocks; returns SA's tokens (B, N, D) and PWCA's (2P, N, D).
 
         The paired images join the batch at block L - T; in earlier blocks they are equal to SA's. If the encoder has a
         CLS token, each branch runs the last block separately: PWCA needs only its CLS output, (2P, 1, D).
+        `kept_states`, if given, receives SA's input of the first block and its output of each block.
         """
         hidden_states = self.encoder.embed(pixel_values)
         rotary = self.encoder.rotary(pixel_values)
         batch_size, attend = hidden_states.shape[0], self.attend
         paired = paired_images(pairs, pair_noise, hidden_states)
-        records = {depth: Record() for depth in recorded}
         blocks = self.encoder.blocks
         num_shared = len(blocks) - 1 if self.encoder.has_cls else len(blocks)
         first = len(blocks) if paired is None else len(blocks) - self.config.num_pwca_blocks
         for depth, block in enumerate(blocks[:num_shared]):
+            if kept_states is not None:
+                kept_states.append(hidden_states[:batch_size])
             if depth == first:
                 hidden_states = torch.cat([hidden_states, hidden_states.index_select(0, paired)])
             kwargs = {"attend": attend, "record": records.get(depth), "pair_noise": pair_noise}
@@ -336,11 +360,15 @@ class DCALModel(DCALPreTrainedModel):
         tokens, pair_tokens = hidden_states[:batch_size], None
         if paired is not None:
             pair_tokens = hidden_states[batch_size:] if first < num_shared else tokens.index_select(0, paired)
+        if kept_states is not None:
+            kept_states.append(tokens)
         for depth, block in enumerate(blocks[num_shared:], start=num_shared):
             if paired is not None:
                 pair_tokens = self.run_last_block_for_pairs(block, pair_tokens, rotary, attend, pair_noise)
             tokens = self.encoder.run(block, tokens, rotary, attend=attend, record=records.get(depth))
-        return tokens, pair_tokens, rotary, list(records.values())
+            if kept_states is not None:
+                kept_states.append(tokens)
+        return tokens, pair_tokens, rotary
 
     def run_last_block_for_pairs(
         self,
@@ -383,14 +411,6 @@ class DCALModel(DCALPreTrainedModel):
                 scores = torch.rand(tokens.size(0), tokens.size(1) - prefix, device=tokens.device)
             indices = top_patches(scores, self.config.num_local_queries)
         return rollout, indices
-
-
-def paired_images(pairs: Tensor | None, pair_noise: bool, hidden_states: Tensor) -> Tensor | None:
-    """Indices (2P,) of the images in the PWCA branch, partners adjacent; with noise and no `pairs`, all images."""
-    if pairs is None:
-        return torch.arange(len(hidden_states), device=hidden_states.device) if pair_noise else None
-    # Asynchronous, so that the CPU does not wait for the device.
-    return pairs.flatten().to(hidden_states.device, non_blocking=True) if len(pairs) > 0 else None
 
 
 __all__ = ["DCALModel", "DCALModelOutput", "DCALPreTrainedModel"]

@@ -30,7 +30,7 @@ class DCALReIDOutput(ModelOutput):
         sa_logits, glca_logits (`Tensor` of shape `(B, identities)`), pwca_logits (`Tensor` of shape
             `(2P, identities)`): Logits of the training identities, without ArcFace's margin; None if the branch did
             not run.
-        rollout, local_query_indices: As in `DCALModelOutput`.
+        rollout, local_query_indices, hidden_states, attentions: As in `DCALModelOutput`.
     """
 
     loss: Tensor | None = None
@@ -41,6 +41,8 @@ class DCALReIDOutput(ModelOutput):
     pwca_logits: Tensor | None = None
     rollout: Tensor | None = None
     local_query_indices: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class DCALForReID(DCALForBranches):
@@ -90,16 +92,29 @@ class DCALForReID(DCALForBranches):
         pair_noise: bool = False,
         output_rollout: bool = False,
         criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DCALReIDOutput:
         """
         Args:
-            pixel_values, pairs, pair_noise, output_rollout: As in `DCALModel`.
+            pixel_values, pairs, pair_noise, output_rollout, output_hidden_states, output_attentions: As in
+                `DCALModel`.
             labels (`Tensor` of shape `(B,)`, int64, *optional*):
                 Training identities, from 0. The losses and the necks' statistics ignore an image of label -100.
             criterion (`Callable`):
                 Identity loss, added to the triplet loss: takes a branch's logits in float32 and its labels.
         """
-        return DCALReIDOutput(**self.run_branches(pixel_values, labels, pairs, pair_noise, output_rollout, criterion))
+        fields = self.run_branches(
+            pixel_values,
+            labels,
+            pairs,
+            pair_noise,
+            criterion,
+            output_rollout=output_rollout,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        return DCALReIDOutput(**fields)
 
     def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Logits of the training identities; only the loss uses them."""

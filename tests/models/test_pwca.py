@@ -88,7 +88,7 @@ def test_noise_does_not_need_pairs(any_backbone_config):
 def test_pwca_runs_in_the_last_blocks(any_backbone_config, num_pwca_blocks):
     """The result equals that of a model of the last T blocks only, given the output of the first blocks."""
     model, pixel_values = classifier(any_backbone_config, num_pwca_blocks=num_pwca_blocks), images()
-    whole, _, rotary, _ = model.dcal.encode(pixel_values, None, False, range(0))
+    whole, _, rotary = model.dcal.encode(pixel_values, None, False, {})
     dcal = model.dcal
     hidden_states = dcal.encoder.embed(pixel_values)
     blocks = dcal.encoder.blocks
@@ -98,7 +98,7 @@ def test_pwca_runs_in_the_last_blocks(any_backbone_config, num_pwca_blocks):
     hidden_states = torch.cat([hidden_states, hidden_states[[2, 0, 1, 3]]])
     for block in blocks[-num_pwca_blocks:]:
         hidden_states = block(hidden_states, attention_mask=None, attend=dcal.attend, num_paired=4, **positions)
-    tokens, pair_tokens, _, _ = dcal.encode(pixel_values, PAIRS, False, range(0))
+    tokens, pair_tokens, _ = dcal.encode(pixel_values, PAIRS, False, {})
     torch.testing.assert_close(pair_tokens, hidden_states[4:, :pair_tokens.size(1)])
     assert pair_tokens.size(1) == (1 if dcal.encoder.has_cls else hidden_states.size(1))
     torch.testing.assert_close(tokens, whole)
