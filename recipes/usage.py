@@ -99,10 +99,13 @@ def as_typed(text: str, names: Mapping[str, str] | None) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """The paragraphs of a docstring, but for indented ones, whose lines Python has joined where they end in `\\`."""
+    """The paragraphs of a docstring, but for indented ones, whose lines Python has joined where they end in `\\`.
+
+    Wide spaces before a comment are not such a place.
+    """
     paragraphs = text.split("\n\n")
     return "\n\n".join(
-        re.sub(r"(?<=\S) {4,}", " \\\\\n        ", paragraph)
+        re.sub(r"(?<=\S) {4,}(?![ #])", " \\\\\n        ", paragraph)
         if paragraph.startswith(" ")
         else textwrap.fill(" ".join(paragraph.split()), WIDTH, break_on_hyphens=False)
         for paragraph in paragraphs

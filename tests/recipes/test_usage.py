@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from transformers import HfArgumentParser
 
 
@@ -79,6 +80,14 @@ def test_scripts_print_their_help_before_they_import_torch():
     assert all(f"usage: python recipes/{script.name} " in run.stdout for script in scripts)
     assert "usage: python recipes/verify.py [IMAGES ...] --model_name_or_path TEXT" in run.stdout
     assert "usage: python recipes/gallery.py {add,remove,show} [--option value ...]" in run.stdout
+
+
+def test_a_file_in_the_help_can_be_copied(import_recipe):
+    text = import_recipe("usage").help_text(RECIPES / "ablate.py", "dcal ablate")
+    (ablation,) = (paragraph for paragraph in text.split("\n\n") if paragraph.startswith("    recipe:"))
+    keys = yaml.safe_load(ablation)
+    assert (keys["recipe"], keys["metrics"], keys["reference"]) == ("run_fgvc.py", ["accuracy"], "sa")
+    assert " \\\n        --encoder_data_dir clothing-small" in text
 
 
 def test_a_subcommand_has_a_help_of_its_own(import_recipe, monkeypatch, capsys):
