@@ -154,7 +154,9 @@ def load_images(args: GalleryArguments) -> Dataset:
         options = {"splits": (args.split,), "protocol": args.protocol, "camera_column": args.camera_column}
         options |= {"test_fraction": fraction, "seed": args.split_seed}
         splits = load_reid(args.dataset_name, args.data_dir, **options, max_unpacked_bytes=args.max_unpacked_bytes)
-        return splits[args.split]
+        dataset = splits[args.split]
+        # The label repeats the identity as a number, for the loss.
+        return dataset.remove_columns("label") if args.split == "train" else dataset
     dataset = load_fgvc(
         args.dataset_name, args.data_dir, validation_fraction=0.0, max_unpacked_bytes=args.max_unpacked_bytes
     )

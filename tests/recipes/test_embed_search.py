@@ -194,7 +194,9 @@ def test_all_individuals_are_embedded_by_default(tmp_path, import_recipe, option
         noise_picture(number).save(path)
     embed = import_recipe("embed")
     options = {"dataset_name": str(tmp_path / "turtles"), "task": "reid", **options}
-    assert len(embed.load_images(embed.GalleryArguments(output_dir="gallery", **options))) == count
+    table = embed.load_images(embed.GalleryArguments(output_dir="gallery", **options))
+    # Whoever adds an image to the gallery names its individual only.
+    assert len(table) == count and table.column_names == ["image", "identity"]
 
 
 @pytest.mark.parametrize(
