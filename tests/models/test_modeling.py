@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 from transformers.testing_utils import CaptureLogger
 from transformers.utils.logging import get_logger
 
@@ -14,61 +14,11 @@ from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
 from dcal_hf.models.cait_dcal import ClassBlock
 from dcal_hf.models.classification_dcal import mean_probability_logits
 
-from helpers import classifier, images, is_cait
+from helpers import classifier, images
+from plain_encoders import plain_encoder, plain_maps, plain_tokens
 
 
 PAIRS = torch.tensor([[2, 0], [1, 3]])
-
-
-def plain_encoder(model: DCALForImageClassification, implementation: str):
-    config = model.config.backbone_config
-    pooler = {"add_pooling_layer": False} if config.model_type in ("vit", "deit", "swin") else {}
-    plain = AutoModel.from_config(config, attn_implementation=implementation, **pooler).eval()
-    plain.load_state_dict(model.dcal.backbone.state_dict())
-    return plain
-
-
-def plain_maps(model: DCALForImageClassification, pixel_values: Tensor) -> list[Tensor]:
-    """Head means of a plain encoder's attention maps. For timm, which returns none, they are captured by hooks."""
-    plain = plain_encoder(model, "eager")
-    if model.config.backbone_config.model_type != "timm_wrapper":
-        return [attention.mean(1) for attention in plain(pixel_values, output_attentions=True).attentions]
-    if hasattr(plain.timm_model, "blocks_token_only"):
-        return cait_maps(plain, pixel_values)
-    maps = []
-    for block in plain.timm_model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_pre_hook(lambda module, args: maps.append(args[0].mean(1)))
-    plain(pixel_values)
-    return maps
-
-
-def cait_maps(plain, pixel_values: Tensor) -> list[Tensor]:
-    """Maps over [CLS, patches]: the softmax over patches for talking heads, the CLS row for class attention."""
-    maps = []
-
-    def add_map(rows: slice, columns: slice, weights: Tensor) -> None:
-        tokens = 1 + plain.timm_model.pos_embed.size(1)
-        whole = torch.eye(tokens).repeat(len(weights), 1, 1)
-        whole[:, rows, columns] = weights.mean(1)
-        maps.append(whole)
-
-    patches, cls, both = slice(1, None), slice(0, 1), slice(None)
-    for block in plain.timm_model.blocks:
-        block.attn.proj_l.register_forward_hook(
-            lambda module, args, logits: add_map(patches, patches, logits.permute(0, 3, 1, 2).softmax(-1))
-        )
-    for block in plain.timm_model.blocks_token_only:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_pre_hook(lambda module, args: add_map(cls, both, args[0]))
-    plain(pixel_values)
-    return maps
-
-
-def plain_tokens(plain, pixel_values: Tensor, **kwargs) -> Tensor:
-    """Tokens of a plain encoder after the final norm, which CLIP applies in its pooler."""
-    tokens = plain(pixel_values, **kwargs).last_hidden_state
-    return plain.post_layernorm(tokens) if plain.config.model_type == "clip_vision_model" else tokens
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -81,73 +31,6 @@ def test_self_attention_is_bit_for_bit_the_plain_encoder(any_backbone_config, im
         torch.testing.assert_close(model.dcal(pixel_values).last_hidden_state, expected)
     else:
         assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
-
-
-def plain_states(plain, pixel_values: Tensor) -> list[Tensor]:
-    """Hidden states of a plain encoder. For timm, whose first one transformers omits, hooks capture them."""
-    if plain.config.model_type != "timm_wrapper":
-        return plain(pixel_values, output_hidden_states=True).hidden_states
-    states, blocks = [], plain.timm_model.blocks
-    blocks[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))
-    for block in [*blocks, *getattr(plain.timm_model, "blocks_token_only", ())]:
-        block.register_forward_hook(lambda module, args, output: states.append(output))
-    plain(pixel_values)
-    return states
-
-
-def test_hidden_states_are_those_of_the_plain_encoder(any_backbone_config):
-    model, pixel_values = classifier(any_backbone_config), images()
-    states = model(pixel_values, output_hidden_states=True).hidden_states
-    assert len(states) == 1 + len(model.dcal.encoder.blocks)
-    if any_backbone_config.model_type == "swin":
-        # Plain Swin returns one of each stage, here of 1 and 2 blocks.
-        states = [states[depth] for depth in (0, 1, 3)]
-    expected = plain_states(plain_encoder(model, "sdpa"), pixel_values)
-    assert len(states) == len(expected)
-    for state, tokens in zip(states, expected):
-        # CaiT's first blocks process only the 16 patches, the others only CLS.
-        part = {1: state[:, :1], 16: state[:, -16:]}.get(tokens.size(1), state)
-        assert torch.equal(part, tokens)
-
-
-def test_attentions_are_those_of_the_plain_encoder(any_backbone_config):
-    model, pixel_values = classifier(any_backbone_config, attn_implementation="eager"), images()
-    attentions = model(pixel_values, output_attentions=True).attentions
-    assert len(attentions) == len(model.dcal.encoder.blocks)
-    if is_cait(any_backbone_config):
-        # Mixed heads, over the patches only; then CLS.
-        assert [weights.shape for weights in attentions] == [(4, 4, 16, 16), (4, 4, 1, 17), (4, 4, 1, 17)]
-    elif any_backbone_config.model_type == "timm_wrapper":
-        for weights, expected in zip(attentions, plain_maps(model, pixel_values), strict=True):
-            torch.testing.assert_close(weights.mean(1), expected)
-    else:
-        # Plain Swin returns one of each stage.
-        attentions = attentions[::2] if any_backbone_config.model_type == "swin" else attentions
-        expected = plain_encoder(model, "eager")(pixel_values, output_attentions=True).attentions
-        assert len(attentions) == len(expected) and all(map(torch.equal, attentions, expected))
-
-
-def test_hidden_states_and_attentions_are_of_sa_and_change_no_other_output(vit_config):
-    model, pixel_values = classifier(vit_config, attn_implementation="eager").train(), images()
-    alone = model(pixel_values, output_hidden_states=True, output_attentions=True)
-    labels = torch.arange(4)
-    plain = model(pixel_values, labels=labels, pairs=PAIRS)
-    assert plain.hidden_states is None and plain.attentions is None
-    model.config.output_hidden_states = model.config.output_attentions = True
-    output = model(pixel_values, labels=labels, pairs=PAIRS)
-    for name in ("hidden_states", "attentions"):
-        for with_pairs, without in zip(output[name], alone[name], strict=True):
-            torch.testing.assert_close(with_pairs, without)
-    assert all(torch.equal(output[name], plain[name]) for name in plain.keys() - {"losses"})
-    assert model(pixel_values, output_hidden_states=False).hidden_states is None
-
-
-def test_attentions_are_asked_of_an_implementation_that_computes_them(vit_config):
-    reid = DCALForReID.from_backbone(vit_config, num_labels=4).eval()
-    with pytest.raises(ValueError, match=r"'sdpa' does not compute: call set_attn_implementation\('eager'\) first"):
-        reid(images(), output_attentions=True)
-    reid.set_attn_implementation("eager")
-    assert len(reid(images(), output_attentions=True, output_hidden_states=True).attentions) == 3
 
 
 def test_rollout_is_the_matrix_product_of_the_plain_maps(backbone_config):

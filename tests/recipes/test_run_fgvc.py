@@ -9,50 +9,19 @@ import numpy as np
 import pytest
 import timm
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from PIL import Image
 from timm.models import save_for_hf
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
+from fgvc_runs import config_file, make_folder
 from helpers import TINY_SIZES, TINY_VIT, noise_picture
 from processes import run_script
 
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "run_fgvc.py"
-OPTIONS = {
-    "backbone_config": TINY_VIT,
-    "image_size": 16,
-    "local_query_ratio": 0.5,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "use_cpu": True,
-    "attention_images": 0,
-}
-
-
-def make_folder(root: Path) -> Path:
-    """Three classes, with grey, palette and transparent images, a text file, and a class of one image."""
-    modes = {("train", "wren", 0): "L", ("train", "wren", 1): "P", ("train", "robin", 0): "RGBA"}
-    counts = {("train", "wren"): 5, ("train", "robin"): 5, ("train", "finch"): 1}
-    counts |= {("validation", "wren"): 3, ("validation", "robin"): 2, ("test", "wren"): 2, ("test", "finch"): 1}
-    for (split, name), count in counts.items():
-        folder = root / split / name
-        folder.mkdir(parents=True)
-        for number in range(count):
-            mode = modes.get((split, name, number), "RGB")
-            noise_picture(number).convert(mode).save(folder / f"{number}.png")
-    (root / "train" / "wren" / "notes.txt").write_text("not an image")
-    return root
-
-
-def config_file(tmp_path: Path, **options: object) -> str:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
-    return str(config)
 
 
 @pytest.fixture
@@ -348,48 +317,6 @@ def test_options_override_the_file_and_branches_can_be_disabled(tmp_path, run_ma
     assert config["branches"] == ["sa", "pwca"] and config["inference_branches"] == ["sa"]
     assert read_json(tmp_path / "out" / "trainer_state.json")["epoch"] == 2
     assert read_json(tmp_path / "out" / "train_results.json")["train_samples"] == 7
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "sentence"),
-    [
-        ([], {"data_dir": "."}, "Nothing to do: give --do_train, --do_eval or --do_predict."),
-        (["--do_train"], {}, "Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir."),
-        (["--do_train"], {"data_dir": "nowhere"}, "the folder nowhere does not exist"),
-        (["--do_train"], {"data_dir": ".", "backbone_config": None}, "Give either --model_name_or_path"),
-        (["--do_train"], {"data_dir": ".", "no_such_option": 1}, "no_such_option"),
-        (["--do_train"], {"data_dir": ".", "image_size": [1, 2, 3]}, "--image_size takes one or two numbers of pix"),
-        (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
-        (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
-        (["--do_eval"], {"dataset_name": "drawn", "max_eval_samples": 0}, "--max_eval_samples 0: it must be at least"),
-        (["--do_eval"], {"dataset_name": "drawn", "resize_ratio": 0.9}, "--resize_ratio 0.9: it must be at least 1"),
-        (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
-    ],
-)
-@pytest.mark.usefixtures("few_drawn")
-def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, options, sentence):
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
-        run_main(tmp_path, *arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [
-        ({"metric_for_best_model": "acc"}, "metric_for_best_model='acc' is no metric of the evaluation: it has loss"),
-        ({"metric_for_best_model": "pwca_accuracy"}, "metric_for_best_model='pwca_accuracy' is no metric"),
-        ({"class_weights": {"wrenn": 2.0}}, "class_weights names 'wrenn', which is no class: the classes are "),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1."),
-        ({"image_size": 20}, "must be a multiple of the backbone's patch"),
-        ({"local_query_ratio": 2.0}, "local_query_ratio"),
-        ({"random_erasing": 1.5}, "--random_erasing 1.5: it must be from 0 to 1."),
-    ],
-)
-@pytest.mark.usefixtures("few_drawn")
-def test_options_are_checked_before_the_images(tmp_path, run_main, capsys, option, sentence):
-    options = {"dataset_name": "drawn", "eval_strategy": "epoch", "disable_tqdm": True, **option}
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        run_main(tmp_path, "--do_train", **options)
-    assert "Checked" not in capsys.readouterr().out
 
 
 LESS = [(["--freeze_backbone"], "True"), (["--layer_decay", "0.75"], "0.75"), (["--lora_rank", "2"], "2")]

@@ -1,0 +1,58 @@
+"""Options of run_fgvc.py that cannot work end with one sentence, before the images are read."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fgvc_runs import config_file
+
+
+@pytest.fixture
+def run_main(run_recipe):
+    def run(tmp_path: Path, *arguments: str, **options: object) -> None:
+        run_recipe("run_fgvc", config_file(tmp_path, **options), *arguments)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ([], {"data_dir": "."}, "Nothing to do: give --do_train, --do_eval or --do_predict."),
+        (["--do_train"], {}, "Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir."),
+        (["--do_train"], {"data_dir": "nowhere"}, "the folder nowhere does not exist"),
+        (["--do_train"], {"data_dir": ".", "backbone_config": None}, "Give either --model_name_or_path"),
+        (["--do_train"], {"data_dir": ".", "no_such_option": 1}, "no_such_option"),
+        (["--do_train"], {"data_dir": ".", "image_size": [1, 2, 3]}, "--image_size takes one or two numbers of pix"),
+        (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
+        (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
+        (["--do_eval"], {"dataset_name": "drawn", "max_eval_samples": 0}, "--max_eval_samples 0: it must be at least"),
+        (["--do_eval"], {"dataset_name": "drawn", "resize_ratio": 0.9}, "--resize_ratio 0.9: it must be at least 1"),
+        (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
+    ],
+)
+@pytest.mark.usefixtures("few_drawn")
+def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, options, sentence):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
+        run_main(tmp_path, *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"metric_for_best_model": "acc"}, "metric_for_best_model='acc' is no metric of the evaluation: it has loss"),
+        ({"metric_for_best_model": "pwca_accuracy"}, "metric_for_best_model='pwca_accuracy' is no metric"),
+        ({"class_weights": {"wrenn": 2.0}}, "class_weights names 'wrenn', which is no class: the classes are "),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1."),
+        ({"image_size": 20}, "must be a multiple of the backbone's patch"),
+        ({"local_query_ratio": 2.0}, "local_query_ratio"),
+        ({"random_erasing": 1.5}, "--random_erasing 1.5: it must be from 0 to 1."),
+    ],
+)
+@pytest.mark.usefixtures("few_drawn")
+def test_options_are_checked_before_the_images(tmp_path, run_main, capsys, option, sentence):
+    options = {"dataset_name": "drawn", "eval_strategy": "epoch", "disable_tqdm": True, **option}
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run_main(tmp_path, "--do_train", **options)
+    assert "Checked" not in capsys.readouterr().out
