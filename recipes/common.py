@@ -18,7 +18,10 @@ from transformers import (
     AutoConfig,
     BaseImageProcessor,
     PreTrainedConfig,
+    TrainerCallback,
+    TrainerControl,
     TrainerState,
+    TrainingArguments,
     ViTImageProcessor,
     set_seed,
 )
@@ -59,7 +62,7 @@ def set_up_logging(level: int) -> None:
 
 
 def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
-    """Sets up logging, claims the output folder (see [`claim_output_dir`]), and sets the seed."""
+    """Sets up logging, checks the output folder (see [`check_output_dir`]), and sets the seed."""
     set_up_logging(training_args.get_process_log_level())
     logger.info(
         "Process %d of %d on %s, bf16 %s, fp16 %s",
@@ -69,31 +72,42 @@ def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
         training_args.bf16,
         training_args.fp16,
     )
-    claim_output_dir(training_args, overwrite)
+    check_output_dir(training_args, overwrite)
     set_seed(training_args.seed)
 
 
-def claim_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> None:
+def check_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> None:
     """Checks the output folder before training from scratch, whose `save_total_limit` may delete older checkpoints.
 
     Args:
-        overwrite (`bool`): Whether to delete the checkpoints of an earlier run.
+        overwrite (`bool`): Whether [`OverwriteCallback`] will delete the checkpoints of an earlier run.
 
     Raises:
         ValueError: If there are checkpoints of an earlier run and `overwrite` is false.
     """
-    if not training_args.do_train or training_args.resume_from_checkpoint is not None:
+    if not training_args.do_train or training_args.resume_from_checkpoint is not None or overwrite:
         return
     folder = Path(training_args.output_dir)
     with training_args.main_process_first(desc="looking for checkpoints of an earlier run"):
-        checkpoints = checkpoint_folders(folder)
-        if checkpoints and not overwrite:
+        if checkpoint_folders(folder):
             raise ValueError(
                 f"{folder} holds the checkpoints of an earlier run: resume it with --resume_from_checkpoint last, "
                 "delete them with --overwrite_output_dir, or give another --output_dir."
             )
-        for checkpoint in checkpoints:
-            shutil.rmtree(checkpoint)
+
+
+class OverwriteCallback(TrainerCallback):
+    """Deletes the checkpoints of an earlier run.
+
+    Not before training begins: all options have been checked by then, and the Trainer has locked the folder.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.should_save:
+            for checkpoint in checkpoint_folders(Path(args.output_dir)):
+                shutil.rmtree(checkpoint)
 
 
 def load_model(
@@ -231,9 +245,11 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
     return plural + shown + rest
 
 
-def train(trainer: DCALTrainer) -> None:
+def train(trainer: DCALTrainer, overwrite: bool) -> None:
     """Trains or resumes (`--resume_from_checkpoint last` finds the last checkpoint), and saves model and state."""
     checkpoint = trainer.args.resume_from_checkpoint
+    if overwrite and checkpoint is None:
+        trainer.add_callback(OverwriteCallback)
     if checkpoint == "last":
         checkpoint = last_checkpoint(trainer.args.output_dir)
     first_step = 0 if checkpoint is None else trained_steps(checkpoint)

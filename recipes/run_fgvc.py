@@ -196,7 +196,7 @@ def main() -> None:
     )
     print_epochs(trainer, "Top-1", "accuracy")
     if training_args.do_train:
-        train(trainer)
+        train(trainer, model_args.overwrite_output_dir)
     output, data_folder = None, common_folder(dataset)
     if training_args.do_eval:
         output = evaluate(trainer, trainer.eval_dataset, "eval", data_folder, data_args.split_title())

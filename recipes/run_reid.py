@@ -238,7 +238,7 @@ def main() -> None:
     )
     print_epochs(trainer, "mAP", "map")
     if training_args.do_train:
-        train(trainer)
+        train(trainer, model_args.overwrite_output_dir)
     if training_args.do_eval:
         metrics = evaluate(trainer, data_args.title)
         if trainer.is_world_process_zero():

@@ -15,6 +15,9 @@ from PIL import Image
 from timm.models import save_for_hf
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
+from dcal_hf.integrity import locked
+from dcal_hf.training.checkpoints import LOCK_FILE
+
 from fgvc_runs import config_file, make_folder
 from helpers import TINY_SIZES, TINY_VIT, noise_picture
 from processes import run_script
@@ -304,8 +307,14 @@ def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, cap
     assert (out / "train_results.json").read_bytes() == results
     assert "The run was complete: 2 steps. Nothing was trained.\n" in capsys.readouterr().out
     run_main(tmp_path, *resume, **{**options, "max_steps": 3})
+    before, overwrite = files(), ("--do_train", "--overwrite_output_dir")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        run_main(tmp_path, *overwrite, "--distractor_dir", str(tmp_path / "nowhere"), **options)
+    with locked(out / LOCK_FILE, "in use"), pytest.raises(BlockingIOError, match="is the output folder of a run"):
+        run_main(tmp_path, *overwrite, **options)
+    assert files().keys() == before.keys()
     (out / "checkpoint-best").mkdir()  # not a checkpoint of the Trainer
-    run_main(tmp_path, "--do_train", "--overwrite_output_dir", **{**options, "save_total_limit": 9})
+    run_main(tmp_path, *overwrite, **{**options, "save_total_limit": 9})
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-best"}
 
 
