@@ -245,8 +245,11 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
     return plural + shown + rest
 
 
-def train(trainer: DCALTrainer, overwrite: bool) -> None:
-    """Trains or resumes (`--resume_from_checkpoint last` finds the last checkpoint), and saves model and state."""
+def train(trainer: DCALTrainer, overwrite: bool = False) -> None:
+    """Trains or resumes (`--resume_from_checkpoint last` finds the last checkpoint), and saves model and state.
+
+    With `overwrite`, training from scratch deletes the checkpoints of an earlier run.
+    """
     checkpoint = trainer.args.resume_from_checkpoint
     if overwrite and checkpoint is None:
         trainer.add_callback(OverwriteCallback)
