@@ -79,8 +79,7 @@ class DCALTrainer(ResumableTrainer):
     Raises:
         TypeError: If the training arguments or the model are of another class, or the training data has no length.
         ValueError: If one process has several GPUs, since `DataParallel` would split pairs; if
-            [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; if distractors cannot be used; or
-            if an evaluation has no `metric_for_best_model`.
+            [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; or if distractors cannot be used.
     """
 
     args: DCALTrainingArguments
@@ -119,7 +118,6 @@ class DCALTrainer(ResumableTrainer):
         if self.is_fsdp_enabled:
             shard_by_blocks(self.model, self.accelerator.state.fsdp_plugin)
         self.balanced_loss = self.make_balanced_loss()
-        check_best_metric(args, self.evaluation_metrics())
         self.add_callback(EpochCallback(self.begin_epoch))
         self.branch_losses: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -204,7 +202,8 @@ class DCALTrainer(ResumableTrainer):
             self.args.dataloader_drop_last, self.args.dataloader_persistent_workers = drop_last, persistent
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains with adapters if `lora_rank` is set."""
+        """Trains with adapters if `lora_rank` is set, unless an evaluation has no `metric_for_best_model`."""
+        check_best_metric(self.args, self.evaluation_metrics())
         output = self._train_adapters(*args, **kwargs) if self.args.lora_rank > 0 else super()._train(*args, **kwargs)
         self.check_finite()
         return output

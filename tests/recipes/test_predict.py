@@ -126,7 +126,7 @@ def test_figures_show_what_max_pixels_allows(run_recipe, checkpoint, photographs
     answer = tmp_path / "answer"
     run_recipe("predict", "--model_name_or_path", checkpoint, "--images", photographs, "--output_dir", answer,
                "--labelled", "--attention", "--max_pixels", 43 * 30)
-    assert len([*(answer / "attention").iterdir()]) == 4 and (answer / "mistakes.png").is_file()
+    assert len([*(answer / "attention").iterdir()]) == 4 and (answer / "mistakes.jpg").is_file()
 
 
 def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):

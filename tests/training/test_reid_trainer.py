@@ -14,7 +14,7 @@ from dcal_hf.data import synthetic_reid
 from dcal_hf.metrics import distance_metrics, retrieval_metrics
 from dcal_hf.retrieval.query_expansion import expand_queries
 from dcal_hf.retrieval.reranking import rerank
-from dcal_hf.training import last_checkpoint
+from dcal_hf.training import check_best_metric, last_checkpoint
 from dcal_hf.training.reid_trainer import DCALReIDTrainer, column, protocol_columns, transreid_factor
 from dcal_hf.training.reid_training_args import DCALReIDTrainingArguments
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
@@ -156,9 +156,10 @@ def test_invalid_options_raise_clear_errors(tmp_path, kwargs, sentence):
 def test_a_best_metric_that_is_not_evaluated_is_refused_before_training(tmp_path, make_trainer):
     options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     with pytest.raises(ValueError, match="metric_for_best_model='loss' is no metric .*: it has map, .* glca_rank1"):
-        make_trainer(tmp_path, metric_for_best_model="loss", **options)
-    make_trainer(tmp_path, metric_for_best_model="eval_glca_rank1", **options)
-    make_trainer(tmp_path, metric_for_best_model="loss")
+        make_trainer(tmp_path, metric_for_best_model="loss", **options).train()
+    for valid in ({"metric_for_best_model": "eval_glca_rank1", **options}, {"metric_for_best_model": "loss"}):
+        trainer = make_trainer(tmp_path, **valid)
+        check_best_metric(trainer.args, trainer.evaluation_metrics())
 
 
 def test_batches_contain_several_images_per_identity(tmp_path, make_trainer):

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from dcal_hf import DCALForImageClassification, DCALModel, DCALTrainer, DCALTrainingArguments
 from dcal_hf.metrics import ClassificationMetrics
+from dcal_hf.training import check_best_metric
 
 from helpers import copy_of_weights
 
@@ -122,10 +123,11 @@ def test_a_best_metric_that_is_not_evaluated_is_refused_before_training(tmp_path
         return plain_trainer(tmp_path, model, arguments=arguments, compute_metrics=compute_metrics, **kwargs)
 
     with pytest.raises(ValueError, match="^metric_for_best_model='acc' is no metric of .*: it has loss, accuracy, "):
-        trainer("acc")
-    trainer("acc", compute_metrics=lambda prediction: {"acc": 1.0})
-    for name in ("loss", "sa_accuracy", "eval_top5_accuracy"):
-        trainer(name)
+        trainer("acc").train()
+    renamed = trainer("acc")
+    renamed.compute_metrics = lambda prediction: {"acc": 1.0}
+    for valid in (renamed, *(trainer(name) for name in ("loss", "sa_accuracy", "eval_top5_accuracy"))):
+        check_best_metric(valid.args, valid.evaluation_metrics())
 
 
 @pytest.mark.parametrize(
