@@ -62,7 +62,7 @@ def set_up_logging(level: int) -> None:
 
 
 def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
-    """Sets up logging, checks the output folder (see [`check_output_dir`]), and sets the seed."""
+    """Sets up logging, checks the output folder (see [`check_earlier_run`]), and sets the seed."""
     set_up_logging(training_args.get_process_log_level())
     logger.info(
         "Process %d of %d on %s, bf16 %s, fp16 %s",
@@ -72,11 +72,11 @@ def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
         training_args.bf16,
         training_args.fp16,
     )
-    check_output_dir(training_args, overwrite)
+    check_earlier_run(training_args, overwrite)
     set_seed(training_args.seed)
 
 
-def check_output_dir(training_args: DCALTrainingArguments, overwrite: bool) -> None:
+def check_earlier_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
     """Checks the output folder before training from scratch, whose `save_total_limit` may delete older checkpoints.
 
     Args:

@@ -37,6 +37,7 @@ from loading import load_checkpoint
 from transformers import PreTrainedModel
 
 from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, PROTOCOLS, load_fgvc, load_reid, unlabelled_images
+from dcal_hf.data.reid_tables import TABLE_SUFFIXES
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
@@ -118,7 +119,7 @@ class GalleryArguments:
         require_at_least(0, self, "test_fraction", at_most=1)
         if self.task is None:
             name = self.dataset_name or ""
-            self.task = "reid" if name in OFFICIAL_REID or name.lower().endswith((".csv", ".parquet")) else "fgvc"
+            self.task = "reid" if name in OFFICIAL_REID or Path(name).suffix.lower() in TABLE_SUFFIXES else "fgvc"
         self.index_parameters = json_option("search_parameters", self.search_parameters, '{"nprobe": 16}')
 
 
