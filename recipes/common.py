@@ -33,6 +33,7 @@ from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import (
     check_best_metric,
+    check_unlocked,
     checkpoint_folders,
     class_names,
     has_class_names,
@@ -77,19 +78,24 @@ def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
 
 
 def check_earlier_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
-    """Checks the output folder before training from scratch, whose `save_total_limit` may delete older checkpoints.
+    """Checks the output folder before training: a new run's `save_total_limit` may delete older checkpoints.
 
     Args:
         overwrite (`bool`): Whether [`OverwriteCallback`] will delete the checkpoints of an earlier run.
 
     Raises:
-        ValueError: If there are checkpoints of an earlier run and `overwrite` is false.
+        BlockingIOError: If another run is training in the folder.
+        ValueError: If a new run finds checkpoints of an earlier one and `overwrite` is false.
     """
-    if not training_args.do_train or training_args.resume_from_checkpoint is not None or overwrite:
+    if not training_args.do_train:
         return
     folder = Path(training_args.output_dir)
-    with training_args.main_process_first(desc="looking for checkpoints of an earlier run"):
-        if checkpoint_folders(folder):
+    with training_args.main_process_first(desc="looking for an earlier run"):
+        if training_args.should_save:
+            # The Trainer locks the folder only when training begins: the other run might have ended by then, and its
+            # checkpoints would not be noticed.
+            check_unlocked(folder)
+        if training_args.resume_from_checkpoint is None and not overwrite and checkpoint_folders(folder):
             raise ValueError(
                 f"{folder} holds the checkpoints of an earlier run: resume it with --resume_from_checkpoint last, "
                 "delete them with --overwrite_output_dir, or give another --output_dir."

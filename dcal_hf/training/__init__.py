@@ -1,7 +1,7 @@
 """Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
 from ..classes import class_names, has_class_names, name_classes
-from .checkpoints import checkpoint_folders, last_checkpoint
+from .checkpoints import check_unlocked, checkpoint_folders, last_checkpoint
 from .class_balance import named_weights
 from .classes import set_classes
 from .inputs import check_best_metric
@@ -23,6 +23,7 @@ __all__ = [
     "PairCollator",
     "PairSampler",
     "check_best_metric",
+    "check_unlocked",
     "checkpoint_folders",
     "class_names",
     "column",

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import write_atomically
-from ..integrity import checksums, find_damage
+from ..integrity import checksums, find_damage, locked
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,28 @@ MANIFEST_FILE = "manifest.json"
 # The ID of the run that owns an output folder. Files that begin with an underscore are not pushed to the Hub.
 RUN_FILE = "_run.json"
 LOCK_FILE = "_run.lock"
+
+
+def lock_output_dir(output_dir: str | Path) -> AbstractContextManager[None]:
+    """Locks the output folder, which must exist: two runs in one folder would delete each other's checkpoints.
+
+    Raises:
+        BlockingIOError: If another run is training in it; the message names its process and host.
+    """
+    return locked(
+        Path(output_dir, LOCK_FILE),
+        f"{output_dir} is the output folder of a run of {{holder}}: wait until it ends, or give another output_dir.",
+    )
+
+
+def check_unlocked(output_dir: str | Path) -> None:
+    """
+    Raises:
+        BlockingIOError: If a run is training in the folder.
+    """
+    if Path(output_dir, LOCK_FILE).exists():
+        with lock_output_dir(output_dir):
+            pass
 
 
 def begin_run(output_dir: str | Path, checkpoint: str | Path | None, writes: bool) -> str:
@@ -182,9 +205,11 @@ __all__ = [
     "begin_run",
     "best_checkpoint",
     "check_resumable",
+    "check_unlocked",
     "checkpoint_folders",
     "complete_manifest",
     "delete_checkpoints",
     "last_checkpoint",
+    "lock_output_dir",
     "write_manifest",
 ]

@@ -9,15 +9,14 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from ..integrity import locked
 from .checkpoints import (
-    LOCK_FILE,
     begin_run,
     best_checkpoint,
     check_resumable,
     complete_manifest,
     delete_checkpoints,
     last_checkpoint,
+    lock_output_dir,
     write_manifest,
 )
 from .finite import check_weights
@@ -62,15 +61,11 @@ class ResumableTrainer(Trainer):
             return output
 
     def _own_output_dir(self) -> AbstractContextManager:
-        """Locks the output folder: two runs in one folder would delete each other's checkpoints."""
+        """Creates the output folder and locks it, in the process that writes."""
         if not self.args.should_save:
             return nullcontext()
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return locked(
-            folder / LOCK_FILE,
-            f"{folder} is the output folder of a run of {{holder}}: wait until it ends, or give another output_dir.",
-        )
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        return lock_output_dir(self.args.output_dir)
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains while the output folder is locked."""

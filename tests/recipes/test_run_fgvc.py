@@ -294,7 +294,7 @@ def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, cap
     options["data_dir"], out = str(class_folder(tmp_path / "birds", "robin", "wren")), tmp_path / "out"
 
     def files() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != LOCK_FILE}
     run_main(tmp_path, "--do_train", **options)
     before = files()
     with pytest.raises(ValueError, match="holds the checkpoints of an earlier run: .*last, .*--overwrite_output_dir"):
@@ -311,7 +311,7 @@ def test_a_second_run_keeps_the_checkpoints_of_the_first(tmp_path, run_main, cap
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         run_main(tmp_path, *overwrite, "--distractor_dir", str(tmp_path / "nowhere"), **options)
     with locked(out / LOCK_FILE, "in use"), pytest.raises(BlockingIOError, match="is the output folder of a run"):
-        run_main(tmp_path, *overwrite, **options)
+        run_main(tmp_path, *overwrite, **{**options, "data_dir": "nowhere"})  # refused before images are looked for
     assert files().keys() == before.keys()
     (out / "checkpoint-best").mkdir()  # not a checkpoint of the Trainer
     run_main(tmp_path, *overwrite, **{**options, "save_total_limit": 9})
