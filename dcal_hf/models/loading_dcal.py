@@ -83,10 +83,11 @@ def _find_damage(index: Path) -> str | None:
     is_map = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
     if not is_map or not files or not isinstance(metadata, dict):
         return "does not list the files of the weights"
+    present = {path.name for path in index.parent.iterdir() if path.is_file()}
     for file in sorted(set(files.values())):
         if Path(file).name != file:
             return f"lists {_quoted(file)}, which is no file of this folder"
-        if not index.with_name(file).is_file():
+        if file not in present:
             return f"lists {_quoted(file)}, which is missing"
     return None
 

@@ -104,6 +104,10 @@ def misnamed(index: str) -> str:
     return index.replace("model-00001-", "model-00077-")
 
 
+def too_long(index: str) -> str:
+    return index.replace("model-00001-", 300 * "m" + "-")
+
+
 def elsewhere(index: str) -> str:
     return index.replace("model-00001-", "../dcal/model-00001-")
 
@@ -116,6 +120,7 @@ def elsewhere(index: str) -> str:
         (without_map, "does not list the files of the weights"),
         (numbered, "does not list the files of the weights"),
         (misnamed, "lists model-00077-of-[0-9]*.safetensors, which is missing"),
+        (too_long, "lists m{100,}.*, which is missing"),
         (elsewhere, "lists ../dcal/model-00001-of-[0-9]*.safetensors, which is no file of this folder"),
     ],
 )
