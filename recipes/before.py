@@ -14,9 +14,17 @@ from console import counted
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from dcal_hf import DCALReIDTrainingArguments, DCALTrainingArguments
-from dcal_hf.data import MAX_PIXELS, Finding, inspect_images, leave_out, misplaced_images, unlabelled_images
+from dcal_hf.data import (
+    MAX_PIXELS,
+    Finding,
+    column,
+    inspect_images,
+    leave_out,
+    misplaced_images,
+    unlabelled_images,
+)
 from dcal_hf.files import save_table
-from dcal_hf.training import IdentityBalancedSampler, column
+from dcal_hf.training import IdentityBalancedSampler
 
 
 CHECK_FILE = "data_check.csv"

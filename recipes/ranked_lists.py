@@ -6,9 +6,8 @@ import datasets
 import numpy as np
 
 from dcal_hf import DCALReIDTrainer
-from dcal_hf.data import read_images
+from dcal_hf.data import protocol_columns, read_images
 from dcal_hf.metrics import FeatureDistances, RetrievalProtocol
-from dcal_hf.training import protocol_columns
 
 
 def save_ranked_lists(

@@ -6,10 +6,9 @@ import datasets
 from ranked_lists import identity_name
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import PROTOCOLS
+from dcal_hf.data import PROTOCOLS, column, image_names, protocol_columns
 from dcal_hf.metrics import RetrievalProtocol
-from dcal_hf.training import class_names, column, protocol_columns
-from dcal_hf.training.reid_trainer import image_names
+from dcal_hf.training import class_names
 
 
 logger = logging.getLogger(__name__)

@@ -68,9 +68,9 @@ from reid_protocol import (
 )
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
-from dcal_hf.data import OFFICIAL_REID, PROTOCOLS, load_reid, with_classes
+from dcal_hf.data import OFFICIAL_REID, PROTOCOLS, column, load_reid, with_classes
 from dcal_hf.model_card import ModelCardFacts
-from dcal_hf.training import class_names, column, reid_metric_names
+from dcal_hf.training import class_names, reid_metric_names
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
 

@@ -34,7 +34,7 @@ from embed import BBOX_HELP, CheckpointArguments, image_parts
 from loading import find_calibration, load_checkpoint
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from dcal_hf.data import OFFICIAL_REID, load_reid
+from dcal_hf.data import OFFICIAL_REID, load_reid, protocol_columns
 from dcal_hf.files import save_table
 from dcal_hf.retrieval import (
     VERIFICATION_FILE,
@@ -44,7 +44,6 @@ from dcal_hf.retrieval import (
     model_fingerprint,
     pair_distances,
 )
-from dcal_hf.training import protocol_columns
 
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Data sets, as `datasets.DatasetDict`."""
 
+from .columns import column, image_names, protocol_columns
 from .fgvc import load_fgvc
 from .fgvc_layouts import OFFICIAL_FGVC
 from .fgvc_synthetic import SYNTHETIC_CLASSES, draw_bird, synthetic_fgvc
@@ -22,13 +23,16 @@ __all__ = [
     "PROTOCOLS",
     "SYNTHETIC_CLASSES",
     "check_image",
+    "column",
     "draw_bird",
+    "image_names",
     "inspect_images",
     "leave_out",
     "load_fgvc",
     "load_reid",
     "misplaced_images",
     "open_image",
+    "protocol_columns",
     "read_images",
     "stratified_split",
     "synthetic_fgvc",

@@ -1,12 +1,13 @@
 """Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
 from ..classes import class_names, has_class_names, name_classes
+from ..data.columns import column, protocol_columns
 from .checkpoints import check_unlocked, checkpoint_folders, last_checkpoint
 from .class_balance import named_weights
 from .classes import set_classes
 from .inputs import check_best_metric
 from .pairs import DistractedDataset, PairCollator, PairSampler, register_pair_strategy
-from .reid_trainer import DCALReIDTrainer, column, protocol_columns, reid_metric_names
+from .reid_trainer import DCALReIDTrainer, reid_metric_names
 from .reid_training_args import DCALReIDTrainingArguments
 from .samplers import IdentityBalancedSampler
 from .trainer import DCALTrainer

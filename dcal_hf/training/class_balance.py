@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.columns import column
+
 
 BALANCED = "balanced"
 
@@ -95,7 +97,7 @@ def read_labels(dataset: Any, option: str) -> np.ndarray:
             f"{option} needs the class of every training image: give train_dataset as a datasets.Dataset with a "
             "column label, or leave the option out."
         )
-    return np.asarray(dataset.with_format(None)[names[0]][:])
+    return np.asarray(column(dataset, names[0]))
 
 
 def make_balanced_loss(

@@ -1,9 +1,10 @@
 """Finds the first step whose loss or gradients were not finite, its images, and weights that are not finite."""
 
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 from torch import Tensor, nn
 
+from ..data.columns import image_records
 from ..models.loading_dcal import find_non_finite
 
 
@@ -53,8 +54,7 @@ def image_labels(dataset: Dataset, rows: list[int]) -> list[str]:
     names = [f"row {row}" for row in rows]
     if "image" not in getattr(dataset, "column_names", ()):
         return names
-    records = dataset.with_format(None).select(rows).cast_column("image", Image(decode=False))["image"]
-    return [record["path"] or name for record, name in zip(records, names)]
+    return [record["path"] or name for record, name in zip(image_records(dataset.select(rows)), names)]
 
 
 __all__ = ["FiniteWatch", "as_step", "check_weights", "image_labels"]

@@ -1,6 +1,5 @@
 """Trainer for re-identification: identity-balanced batches, TransReID's schedule, evaluation on query and gallery."""
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -10,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, Image
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import speed_metrics
 
+from ..data.columns import column, protocol_columns
 from ..metrics.open_set import gallery_threshold, open_set_metrics
 from ..metrics.retrieval import distance_metrics, retrieval_metrics
 from ..retrieval.embedding import embed_batch
@@ -249,40 +249,8 @@ def _factor_of_step(step: int, num_steps: int, num_epochs: float) -> float:
     return transreid_factor(int(step * num_epochs / num_steps) + 1, num_epochs)
 
 
-def protocol_columns(query: Dataset, gallery: Dataset) -> dict[str, list]:
-    """Identities and, if both sets have them, cameras, as arguments of [`~dcal_hf.metrics.retrieval_metrics`].
-
-    Without cameras, the names of the images keep a query from finding itself.
-    """
-    sets = {"query": query, "gallery": gallery}
-    columns = {f"{name}_ids": column(dataset, "identity") for name, dataset in sets.items()}
-    if all("camera_id" in dataset.column_names for dataset in sets.values()):
-        return columns | {f"{name}_cameras": column(dataset, "camera_id") for name, dataset in sets.items()}
-    return columns | {f"{name}_images": image_names(dataset) for name, dataset in sets.items()}
-
-
-def column(dataset: Dataset, name: str) -> list:
-    """Reads a column without the transform, so that no image is opened."""
-    return dataset.with_format(None)[name][:]
-
-
-def image_names(dataset: Dataset) -> list[str]:
-    """Names of images that need not be opened: their paths, or hashes of the files if these are stored in the set.
-
-    Parts of one image, by the column bbox, have different names.
-    """
-    records = dataset.with_format(None).cast_column("image", Image(decode=False))["image"]
-    names = [
-        record["path"] if record["bytes"] is None else hashlib.sha256(record["bytes"]).hexdigest()
-        for record in records
-    ]
-    if "bbox" in dataset.column_names:
-        names = [f"{name} {box}" for name, box in zip(names, column(dataset, "bbox"))]
-    return names
-
-
 def _ranking(prefix: str, metrics: dict[str, float | int]) -> dict[str, float]:
     return {prefix + name: value for name, value in metrics.items() if not name.startswith("num_")}
 
 
-__all__ = ["DCALReIDTrainer", "column", "protocol_columns", "reid_metric_names", "transreid_factor"]
+__all__ = ["DCALReIDTrainer", "reid_metric_names", "transreid_factor"]

@@ -10,12 +10,12 @@ from tqdm import tqdm
 from transformers import ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForReID
-from dcal_hf.data import synthetic_reid
+from dcal_hf.data import protocol_columns, synthetic_reid
 from dcal_hf.metrics import distance_metrics, retrieval_metrics
 from dcal_hf.retrieval.query_expansion import expand_queries
 from dcal_hf.retrieval.reranking import rerank
 from dcal_hf.training import check_best_metric, last_checkpoint
-from dcal_hf.training.reid_trainer import DCALReIDTrainer, column, protocol_columns, transreid_factor
+from dcal_hf.training.reid_trainer import DCALReIDTrainer, transreid_factor
 from dcal_hf.training.reid_training_args import DCALReIDTrainingArguments
 from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 
@@ -297,13 +297,6 @@ def test_without_cameras_only_the_query_itself_is_ignored(tmp_path, make_trainer
     ids = query["identity"][:]
     expected = retrieval_metrics(features, features, ids, ids, query_images=rows, gallery_images=rows)
     assert_metrics(metrics, expected, "eval_")
-
-
-def test_columns_are_read_without_opening_images(dataset):
-    def refuse(batch):
-        raise AssertionError("an image was opened")
-
-    assert column(dataset["train"].with_transform(refuse), "label") == dataset["train"]["label"][:]
 
 
 def test_the_checkpoint_with_the_best_map_is_restored(tmp_path, make_trainer):
