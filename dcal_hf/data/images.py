@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from ..errors import reason_of
+
 
 logger = logging.getLogger(__name__)
 # The formats that data sets use. Pillow's other formats are less well maintained, and EPS runs a program.
@@ -114,7 +116,7 @@ def _opened(image: Image.Image | dict | str | Path, max_pixels: int) -> Iterator
             _check_pixels(opened, max_pixels)
             yield opened
     except _BROKEN as error:
-        reason = reason_of(error)
+        reason = image_error_reason(error)
         raise ValueError(f"cannot read image {_name(image)}: {reason}; remove or replace the file") from error
 
 
@@ -177,15 +179,13 @@ def _name(image: Image.Image | dict | str | Path) -> str:
     return str(image)
 
 
-def reason_of(error: BaseException) -> str:
-    """What is wrong with an image, from an error of reading it."""
+def image_error_reason(error: BaseException) -> str:
+    """What is wrong with an image, from an error that reading it raised."""
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of the formats {', '.join((*FORMATS, 'HEIC'))}, or damaged"
     if isinstance(error, Image.DecompressionBombError):
         return "too many pixels; if you trust it, raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return reason_of(error)
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -223,4 +223,4 @@ def _warn_once(kind: str, name: str) -> None:
         logger.warning(_WARNINGS[kind], name)
 
 
-__all__ = ["FORMATS", "MAX_PIXELS", "check_image", "open_image", "read_images"]
+__all__ = ["FORMATS", "MAX_PIXELS", "check_image", "image_error_reason", "open_image", "read_images"]

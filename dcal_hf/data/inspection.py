@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from tqdm import tqdm
 
 from .duplicates import copies
-from .images import MAX_PIXELS, check_image, reason_of
+from .images import MAX_PIXELS, check_image, image_error_reason
 
 
 # Smaller images are usually placeholders for missing ones.
@@ -153,7 +153,7 @@ def _examine(
     try:
         size = check_image({"path": path, "bytes": content}, max_pixels, decode, box)
     except ValueError as error:
-        return None, reason_of(error.__cause__), None
+        return None, image_error_reason(error.__cause__), None
     return size, "", None if content is None else hashlib.sha256(content).digest()
 
 
