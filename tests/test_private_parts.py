@@ -7,11 +7,12 @@ transformers
     `_attn_implementation` of a configuration; `_init_weights`, `_no_split_modules`, `_supports_sdpa`,
     `_supports_flash_attn`, `_supports_attention_backend` and `_keys_to_ignore_on_load_unexpected` of a model, and that
     modules carry `_is_hf_initialized` once they are initialised: `modeling_dcal`, `reid_dcal`, `sharding`, `classes`.
-    Methods of the Trainer, in `trainer`, `reid_trainer` and `resumable_trainer`: `_get_train_sampler`,
-    `_get_dataloader`, `_get_grad_norm`, `_get_output_dir`, `_prepare_inputs`, `_prepare_for_training`,
-    `_init_training_state`, `_finalize_training`, `_save`, `_save_checkpoint`, `_save_rng_state`,
-    `_load_from_checkpoint`, `_load_best_model`. Its attributes `_train_batch_size`, `_memory_tracker` and
-    `_created_lr_scheduler`. `_setup_devices` and `_VALID_DICT_FIELDS` of its arguments: `training_args`.
+    Methods of the Trainer, in `resumable_trainer`, `fine_tuning_trainer`, `trainer` and `reid_trainer`:
+    `_get_train_sampler`, `_get_dataloader`, `_get_grad_norm`, `_get_output_dir`, `_prepare_inputs`,
+    `_prepare_for_training`, `_init_training_state`, `_finalize_training`, `_save`, `_save_checkpoint`,
+    `_save_rng_state`, `_load_from_checkpoint`, `_load_best_model`. Its attributes `_train_batch_size`,
+    `_memory_tracker` and `_created_lr_scheduler`. `_setup_devices` and `_VALID_DICT_FIELDS` of its arguments:
+    `training_args`.
 timm
     `_pos_embed` of its models, and what its constructors take: `timm_dcal`, `cait_dcal`, `eva_dcal`, `timm_args_dcal`.
 accelerate

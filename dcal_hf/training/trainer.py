@@ -18,13 +18,11 @@ from ..classes import class_names
 from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
+from .fine_tuning_trainer import FineTuningTrainer
 from .finite import FiniteWatch, as_step, image_labels
 from .inputs import check_best_metric, check_inputs, logged_metrics
-from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
 from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
-from .parameter_groups import parameter_groups, weight_matrix_names
-from .resumable_trainer import ResumableTrainer
 from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
 
@@ -56,11 +54,8 @@ class EpochCallback(TrainerCallback):
         control.should_log = control.should_log or args.logging_strategy == "steps"
 
 
-class DCALTrainer(ResumableTrainer):
-    """`Trainer` for DCAL models.
-
-    With `lora_rank`, the backbone has adapters only while `train` runs. They are merged into its weights when `train`
-    returns, and in every checkpoint.
+class DCALTrainer(FineTuningTrainer):
+    """`Trainer` for DCAL models. [`~dcal_hf.training.fine_tuning_trainer.FineTuningTrainer`] decides what it trains.
 
     The predictions passed to `compute_metrics` and returned by `predict` are the logits. If `compute_metrics` has a
     field `branches`, as [`~dcal_hf.metrics.ClassificationMetrics`] does, they are a tuple of the logits and the logits
@@ -106,9 +101,6 @@ class DCALTrainer(ResumableTrainer):
             train_dataset = DistractedDataset(train_dataset, distractor_dataset)
         if train_dataset is not None:
             train_dataset = self.listeners["dataset"] = SeededDataset(train_dataset, self.data_seed)
-        if args.freeze_backbone and model is not None:
-            model.base_model.backbone.requires_grad_(False)
-        self.has_adapters = False
         self.finite_watch = FiniteWatch(args.device)
         # On other devices, reading a value synchronizes with the device.
         self.checks_every_step = args.device.type == "cpu"
@@ -142,15 +134,6 @@ class DCALTrainer(ResumableTrainer):
     def evaluation_metrics(self) -> list[str] | None:
         """Names of the metrics of an evaluation; None if `compute_metrics` does not list its own as `metric_names`."""
         return logged_metrics(self.compute_metrics, self.eval_dataset)
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """As in `transformers.Trainer`; the new model is frozen and gets adapters like the one it replaces."""
-        model = super().call_model_init(trial)
-        if self.args.freeze_backbone:
-            model.base_model.backbone.requires_grad_(False)
-        if self.has_adapters:
-            self.adapters = add_lora(model, self.args.lora_rank, self.args.lora_targets)
-        return model
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the epoch of the sampler and data set, and logs how many images have no partner in PWCA."""
@@ -202,23 +185,11 @@ class DCALTrainer(ResumableTrainer):
             self.args.dataloader_drop_last, self.args.dataloader_persistent_workers = drop_last, persistent
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains with adapters if `lora_rank` is set, unless an evaluation has no `metric_for_best_model`."""
+        """Trains, unless an evaluation has no `metric_for_best_model`."""
         check_best_metric(self.args, self.evaluation_metrics())
-        output = self._train_adapters(*args, **kwargs) if self.args.lora_rank > 0 else super()._train(*args, **kwargs)
+        output = super()._train(*args, **kwargs)
         self.check_finite()
         return output
-
-    def _train_adapters(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
-        if self.model_init is None:
-            self.adapters = add_lora(self.model, self.args.lora_rank, self.args.lora_targets)
-        self.has_adapters = True
-        try:
-            return super()._train(*args, **kwargs)
-        finally:
-            self.adapters.merge_and_unload()
-            self.has_adapters = False
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
         prepared = super()._prepare_for_training(*args, **kwargs)
@@ -330,58 +301,10 @@ class DCALTrainer(ResumableTrainer):
             self.branch_losses.clear()
         super().log(logs, *args, **kwargs)
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Excludes biases, norms, CLS and other tokens, position embeddings, layer scales and log-variances."""
-        return weight_matrix_names(model)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in `transformers.Trainer`, with layer-wise learning rate decay if `layer_decay` is below 1."""
-        if self.optimizer is None and self.args.layer_decay < 1:
-            model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
-            kinds = {name: "undecayed" for name, _ in model.named_parameters() if name not in decayed}
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(
-                [
-                    {
-                        "params": group.parameters,
-                        "lr": group.scale * self.args.learning_rate,
-                        "weight_decay": 0.0 if group.kind == "undecayed" else self.args.weight_decay,
-                    }
-                    for group in parameter_groups(model, kinds, self.args.layer_decay)
-                ],
-                **kwargs,
-            )
-        return super().create_optimizer(model)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.has_adapters:
-            super()._save(output_dir, state_dict)
-            return
-        super()._save(output_dir, merged_state_dict(self.model))
-        save_adapted_layers(self.model, self.args.output_dir if output_dir is None else output_dir)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not self.checks_every_step:
             self.check_finite()
         super()._save_checkpoint(model, trial)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        # Checkpoints use the original names of ViT weights; only from_pretrained maps them back (transformers#48805).
-        model = self.model if model is None else model
-        state = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
-        if self.has_adapters:
-            state = with_adapted_layers(model, state, resume_from_checkpoint)
-        model.load_state_dict(state)
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_best_model()
-            return
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
 def check_distractors(model: nn.Module, pair_sampling: str) -> None:
