@@ -1,13 +1,11 @@
 """The recipe with a command line and a folder in Market-1501's layout, and the files it writes."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,55 +13,14 @@ from transformers import AutoConfig, AutoModel, ViTConfig, ViTImageProcessor, Vi
 
 from dcal_hf import DCALConfig, DCALForReID
 
-from helpers import TINY_SIZES, TINY_VIT
+from helpers import TINY_SIZES
 from processes import run_script
+from reid_runs import TINY, config_file, make_market, save_noise
 
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "run_reid.py"
-TINY = {**TINY_VIT, "initializer_range": 0.3}
-OPTIONS = {
-    "backbone_config": TINY,
-    "image_size": [16, 8],
-    "dataset_name": "market1501",
-    "padding": 2,
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 4,
-    "instances_per_identity": 2,
-    "use_cpu": True,
-    "ranked_queries": 0,
-}
 RANKS = ("map", "map_trapezoid", "minp", "rank1", "rank5", "rank10")
-
-
-def save(path: Path, identity: int, number: int) -> None:
-    """Noise on a shade of the identity, so that all images differ."""
-    rng = np.random.default_rng([identity, number])
-    pixels = np.random.default_rng(identity).integers(120, 136, 3) + rng.integers(-99, 100, (24, 12, 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-def make_market(root: Path, first: int = 1) -> Path:
-    """Market-1501's layout: 4 training and 3 test identities of two cameras each, distractors and junk."""
-    for identity in range(first, first + 7):
-        split = "bounding_box_train" if identity < first + 4 else "bounding_box_test"
-        for number in range(6):
-            save(root / split / f"{identity:04}_c{number % 2 + 1}s1_{number:06}_00.jpg", identity, number)
-        if identity >= first + 4:
-            save(root / "query" / f"{identity:04}_c1s1_{9:06}_00.jpg", identity, 9)
-    save(root / "query" / f"{first + 90:04}_c1s1_000009_00.jpg", first + 90, 9)
-    for number in range(3):
-        save(root / "bounding_box_test" / f"0000_c3s1_{number:06}_00.jpg", 900 + number, number)
-        save(root / "bounding_box_test" / f"-1_c3s1_{number:06}_00.jpg", 950 + number, number)
-    return root
-
-
-def config_file(tmp_path: Path, **options: object) -> str:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({**OPTIONS, "output_dir": str(tmp_path / "out"), **options}))
-    return str(config)
 
 
 @pytest.fixture
@@ -192,7 +149,7 @@ def test_two_processes_resume_and_evaluate_like_one(tmp_path, run_main):
 def test_a_custom_folder_with_the_trainers_schedule(tmp_path, run_main):
     for identity in range(8):
         for number in range(5):
-            save(tmp_path / "turtles" / f"turtle {identity}" / f"{number}.png", identity, number)
+            save_noise(tmp_path / "turtles" / f"turtle {identity}" / f"{number}.png", identity, number)
     arguments = ["--do_train", "--do_eval", "--schedule", "trainer", "--lr_scheduler_type", "linear"]
     folder = {"dataset_name": None, "data_dir": str(tmp_path / "turtles")}
     run_main(tmp_path, *arguments, "--optim", "adamw_torch", "--learning_rate", "1e-3", ranked_queries=2, **folder)
@@ -215,7 +172,7 @@ def test_evaluation_only_uses_all_individuals_by_default(
 ):
     for identity in range(14):
         for number in range(5):
-            save(tmp_path / "turtles" / "abcdefghijklmn"[identity] / f"{number}.png", identity, number)
+            save_noise(tmp_path / "turtles" / "abcdefghijklmn"[identity] / f"{number}.png", identity, number)
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
     options = {"dataset_name": None, "data_dir": str(tmp_path / "turtles"), "disable_tqdm": True, **source}
     run_main(tmp_path, "--do_eval", **options, **({} if fraction is None else {"test_fraction": fraction}))
@@ -232,9 +189,9 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
     rows = ["path,identity,bbox,date"]
     for number in range(24):
         pair = [f"turtle {(number + 4 * place) % 8}" for place in range(2)]
-        save(tmp_path / "turtles" / f"{number}.png", number % 4, number)
+        save_noise(tmp_path / "turtles" / f"{number}.png", number % 4, number)
         rows += [f'{number}.png,{name},"[0, {12 * place}, 12, 12]",' for place, name in enumerate(pair)]
-    save(tmp_path / "turtles" / "unknown.png", 9, 0)
+    save_noise(tmp_path / "turtles" / "unknown.png", 9, 0)
     (tmp_path / "turtles" / "broken.png").write_text("no image")
     rows += ["unknown.png,unknown,,", "broken.png,turtle 0,,"]
     table = tmp_path / "turtles" / "turtles.csv"
@@ -264,22 +221,6 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
         assert read_json(tmp_path / "far" / "all_results.json")["eval_baus"] == 0
 
 
-@pytest.mark.parametrize(
-    ("option", "sentence"),
-    [
-        ({"metric_for_best_model": "acc"}, "metric_for_best_model='acc' is no metric of the evaluation: it has map, "),
-        ({"instances_per_identity": 3}, "does not divide into identities"),
-        ({"query_expansion": 999}, "--query_expansion 999: the gallery has "),
-    ],
-)
-@pytest.mark.usefixtures("few_drawn")
-def test_options_are_checked_before_the_images(tmp_path, run_main, capsys, option, sentence):
-    options = {"dataset_name": "drawn", "disable_tqdm": True, "eval_strategy": "epoch", **option}
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        run_main(tmp_path, "--do_train", **options)
-    assert "Checked" not in capsys.readouterr().out
-
-
 def test_distractors_from_a_folder(tmp_path, run_main):
     others = make_market(tmp_path / "others", first=30) / "query"
     (others / "broken.jpg").write_bytes(b"no image")
@@ -301,74 +242,14 @@ def test_fine_tuning_an_encoder_and_then_other_identities(tmp_path, run_main):
     assert not (tmp_path / "out" / "README.md").exists()
 
     for identity in range(8):
-        save(tmp_path / "others" / f"{identity % 4}" / f"{identity}.png", identity % 4, identity)
-        save(tmp_path / "others" / f"{identity % 4 + 4}" / f"{identity}.png", identity % 4 + 4, identity)
+        save_noise(tmp_path / "others" / f"{identity % 4}" / f"{identity}.png", identity % 4, identity)
+        save_noise(tmp_path / "others" / f"{identity % 4 + 4}" / f"{identity}.png", identity % 4 + 4, identity)
     source = {"backbone_config": None, "model_name_or_path": str(tmp_path / "out"), "ignore_mismatched_sizes": True}
     source |= {"dataset_name": None, "data_dir": str(tmp_path / "others"), "output_dir": str(tmp_path / "next")}
     with pytest.raises(ValueError, match=r"--image_size: .* takes images of 16 x 8 pixels, .*; leave out the option"):
         run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, image_size=16, **source)
     run_main(tmp_path, "--do_train", test_fraction=0.2, max_steps=1, **source)
     assert len(read_json(tmp_path / "next" / "config.json")["id2label"]) > 4
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "sentence"),
-    [
-        ([], {"data_dir": "."}, "Nothing to do: give --do_train or --do_eval."),
-        (["--do_train"], {"dataset_name": None}, "Give the images: --dataset_name, or --data_dir"),
-        (["--do_train"], {}, "'market1501' needs data_dir"),
-        (["--do_eval"], {"data_dir": "nowhere"}, "the folder nowhere does not exist; check data_dir"),
-        (["--do_train"], {"dataset_name": "drawn", "no_such_option": 1}, "no_such_option"),
-        (["--do_train"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
-        (["--do_train"], {"dataset_name": "drawn", "neck_feature": "beside"}, "neck_feature='beside' is unknown"),
-        (["--do_train"], {"dataset_name": "drawn", "instances_per_identity": 3}, "does not divide into identities"),
-        (["--do_train"], {"dataset_name": "drawn", "instances_per_identity": 0}, "instances_per_identity=0 must be"),
-        (["--do_eval"], {"dataset_name": "drawn", "query_expansion": 999}, "--query_expansion 999: the gallery has "),
-        (["--do_eval"], {"dataset_name": "drawn", "query_expansion": -1}, "query_expansion=-1 and query_expansion_a"),
-        (["--do_eval"], {"dataset_name": "drawn", "ranked_matches": 0}, "--ranked_matches 0: it must be at least 1"),
-        (["--do_train"], {"dataset_name": "drawn", "optim": "adamw_torch"}, "give --schedule trainer"),
-        (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
-    ],
-)
-@pytest.mark.usefixtures("few_drawn")
-def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, options, sentence):
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
-        run_main(tmp_path, *arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--do_train", "--test_fraction", "1"], "turtles to train on: choose another"),
-        (["--do_train", "--do_eval", "--test_fraction", "0"], "turtles to test on: choose another"),
-        (["--do_eval", "--test_fraction", "1.5"], "--test_fraction 1.5: it must be from 0 to 1."),
-        (["--do_eval", "--test_fraction", "-0.1"], "--test_fraction -0.1: it must be from 0 to 1."),
-        (["--do_eval", "--test_fraction", "nan"], "--test_fraction nan: it must be from 0 to 1."),
-    ],
-)
-def test_a_fraction_that_leaves_no_identity_raises_a_clear_error(tmp_path, run_main, arguments, sentence):
-    for identity in range(4):
-        for number in range(3):
-            save(tmp_path / "turtles" / f"{identity}" / f"{number}.png", identity, number)
-    with pytest.raises(ValueError, match=re.escape(sentence)):
-        run_main(tmp_path, *arguments, dataset_name=None, data_dir=str(tmp_path / "turtles"))
-
-
-def test_new_individuals_need_a_threshold_and_queries(tmp_path, run_main):
-    """Before training. Of each individual in the gallery there is one image, so no threshold can be chosen."""
-    rows = ["image,identity,split"]
-    for number in range(6):
-        save(tmp_path / f"{number}.png", number, number)
-        rows.append(f"{number}.png,{number % 3},{'query' if number > 2 else 'train'}")
-    save(tmp_path / "new.png", 7, 7)
-    for name, more in {"closed": [], "open": ["new.png,7,query"]}.items():
-        (tmp_path / f"{name}.csv").write_text("\n".join(rows + more))
-    options = {"instances_per_identity": 2, "dataset_name": str(tmp_path / "open.csv"), "protocol": "open_set"}
-    with pytest.raises(ValueError, match="no two images of one individual .* give --open_set_threshold"):
-        run_main(tmp_path, "--do_train", "--do_eval", **options)
-    options |= {"dataset_name": str(tmp_path / "closed.csv"), "protocol": "closed_set"}
-    with pytest.raises(ValueError, match="--open_set needs queries of individuals that the gallery lacks"):
-        run_main(tmp_path, "--do_train", "--do_eval", "--open_set", **options)
 
 
 @pytest.mark.parametrize("arguments", [["--freeze_backbone"], ["--layer_decay", "0.75"], ["--lora_rank", "2"]])
