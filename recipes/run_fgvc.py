@@ -24,31 +24,22 @@ if __name__ == "__main__":
     raise SystemExit(run_script(__file__))
 
 import os
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import datasets
-from arguments import ModelArguments, parse_arguments, require_at_least
+from arguments import ModelArguments, parse_arguments
 from attention_examples import save_attention
-from before import CHECK_FILE, CheckArguments, check_data, common_folder, load_distractors, print_splits
-from common import (
-    check_names,
-    dataset_title,
-    hyperparameters,
-    load_model,
-    model_card_facts,
-    save_model_card,
-    start_run,
-    train,
-)
+from before import CHECK_FILE, check_data, common_folder, load_distractors, print_splits
+from common import check_names, hyperparameters, load_model, model_card_facts, save_model_card, start_run, train
 from console import counted, print_epochs, print_outputs, print_results, result_rows
+from fgvc_arguments import DataArguments
 from scipy.special import softmax
 from temperature import calibration_metrics, describe_calibration, main_scores, save_temperature
 from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
-from dcal_hf.data import OFFICIAL_FGVC, load_fgvc, with_classes
+from dcal_hf.data import load_fgvc, with_classes
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import ModelCardFacts
@@ -65,100 +56,6 @@ OUTPUTS = {
     "predict_predictions.csv": "the same for the test split",
     CHECK_FILE: "images with problems",
 }
-
-
-@dataclass
-class DataArguments(CheckArguments):
-    """Data set and augmentation."""
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "`cub200`, `stanford_cars` or `fgvc_aircraft`, from --data_dir or, without it, from the Hub; the "
-            "Hub ID of another data set; or `drawn` for the built-in synthetic one."
-        },
-    )
-    dataset_config_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Configuration of the Hub data set; for `fgvc_aircraft` the level of its classes: `variant` (the "
-            "default), `family` or `manufacturer`."
-        },
-    )
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with train/<class>/*, validation/<class>/* and test/<class>/*, or the official folder of "
-            "--dataset_name; or an archive of either (.tar, .tar.gz, .tgz, .zip)."
-        },
-    )
-    train_dir: str | None = field(default=None, metadata={"help": "Training images, in a subfolder per class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Validation images, in a subfolder per class."})
-    image_column_name: str = field(default="image", metadata={"help": "Name of the image column."})
-    label_column_name: str = field(default="label", metadata={"help": "Name of the class column."})
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Fraction of train to use for validation if there is no validation split."}
-    )
-    eval_split: str = field(
-        default="validation",
-        metadata={"help": "Split to evaluate on; with `test`, training uses all of train, as in the papers."},
-    )
-    split_seed: int = field(default=42, metadata={"help": "Seed for splitting train."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of evaluation images."})
-    max_unpacked_bytes: int | None = field(
-        default=None,
-        metadata={"help": "Largest unpacked size of an archive; by default 100 times its size, or 100 MiB."},
-    )
-    resize_ratio: float = field(
-        default=550 / 448, metadata={"help": "Resize images to this multiple of the input size before the crop."}
-    )
-    auto_augment: str | None = field(
-        default=None, metadata={"help": "RandAugment policy of timm, e.g. rand-m9-mstd0.5-inc1."}
-    )
-    color_jitter: float = field(default=0.0, metadata={"help": "Strength of the colour jitter."})
-    random_erasing: float = field(default=0.0, metadata={"help": "Probability of random erasing."})
-    distractor_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder of images of another data set to use as PWCA distractors, not training images."},
-    )
-    attention_images: int = field(
-        default=6, metadata={"help": "Number of images in attention.png; 0 writes no figure and needs no matplotlib."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.dataset_name is None and self.data_dir is None and self.train_dir is None:
-            raise ValueError("Give the images: --dataset_name, --data_dir (a folder of splits) or --train_dir.")
-        # With the ratio below 1, there would be fewer pixels than the crop takes.
-        require_at_least(1, self, "max_train_samples", "max_eval_samples", "resize_ratio")
-        require_at_least(0, self, "attention_images", "color_jitter", "split_seed")
-        require_at_least(0, self, "train_val_split", "random_erasing", at_most=1)
-
-    @property
-    def folders(self) -> str | dict[str, str] | None:
-        if self.train_dir is None:
-            return self.data_dir
-        folders = {"train": self.train_dir, "validation": self.validation_dir}
-        return {split: folder for split, folder in folders.items() if folder is not None}
-
-    @property
-    def layout(self) -> str | None:
-        """The published data set whose layout `data_dir` has."""
-        return self.dataset_name if self.dataset_name in OFFICIAL_FGVC and self.data_dir is not None else None
-
-    @property
-    def title(self) -> str:
-        return dataset_title(self.dataset_name, self.data_dir or self.train_dir, self.layout)
-
-    @property
-    def has_class_folders(self) -> bool:
-        """Whether the data set is a folder (or its archive) with a subfolder per class."""
-        return self.dataset_name in (None, "imagefolder") or Path(self.dataset_name).exists()
-
-    def split_title(self, split: str | None = None) -> str:
-        return f"{self.title}, {split or self.eval_split}"
-
 
 ARGUMENTS = (ModelArguments, DataArguments, DCALTrainingArguments)
 
@@ -206,7 +103,7 @@ def main() -> None:
         evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"), temperature)
     if trainer.is_world_process_zero():
         report(trainer, dataset, output, model_args, data_args)
-        print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args, data_args))
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
 
@@ -256,7 +153,7 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def next_commands(training_args: DCALTrainingArguments, data_args: DataArguments) -> dict[str, str]:
+def next_commands(training_args: DCALTrainingArguments) -> dict[str, str]:
     """Commands that use the model."""
     predict = f"dcal predict --model_name_or_path {training_args.output_dir} --output_dir answer --images"
     return {
