@@ -5,10 +5,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from accelerate.utils import broadcast_object_list
 from arguments import require_at_least
 from console import counted
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -25,6 +25,7 @@ from dcal_hf.data import (
 )
 from dcal_hf.files import save_table
 from dcal_hf.training import IdentityBalancedSampler
+from dcal_hf.training.processes import on_main_process
 
 
 CHECK_FILE = "data_check.csv"
@@ -83,23 +84,19 @@ def check_data(
     used = DatasetDict({split: dataset[split] for split in splits})
     if distractors is not None:
         used["distractors"] = distractors
-    is_main = training_args.process_index == 0
+    start = time.monotonic()
+    inspect = partial(
+        inspect_images,
+        used,
+        class_column,
+        decode=check_args.check_files == "full",
+        max_pixels=check_args.max_pixels,
+        progress=not training_args.disable_tqdm,
+    )
     # Only the main process reads the images; all processes must leave out the same ones.
-    shared = [None]
-    if is_main:
-        start = time.monotonic()
-        shared = [
-            inspect_images(
-                used,
-                class_column,
-                decode=check_args.check_files == "full",
-                max_pixels=check_args.max_pixels,
-                progress=not training_args.disable_tqdm,
-            )
-        ]
-        seconds = time.monotonic() - start
-    findings = broadcast_object_list(shared)[0]
-    if is_main:
+    findings = on_main_process(inspect)
+    seconds = time.monotonic() - start
+    if training_args.process_index == 0:
         misplaced = misplaced_images(image_paths(dataset)) if has_class_folders else []
         print(f"Checked {counted(sum(map(len, used.values())), 'image')} in {seconds:.1f} s.")
         report(findings, misplaced, check_args.skip_broken, common_folder(dataset), training_args.output_dir)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,6 +19,7 @@ from ..metrics.retrieval import distance_metrics, retrieval_metrics
 from ..retrieval.embedding import embed_batch
 from ..retrieval.query_expansion import expand_queries
 from .parameter_groups import parameter_groups
+from .processes import on_main_process
 from .reid_training_args import DCALReIDTrainingArguments
 from .samplers import IdentityBalancedSampler
 from .trainer import DCALTrainer
@@ -152,9 +152,8 @@ class DCALReIDTrainer(DCALTrainer):
         self._memory_tracker.start()
         start = time.time()
         self.embeddings = {name: self.embed(dataset, name) for name, dataset in sets.items()}
-        metrics = [self.score(sets) if self.is_world_process_zero() else None]
-        broadcast_object_list(metrics)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics[0].items()}
+        scores = on_main_process(lambda: self.score(sets))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics.update(speed_metrics(metric_key_prefix, start, num_samples=sum(map(len, sets.values()))))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -155,6 +155,13 @@ def test_sharded_runs_resume(tmp_path, options):
     assert [line["loss"] for line in uninterrupted["log"]] == pytest.approx(losses, rel=2e-3)
 
 
+def test_an_evaluation_that_cannot_be_scored_ends_both_processes(tmp_path):
+    """The first process scores. The other must not wait for its result."""
+    run_script(WORKER.with_name("unscored_worker.py"), tmp_path, processes=2)
+    first, second = ((tmp_path / rank).read_text() for rank in "01")
+    assert first == second and "None of the 4 queries can be scored" in first
+
+
 def test_gradient_accumulation_equals_one_batch(tmp_path):
     """The pairs are the same if the batch is divided into even parts."""
     weights = []
