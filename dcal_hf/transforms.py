@@ -101,8 +101,9 @@ class TrainTransform:
             v2.RandomHorizontalFlip(),
         ]
         if self.auto_augment is not None:
-            mean = tuple(round(255 * value) for value in processor.image_mean)
-            steps.append(rand_augment_transform(self.auto_augment, {"img_mean": mean}))
+            mean, _ = _mean_and_std(processor)
+            filling = {"img_mean": tuple(round(255 * value) for value in mean)}
+            steps.append(rand_augment_transform(self.auto_augment, filling))
         if self.color_jitter > 0:
             steps.append(v2.ColorJitter(*[self.color_jitter] * 3))
         self.pipeline = v2.Compose(steps + _tensor_steps(processor, self.random_erasing))
@@ -211,13 +212,16 @@ def _affine(size: tuple[int, int], strength: float) -> list[Callable]:
     ]
 
 
+def _mean_and_std(processor: BaseImageProcessor) -> tuple[list[float], list[float]]:
+    """What the processor subtracts from pixels from 0 to 1, and then divides them by, for each channel."""
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0] * 3, [1] * 3)
+    return [value / scale for value in mean], [value / scale for value in std]
+
+
 def _tensor_steps(processor: BaseImageProcessor, random_erasing: float) -> list[Callable]:
-    """Converts a PIL image to normalised pixels, with optional random erasing."""
-    steps = [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(processor.image_mean, processor.image_std),
-    ]
+    """Converts a PIL image to a tensor as the processor does, with optional random erasing."""
+    steps = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_mean_and_std(processor))]
     if random_erasing > 0:
         steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
     return steps

@@ -50,6 +50,26 @@ def test_a_saved_processor_prepares_images_as_in_evaluation(processor, tmp_path)
     assert torch.equal(loaded(noise(), return_tensors="pt")["pixel_values"][0], evaluated)
 
 
+@pytest.mark.parametrize(
+    ("options", "factor", "mean", "std"),
+    [
+        ({"image_mean": [0.2, 0.4, 0.6], "image_std": [0.1, 0.2, 0.3]}, 1 / 255, [0.2, 0.4, 0.6], [0.1, 0.2, 0.3]),
+        ({"do_normalize": False}, 1 / 255, 0, 1),
+        ({"do_rescale": False, "image_mean": [120] * 3, "image_std": [60] * 3}, 1, 120, 60),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}, 1 / 127.5, 1, 1),
+    ],
+    ids=["usual", "not normalised", "not rescaled", "rescaled to 2"],
+)
+def test_training_and_evaluation_scale_pixels_as_the_processor_says(options, factor, mean, std):
+    processor = reid_processor(ViTImageProcessor(**options), SIZE)
+    image = noise(*SIZE)
+    expected = (np.asarray(image, dtype=np.float64) * factor - mean) / std
+    train = ReIDTrainTransform(processor, padding=0, random_erasing=0, horizontal_flip=0)
+    for transform in (train, EvalTransform(processor)):
+        (pixels,) = transform({"image": [image], "label": [0]})["pixel_values"]
+        np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_augmentation_training_is_the_resize_and_its_flip(processor):
     transform = ReIDTrainTransform(processor, padding=0, random_erasing=0)
     resized = as_tensor(noise().resize(SIZE[::-1], Image.Resampling.BICUBIC))
