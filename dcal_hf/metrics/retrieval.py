@@ -144,7 +144,7 @@ def _score(
     if not len(scored):
         raise ValueError(protocol.why_no_match())
     num_negatives = sum(len(protocol.kept) - len(matches[query]) - len(ignored[query]) for query in scored)
-    allowed = [math.floor(round(fpr * num_negatives, 6)) for fpr in fprs]
+    allowed = [num_accepted(fpr, num_negatives) for fpr in fprs]
     nearest_negatives = Smallest(max(allowed, default=0) + 1)
     match_ranks, match_distances = [], []
     for query, row in zip(scored, _rows(distances, scored, chunk_size), strict=True):
@@ -200,6 +200,12 @@ def _rank_metrics(match_ranks: list[np.ndarray], cmc_ranks: Sequence[int]) -> di
     columns |= {"r_precision": r_precision, "map_at_r": map_at_r}
     means = {name: float(np.mean(column)) for name, column in columns.items()}
     return means | {f"rank{rank}": float((first <= rank).mean()) for rank in cmc_ranks}
+
+
+def num_accepted(rate: float, num_pairs: int) -> int:
+    """The largest number of pairs whose share of all pairs does not exceed a rate below 1."""
+    # Rounded first, because 0.29 * 100 is slightly below 29 in floating point. That must not accept all pairs.
+    return min(math.floor(round(rate * num_pairs, 6)), max(num_pairs - 1, 0))
 
 
 def _verification_metrics(

@@ -16,7 +16,7 @@ from ..files import write_atomically
 from ..integrity import parse_description
 from ..metrics.distances import FeatureDistances
 from ..metrics.protocol import JUNK_IDENTITY, Column, RetrievalProtocol
-from ..metrics.retrieval import QUERIES_PER_CHUNK, Smallest
+from ..metrics.retrieval import QUERIES_PER_CHUNK, Smallest, num_accepted
 from ..version import __version__
 
 
@@ -127,7 +127,7 @@ def calibrate(
     protocol, kept = _protocol(identities, cameras, images, len(embeddings))
     is_distractor = np.isin(protocol.query_ids, distractor_ids)
     num_different = _num_different_pairs(protocol.query_ids)
-    allowed = _num_accepted(false_accept_rate, num_different, dataset)
+    allowed = _num_allowed(false_accept_rate, num_different, dataset)
     same, different = _squared_distances(np.asarray(embeddings)[kept], protocol, is_distractor, allowed + 1)
     if not len(same):
         raise ValueError(
@@ -178,11 +178,15 @@ def _num_different_pairs(identities: np.ndarray) -> int:
     return int(len(identities) ** 2 - (counts ** 2).sum()) // 2
 
 
-def _num_accepted(false_accept_rate: float, num_different: int, dataset: str) -> int:
-    """The number of pairs of different individuals that may be accepted."""
+def _num_allowed(false_accept_rate: float, num_different: int, dataset: str) -> int:
+    """The number of pairs of different individuals that may be accepted.
+
+    Raises:
+        ValueError: If the rate is not between 0 and 1, or so low that it is none.
+    """
     if not 0 < false_accept_rate < 1:
         raise ValueError(f"The false-accept rate must be above 0 and below 1, got {false_accept_rate:g}.")
-    allowed = math.floor(round(false_accept_rate * num_different, 6))
+    allowed = num_accepted(false_accept_rate, num_different)
     if allowed < 1:
         raise ValueError(
             f"A false-accept rate of {false_accept_rate:g} needs at least {math.ceil(1 / false_accept_rate):,} pairs "

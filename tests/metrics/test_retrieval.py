@@ -201,6 +201,14 @@ def test_without_negatives_every_pair_is_accepted():
     assert (result["tpr_at_fpr_1e-4"], result["threshold_at_fpr_1e-4"]) == (1.0, math.inf)
 
 
+@pytest.mark.parametrize("fpr", [0.999, 1 - 1e-9, 1 - 2**-53])
+def test_a_rate_below_1_never_accepts_all_negatives(fpr):
+    row = [float(number) for number in range(21)]
+    result = distance_metrics(MatrixDistances([row]), [3], [3, *[5] * 20], fprs=(fpr,))
+    (threshold,) = (value for name, value in result.items() if name.startswith("threshold"))
+    assert threshold == max(number for number in row[1:] if np.mean(np.array(row[1:]) < number) <= fpr)
+
+
 def test_chunks_do_not_change_the_result():
     generator = np.random.default_rng(1)
     query, gallery = (generator.normal(size=(n, 48)).astype(np.float32) for n in (300, 2500))

@@ -59,6 +59,16 @@ def test_equals_loop_over_pairs(monkeypatch, seed, names, rate):
     assert (result.num_images, result.num_identities) == ((identities != -1).sum(), len(individuals))
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.99, 0.999999, 1 - 1e-9, 1 - 2**-53])
+def test_a_rate_below_1_never_accepts_all_pairs(rate):
+    """Also where the product of the rate and the 15 pairs of different individuals rounds to 15."""
+    embeddings, identities = np.arange(8.0)[:, None] ** 2, [1, 1, 1, 1, 1, 2, 2, 2]
+    _, different = loop_pairs(embeddings, identities)
+    result = calibrate(embeddings, identities, false_accept_rate=rate, **SOURCE)
+    shares = {threshold: np.mean(different < threshold) for threshold in different}
+    assert result.threshold == max(threshold for threshold, share in shares.items() if share <= rate)
+
+
 def test_pairs_at_the_threshold_are_rejected():
     # Four of the nine pairs of different individuals may be accepted, but all nine have the same distance.
     embeddings = np.array([[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]])
