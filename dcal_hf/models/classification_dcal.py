@@ -80,16 +80,9 @@ class DCALForImageClassification(DCALForBranches):
                 Replaces the cross-entropy: computes the loss of a branch from its logits in float32 and its labels.
         """
         criterion = criterion or partial(nn.functional.cross_entropy, label_smoothing=smoothing)
-        fields = self.run_branches(
-            pixel_values,
-            labels,
-            pairs,
-            pair_noise,
-            criterion,
-            output_rollout=output_rollout,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        asked = (output_rollout, output_hidden_states, output_attentions)
+        outputs = self.dcal(pixel_values, pairs, pair_noise, *asked, return_dict=True)
+        fields = self.score_branches(outputs, labels, pairs, criterion)
         logits = [fields[f"{name}_logits"] for name in self.config.inference_branches]
         return DCALImageClassifierOutput(logits=mean_probability_logits(logits), **fields)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .configuration_dcal import DCALConfig
 from .loss_dcal import branch_labels, counted_branches, make_loss_weights, total_loss
 from .modeling_dcal import DCALModel, DCALPreTrainedModel
+from .outputs_dcal import DCALModelOutput
 from .validation_dcal import BRANCHES
 
 
@@ -58,24 +59,21 @@ class DCALForBranches(DCALPreTrainedModel):
         """Computes the loss of one branch, a scalar."""
         return criterion(logits.float(), target)
 
-    def run_branches(
+    def score_branches(
         self,
-        pixel_values: Tensor,
+        outputs: DCALModelOutput,
         labels: Tensor | None,
         pairs: Tensor | None,
-        pair_noise: bool,
         criterion: Callable[[Tensor, Tensor], Tensor],
-        **outputs_asked: bool | None,
     ) -> dict[str, Any]:
-        """Runs the branches and returns the output fields that all task models share.
+        """Computes logits and losses of the branches that ran; returns the output fields that all task models share.
 
         Args:
-            pixel_values, pairs, pair_noise: As in `DCALModel`.
+            outputs (`DCALModelOutput`): The output of the base model.
             labels (`Tensor`, *optional*): Labels of the images.
+            pairs (`Tensor` of shape `(P, 2)`, *optional*): Those of the base model.
             criterion (`Callable`): Computes the loss of a branch from its logits in float32 and its labels.
-            outputs_asked (`bool`): `output_rollout`, `output_hidden_states` and `output_attentions` of `DCALModel`.
         """
-        outputs = self.dcal(pixel_values, pairs, pair_noise, return_dict=True, **outputs_asked)
         features = {name: getattr(outputs, f"{name}_embedding") for name in BRANCHES}
         features = {name: feature for name, feature in features.items() if feature is not None}
         targets = None if labels is None else branch_labels(labels, pairs)

@@ -314,11 +314,11 @@ class DCALModel(DCALPreTrainedModel):
         batch_size, attend = hidden_states.shape[0], self.attend
         paired = paired_images(pairs, pair_noise, hidden_states)
         blocks = self.encoder.blocks
+        keep = (lambda state: None) if kept_states is None else kept_states.append
         num_shared = len(blocks) - 1 if self.encoder.has_cls else len(blocks)
         first = len(blocks) if paired is None else len(blocks) - self.config.num_pwca_blocks
         for depth, block in enumerate(blocks[:num_shared]):
-            if kept_states is not None:
-                kept_states.append(hidden_states[:batch_size])
+            keep(hidden_states[:batch_size])
             if depth == first:
                 hidden_states = torch.cat([hidden_states, hidden_states.index_select(0, paired)])
             kwargs = {"attend": attend, "record": records.get(depth), "pair_noise": pair_noise}
@@ -327,14 +327,12 @@ class DCALModel(DCALPreTrainedModel):
         tokens, pair_tokens = hidden_states[:batch_size], None
         if paired is not None:
             pair_tokens = hidden_states[batch_size:] if first < num_shared else tokens.index_select(0, paired)
-        if kept_states is not None:
-            kept_states.append(tokens)
+        keep(tokens)
         for depth, block in enumerate(blocks[num_shared:], start=num_shared):
             if paired is not None:
                 pair_tokens = self.run_last_block_for_pairs(block, pair_tokens, rotary, attend, pair_noise)
             tokens = self.encoder.run(block, tokens, rotary, attend=attend, record=records.get(depth))
-            if kept_states is not None:
-                kept_states.append(tokens)
+            keep(tokens)
         return tokens, pair_tokens, rotary
 
     def run_last_block_for_pairs(

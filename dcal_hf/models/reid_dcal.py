@@ -104,16 +104,9 @@ class DCALForReID(DCALForBranches):
             criterion (`Callable`):
                 Identity loss, added to the triplet loss: takes a branch's logits in float32 and its labels.
         """
-        fields = self.run_branches(
-            pixel_values,
-            labels,
-            pairs,
-            pair_noise,
-            criterion,
-            output_rollout=output_rollout,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        asked = (output_rollout, output_hidden_states, output_attentions)
+        outputs = self.dcal(pixel_values, pairs, pair_noise, *asked, return_dict=True)
+        fields = self.score_branches(outputs, labels, pairs, criterion)
         return DCALReIDOutput(**fields)
 
     def branch_logits(self, features: dict[str, Tensor], targets: dict[str, Tensor] | None) -> dict[str, Tensor]:
