@@ -1,7 +1,6 @@
 """Writes the folder of a Hugging Face Space: the page, the code that it needs, the checkpoint and the gallery."""
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import dcal_hf
 from dcal_hf.data import open_image
+from dcal_hf.models.loading_dcal import read_index
 from dcal_hf.retrieval import VERIFICATION_FILE, GalleryIndex
 
 
@@ -96,10 +96,9 @@ def write_files(demo: Demo, folder: Path) -> None:
 
 def checkpoint_files(demo: Demo, folder: Path) -> list[str]:
     """The files of a checkpoint that the demo has read. Others are not published."""
-    names = ["config.json", PROCESSOR_FILE, SAFE_WEIGHTS_NAME]
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        names[-1:] = [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(index["weight_map"].values()))]
+    shards = read_index(str(folder))
+    weights = [SAFE_WEIGHTS_INDEX_NAME, *shards] if shards else [SAFE_WEIGHTS_NAME]
+    names = ["config.json", PROCESSOR_FILE, *weights]
     names += [TEMPERATURE_FILE] if demo.temperature != 1 else []
     return names + ([VERIFICATION_FILE] if demo.threshold is not None else [])
 

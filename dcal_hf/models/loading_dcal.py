@@ -57,39 +57,41 @@ def naming_encoder(source: str) -> Iterator[None]:
             raise ValueError(f"{source}: {error}") from error
 
 
-def check_index(source: str) -> None:
-    """Checks the list of the weights' files in a folder, if they are in several files.
+def read_index(source: str) -> list[str]:
+    """The names of the weights' files in a folder, if they are in several files; otherwise none.
 
     Raises:
-        ValueError: If it is damaged, or lists files that are missing or outside of the folder; the message names it.
+        ValueError: If their list is damaged, or has files that are missing or outside of the folder; the message names
+            it.
     """
     index = Path(source, SAFE_WEIGHTS_INDEX_NAME)
     if Path(source, SAFE_WEIGHTS_NAME).is_file() or not index.is_file():
-        return
-    damage = _find_damage(index)
-    if damage is not None:
+        return []
+    try:
+        return _listed_files(index)
+    except ValueError as error:
         raise ValueError(
-            f"The checkpoint {source} is damaged: {SAFE_WEIGHTS_INDEX_NAME} {damage}: download it again."
-        )
+            f"The checkpoint {source} is damaged: {SAFE_WEIGHTS_INDEX_NAME} {error}: download it again."
+        ) from error
 
 
-def _find_damage(index: Path) -> str | None:
+def _listed_files(index: Path) -> list[str]:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return "is not valid JSON"
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is not valid JSON") from error
     content = content if isinstance(content, dict) else {}
     files, metadata = content.get("weight_map"), content.get("metadata")
     is_map = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
     if not is_map or not files or not isinstance(metadata, dict):
-        return "does not list the files of the weights"
-    present = {path.name for path in index.parent.iterdir() if path.is_file()}
-    for file in sorted(set(files.values())):
-        if Path(file).name != file:
-            return f"lists {_quoted(file)}, which is no file of this folder"
-        if file not in present:
-            return f"lists {_quoted(file)}, which is missing"
-    return None
+        raise ValueError("does not list the files of the weights")
+    names, present = sorted(set(files.values())), {path.name for path in index.parent.iterdir() if path.is_file()}
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"lists {_quoted(name)}, which is no file of this folder")
+        if name not in present:
+            raise ValueError(f"lists {_quoted(name)}, which is missing")
+    return names
 
 
 def _quoted(file: str) -> str:
@@ -160,8 +162,8 @@ __all__ = [
     "check_complete",
     "check_encoder",
     "check_finite",
-    "check_index",
     "find_non_finite",
     "naming",
     "naming_encoder",
+    "read_index",
 ]

@@ -22,9 +22,9 @@ from .loading_dcal import (
     check_complete,
     check_encoder,
     check_finite,
-    check_index,
     naming,
     naming_encoder,
+    read_index,
 )
 from .loss_dcal import UncertaintyWeights
 from .neck_dcal import join_embeddings, make_necks
@@ -91,7 +91,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         source = str(pretrained_model_name_or_path)
         options = {"output_loading_info": True, "use_safetensors": True, **kwargs}
         with naming(source):
-            check_index(source)
+            read_index(source)
             model, info = super().from_pretrained(source, *args, **options)
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
             check_complete(model, source, info)
@@ -152,7 +152,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         source = None
         if not is_config:
             with naming(str(backbone)):
-                check_index(str(backbone))
+                read_index(str(backbone))
                 source, info = AutoModel.from_pretrained(
                     backbone, config=source_config, output_loading_info=True, **pretrained_kwargs
                 )
