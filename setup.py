@@ -21,8 +21,8 @@ INSTALL_REQUIRES = [
     "timm>=1.0.30,<2",
     # Up to 1.13, results of a search depend on the number of queries in it.
     "faiss-cpu>=1.14.2,<2",
-    # timm's RandAugment posterizes to 0 bits, which Pillow 13 rejects.
-    # AVIF is read from 11.3 on.
+    # AVIF is read from 11.3 on. Pillow 13.0 rejects an image at 0 bits, to which RandAugment of timm 1.0.31 posterizes
+    # one in some 500; and gradio 6 excludes it.
     "pillow>=11.3,<13",
     # The pyarrow of datasets does not support NumPy 1.
     "numpy>=2.0,<3",
@@ -35,9 +35,9 @@ EXTRAS = {
     # Shapes Arabic and other scripts; reads all fonts of a collection.
     "pictures": ["matplotlib>=3.11,<4"],
     "peft": ["peft>=0.20,<1"],
-    # Newer ones need Pillow 11.
+    # Older ones were not tried.
     "heic": ["pillow-heif>=0.22,<2"],
-    # Older ones were not tried; onnxruntime 1.24.1 and onnx 1.20 are what BoxMOT 25 pins.
+    # Nor were older ones of these; onnxruntime 1.24.1 and onnx 1.20 are what BoxMOT 25 pins.
     "export": ["onnx>=1.20,<2", "onnxruntime>=1.24.1,<2", "onnxscript>=0.7,<1"],
     "demo": ["gradio>=6,<7", "matplotlib>=3.11,<4"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
