@@ -37,7 +37,7 @@ EXTRAS = {
     "peft": ["peft>=0.20,<1"],
     # Older ones were not tried.
     "heic": ["pillow-heif>=0.22,<2"],
-    # Nor were older ones of these; onnxruntime 1.24.1 and onnx 1.20 are what BoxMOT 25 pins.
+    # Older ones were not tried; onnxruntime 1.24.1 and onnx 1.20 are what BoxMOT 25 pins.
     "export": ["onnx>=1.20,<2", "onnxruntime>=1.24.1,<2", "onnxscript>=0.7,<1"],
     "demo": ["gradio>=6,<7", "matplotlib>=3.11,<4"],
     "quality": ["flake8>=7,<8", "isort>=6,<9"],
