@@ -99,7 +99,7 @@ import contextlib, io, json, pathlib, sys
 sys.modules["dcal_hf"] = None   # any import of the package fails
 sys.modules["timm"] = None   # and of timm, until a timm encoder is loaded
 import torch
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.utils import is_timm_available
 answers = {}
 for folder in sys.argv[1:]:
@@ -127,10 +127,26 @@ for folder in sys.argv[1:]:
         "refusal": refusal, "module": type(model).__module__, "embeddings": embeddings.tolist(),
         "output": getattr(model(pixel_values), key).tolist(), "again": getattr(again(pixel_values), key).tolist(),
     }
+answers["unsafe"] = {}
+for name, config in json.loads(pathlib.Path("unsafe.json").read_text()).items():
+    pathlib.Path("timm_deit", "config.json").write_text(json.dumps(config))
+    for auto_class in (AutoConfig, AutoModelForImageClassification):
+        try:
+            auto_class.from_pretrained("timm_deit", trust_remote_code=True)
+        except ValueError as error:
+            answers["unsafe"].setdefault(name, []).append(str(error))
 print(json.dumps(answers))
 """
 # Encoders of timm are last.
 STRANGERS = ("vit", "dinov3_vit", "swin", "reid", "timm_deit", "timm_cait")
+# Changes of a timm encoder's configuration with which timm would read another file or URL than the checkpoint's.
+UNSAFE = {
+    "checkpoint_path": {"model_args": {"checkpoint_path": "weights.pth"}},
+    "pretrained_cfg": {"model_args": {"pretrained_cfg": {"file": "weights.pth"}}},
+    "pretrained_cfg_overlay": {"model_args": {"pretrained_cfg_overlay": {"url": "http://localhost/weights.pth"}}},
+    "local-dir:weights": {"architecture": "local-dir:weights"},
+    "hf-hub:someone/weights": {"architecture": "hf-hub:someone/weights"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +162,20 @@ def strangers(tmp_path_factory, backbone_configs) -> tuple[Path, dict[str, PreTr
     picture().save(root / "image.jpg")
     models["reid"] = add_noise(DCALForReID.from_backbone(backbone_configs["vit"], num_labels=3), 0.1)
     models["reid"].save_pretrained(root / "reid")
+    (root / "unsafe.json").write_text(json.dumps(unsafe_configurations(root / "timm_deit")))
     return root, models
+
+
+def unsafe_configurations(folder: Path) -> dict[str, dict]:
+    """The configuration of a checkpoint with each change of `UNSAFE`, also without the sizes, which timm tells."""
+    safe = json.loads((folder / "config.json").read_text())
+    encoder = safe["backbone_config"]
+    short = {name: encoder[name] for name in ("model_type", "architecture")}
+    return {
+        name + kind: {**safe, "backbone_config": {**fields, **changes}}
+        for kind, fields in (("", encoder), (", no sizes", short))
+        for name, changes in UNSAFE.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +203,16 @@ def test_outputs_without_the_package_are_identical(strangers, answers, name):
     assert answer["embeddings"] == output.embeddings.tolist()
     labels = () if name == "reid" else ("wren", "robin", "finch")
     assert all(label in answer["card"] for label in labels)
+
+
+@pytest.mark.parametrize("kind", ["", ", no sizes"])
+@pytest.mark.parametrize("name", UNSAFE)
+def test_the_code_in_a_checkpoint_refuses_to_read_other_files(answers, name, kind):
+    """As the package does, see test_timm.py; from the configuration alone and with the weights."""
+    is_argument = "model_args" in UNSAFE[name]
+    reason = f"contain '{name}'" if is_argument else f"'{name}' is not the name of a timm architecture"
+    messages = answers["unsafe"][name + kind]
+    assert len(messages) == 2 and all(reason in message for message in messages)
 
 
 def test_pretrained_weights_and_labels_are_loaded(tmp_path, vit_config):
