@@ -27,10 +27,10 @@ MAX_PATH = 500
 class HubArguments:
     """A trained DCAL checkpoint."""
 
-    model_name_or_path: str = field(metadata={"help": "Hub id or folder of a DCAL checkpoint."})
+    model_name_or_path: str = field(metadata={"help": "Hub ID or folder of a DCAL checkpoint."})
     cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for downloads."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; defaults to that of `hf auth login`."})
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def print_splits(title: str, dataset: DatasetDict, splits: Sequence[str], class_
 
 def class_counts(part: Dataset, class_column: str) -> dict[str, int]:
     """The number of images per class name. For identities, only those of the split are included."""
-    feature, counts = part.features[class_column], Counter(part.with_format(None)[class_column][:])
+    feature, counts = part.features[class_column], Counter(column(part, class_column))
     if not isinstance(feature, ClassLabel):
         return {str(value): count for value, count in counts.items()}
     numbers = range(feature.num_classes) if class_column == "label" else counts

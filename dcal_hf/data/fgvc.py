@@ -68,7 +68,7 @@ def load_fgvc(
     See [`dcal_hf.data.fgvc`] for the names, the layouts and the validation split.
 
     Args:
-        name (`str`): "drawn", "cub200", "stanford_cars", "fgvc_aircraft", "imagefolder", a folder, or a Hub id.
+        name (`str`): "drawn", "cub200", "stanford_cars", "fgvc_aircraft", "imagefolder", a folder, or a Hub ID.
         data_dir (`str`, `Path` or `Mapping`, *optional*): The folder or archive, or one per split.
         config_name (`str`, *optional*): Configuration of a data set on the Hub; for "fgvc_aircraft" the level of the
             classes: "variant" (100 classes, the default), "family" (70) or "manufacturer" (30).

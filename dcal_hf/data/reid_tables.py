@@ -1,7 +1,6 @@
 """Tables of individuals: CSV, Parquet, and objects with a data frame and a folder."""
 
 import csv
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from pandas import isna
 from ..errors import one_line, reason_of
 from .reid_own import IMAGE_FEATURE, PART_NAMES, Rows, image_dataset
 
-
-logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 IMAGE_COLUMNS = ("image", "path")

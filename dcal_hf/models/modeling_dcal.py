@@ -111,7 +111,7 @@ class DCALPreTrainedModel(PreTrainedModel):
 
         Args:
             backbone (`str`, `Path` or `PreTrainedConfig`):
-                Hub id or folder of a checkpoint, whose weights are loaded, or a configuration for random weights.
+                Hub ID or folder of a checkpoint, whose weights are loaded, or a configuration for random weights.
             image_size (`int` or `(height, width)`, *optional*):
                 Input size in pixels. The position embeddings are resized to it once.
             pretrained_kwargs (`dict`, *optional*):
@@ -128,7 +128,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         """
         if not isinstance(backbone, str | Path | PreTrainedConfig):
             raise TypeError(
-                "from_backbone takes the Hub id, folder or configuration of an encoder, not "
+                "from_backbone takes the Hub ID, folder or configuration of an encoder, not "
                 f"{type(backbone).__name__}: save a model with save_pretrained, and pass the folder."
             )
         config_kwargs = {**cls.config_defaults, **config_kwargs}

@@ -49,7 +49,7 @@ def check_weights(model: nn.Module, step: int) -> None:
         )
 
 
-def image_labels(dataset: Dataset, rows: list[int]) -> list[str]:
+def paths_or_rows(dataset: Dataset, rows: list[int]) -> list[str]:
     """The paths of images, or their row numbers where they have no path. No image is decoded."""
     names = [f"row {row}" for row in rows]
     if "image" not in getattr(dataset, "column_names", ()):
@@ -57,4 +57,4 @@ def image_labels(dataset: Dataset, rows: list[int]) -> list[str]:
     return [record["path"] or name for record, name in zip(image_records(dataset.select(rows)), names)]
 
 
-__all__ = ["FiniteWatch", "as_step", "check_weights", "image_labels"]
+__all__ = ["FiniteWatch", "as_step", "check_weights", "paths_or_rows"]

@@ -19,7 +19,7 @@ from ..models.validation_dcal import BRANCHES
 from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
 from .fine_tuning_trainer import FineTuningTrainer
-from .finite import FiniteWatch, as_step, image_labels
+from .finite import FiniteWatch, as_step, paths_or_rows
 from .inputs import check_best_metric, check_inputs, logged_metrics
 from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
@@ -275,7 +275,7 @@ class DCALTrainer(FineTuningTrainer):
         epoch, place = divmod(step, -(-len(self.callback_handler.train_dataloader) // accumulated))
         sampler, size = self.listeners["sampler"], self._train_batch_size * accumulated * self.args.world_size
         sampler.set_epoch(epoch)
-        images = image_labels(self.labelled_dataset, list(sampler)[place * size:(place + 1) * size])
+        images = paths_or_rows(self.labelled_dataset, list(sampler)[place * size:(place + 1) * size])
         logger.error("The images of step %d: %s", step + 1, ", ".join(images))
         raise FloatingPointError(
             f"The loss or the gradients of step {step + 1}, in epoch {epoch + 1}, are not finite: check its "

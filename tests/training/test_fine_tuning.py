@@ -189,7 +189,10 @@ def test_the_weight_update_has_the_rank_of_the_adapters(tmp_path, make_trainer, 
     trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
     before = copy_of_weights(trainer.model)
     trainer.train()
-    for name in adapted_weights(trainer.model):
+    names = adapted_weights(trainer.model)
+    # Query, key, value and output projections of three blocks.
+    assert len(names) == 12
+    for name in names:
         update = trainer.model.state_dict()[name] - before[name]
         singular = torch.linalg.svdvals(update)
         assert singular[1] > 1e-4 > 1e-6 > singular[2]

@@ -152,6 +152,7 @@ def test_logged_means_cover_gradient_accumulation(tmp_path, make_trainer, vit_co
     )
     trainer.train()
     lines = [log for log in trainer.state.log_history if "loss" in log]
+    assert lines
     for log in lines:
         assert log["loss"] == pytest.approx((log["loss_sa"] + log["loss_glca"] + log["loss_pwca"]) / 2, abs=1e-3)
 
