@@ -9,7 +9,7 @@ from transformers.models.clip import modeling_clip
 
 from .encoder_dcal import EncoderAdapter
 from .offload_dcal import at_hand
-from .positions_dcal import as_pair
+from .positions_dcal import patch_grid
 
 
 class CLIPAdapter(EncoderAdapter):
@@ -50,7 +50,7 @@ class CLIPAdapter(EncoderAdapter):
     def prepare(self, image_size: tuple[int, int]) -> None:
         """Creates position embeddings for any image size; CLIP's configuration supports only square images."""
         embeddings = self.backbone.embeddings
-        rows, columns = (size // patch for size, patch in zip(image_size, as_pair(embeddings.patch_size)))
+        rows, columns = patch_grid(image_size, embeddings.patch_size)
         embeddings.num_positions = 1 + rows * columns
         embeddings.position_embedding = nn.Embedding(embeddings.num_positions, self.backbone.config.hidden_size)
         embeddings.position_ids = torch.arange(embeddings.num_positions)[None]

@@ -13,7 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .encoder_dcal import EncoderAdapter
 from .families_dcal import find_adapter, read_fields
 from .loading_dcal import naming
-from .positions_dcal import as_pair
+from .positions_dcal import as_pair, patch_grid
 from .sentence_transformers_dcal import save_for_sentence_transformers
 from .validation_dcal import BRANCHES, CHECKS, INFERENCE_BRANCHES, check_known, check_resizing
 
@@ -201,8 +201,7 @@ class DCALConfig(PreTrainedConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches, in the first stage if there are several."""
-        patch_height, patch_width = as_pair(self.backbone_config.patch_size)
-        return self.image_size[0] // patch_height, self.image_size[1] // patch_width
+        return patch_grid(self.image_size, self.backbone_config.patch_size)
 
     @property
     def num_local_queries(self) -> int:

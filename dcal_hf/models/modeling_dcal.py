@@ -188,9 +188,8 @@ class DCALModel(DCALPreTrainedModel):
             state = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
             name = self.encoder.positions
             if name in state:
-                state[name] = resize_positions(
-                    state[name], patch_grid(source_config), self.config.grid, self.encoder.antialias
-                )
+                grid = patch_grid(source_config.image_size, source_config.patch_size)
+                state[name] = resize_positions(state[name], grid, self.config.grid, self.encoder.antialias)
             self.backbone.load_state_dict(state)
         if self.glca is not None:
             for block in self.glca.blocks:

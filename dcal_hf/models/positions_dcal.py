@@ -4,7 +4,6 @@ from numbers import Integral
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 
 def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
@@ -19,9 +18,11 @@ def as_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
-    """The rows and columns of patches of a plain encoder."""
-    (height, width), (patch_height, patch_width) = as_pair(config.image_size), as_pair(config.patch_size)
+def patch_grid(
+    image_size: int | list[int] | tuple[int, ...], patch_size: int | list[int] | tuple[int, ...]
+) -> tuple[int, int]:
+    """The rows and columns of patches of an image; sizes are in pixels, see [`as_pair`]."""
+    (height, width), (patch_height, patch_width) = as_pair(image_size), as_pair(patch_size)
     return height // patch_height, width // patch_width
 
 
