@@ -278,7 +278,11 @@ def find_configuration(name: str, folder: Path = CONFIGURATIONS) -> Path:
 
 
 def options_of(path: Path) -> list[str]:
-    """Converts a configuration file to command-line options: lists as several values, mappings as JSON, no nulls."""
+    """Converts a configuration file to command-line options: lists as several values, mappings as JSON, no nulls.
+
+    Raises:
+        FileNotFoundError, ValueError: As [`read_configuration`], and if a mapping cannot be written as JSON.
+    """
     argv = []
     for name, value in read_configuration(path).items():
         if value is None:

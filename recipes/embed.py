@@ -145,7 +145,11 @@ def main() -> None:
 
 
 def load_images(args: GalleryArguments) -> Dataset:
-    """The table to index, with the column image."""
+    """The table to index, with the column image.
+
+    Raises:
+        ValueError: If the data set lacks the split.
+    """
     if args.image_dir is not None:
         return unlabelled_images(Path(args.image_dir))
     if args.task == "reid":

@@ -111,7 +111,11 @@ def main() -> None:
 def prepare_data(
     dataset: datasets.DatasetDict, data_args: DataArguments, training_args: DCALTrainingArguments
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Loads the distractors, checks the images, and prints the sizes of the splits."""
+    """Loads the distractors, checks the images, and prints the sizes of the splits.
+
+    Raises:
+        ValueError: If the test split is missing, or images cannot be read.
+    """
     distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     splits = dict.fromkeys(
@@ -128,7 +132,11 @@ def prepare_data(
 
 
 def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) -> datasets.DatasetDict:
-    """Loads the splits, limited to the maximum numbers of images. Images stay encoded until a transform opens them."""
+    """Loads the splits, limited to the maximum numbers of images. Images stay encoded until a transform opens them.
+
+    Raises:
+        ValueError: If there is no split to evaluate on.
+    """
     with training_args.main_process_first(desc="loading the data set"):
         dataset = load_fgvc(
             data_args.dataset_name or "imagefolder",

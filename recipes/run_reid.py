@@ -179,7 +179,7 @@ def next_commands(training_args: DCALReIDTrainingArguments) -> dict[str, str]:
     """Commands that use the model."""
     model = f"--model_name_or_path {training_args.output_dir}"
     return {
-        f"dcal embed {model} --image_dir photographs --output_dir gallery": "Add photographs to a gallery",
+        f"dcal embed {model} --image_dir photographs --output_dir gallery": "Embed photographs into a gallery",
         f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search the gallery",
     }
 

@@ -92,12 +92,7 @@ def load_fgvc(
         FileNotFoundError: If `name` is not found, or a file of an official folder is missing. The message names it.
         ValueError: If a split, column or class folder is missing or unusable, or an archive cannot be unpacked.
     """
-    _check_arguments(splits, validation_fraction)
-    if is_table(name):
-        raise ValueError(
-            f"{name} is a table, which only re-identification reads (dcal reid, load_reid): give classes as a folder "
-            "with train/<class>/<image>"
-        )
+    _check_arguments(name, splits, validation_fraction)
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
     unpack = partial(data_folder, cache_dir=cache_dir, max_unpacked_bytes=max_unpacked_bytes)
     if name == "drawn":
@@ -112,12 +107,17 @@ def load_fgvc(
     return _choose_splits(dataset, where, splits, validation_fraction, seed)
 
 
-def _check_arguments(splits: Sequence[str] | None, validation_fraction: float) -> None:
+def _check_arguments(name: str, splits: Sequence[str] | None, validation_fraction: float) -> None:
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, not {validation_fraction}")
     unknown = [split for split in splits or () if split not in SPLITS]
     if unknown:
         raise ValueError(f"there is no split {unknown[0]!r}; splits can be {', '.join(SPLITS)}")
+    if is_table(name):
+        raise ValueError(
+            f"{name} is a table, which only re-identification reads (dcal reid, load_reid): give classes as a folder "
+            "with train/<class>/<image>"
+        )
 
 
 def _choose_splits(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 
@@ -55,6 +56,22 @@ def naming_encoder(source: str) -> Iterator[None]:
             if type(error) is not ValueError or "\n" in str(error):
                 raise
             raise ValueError(f"{source}: {error}") from error
+
+
+def read_encoder_config(source: str, pretrained_kwargs: dict[str, Any]) -> PreTrainedConfig:
+    """Reads the configuration of a plain encoder.
+
+    Args:
+        source (`str`): Name or path of the checkpoint.
+        pretrained_kwargs (`dict`): Arguments of the encoder's `from_pretrained`.
+
+    Raises:
+        ValueError: If it cannot be read; see [`naming`].
+    """
+    # A configuration would keep "auto", which only the weights resolve.
+    options = {name: value for name, value in pretrained_kwargs.items() if (name, value) != ("dtype", "auto")}
+    with naming(source, "config.json"):
+        return AutoConfig.from_pretrained(source, **options)
 
 
 def read_index(source: str) -> list[str]:
@@ -165,5 +182,6 @@ __all__ = [
     "find_non_finite",
     "naming",
     "naming_encoder",
+    "read_encoder_config",
     "read_index",
 ]

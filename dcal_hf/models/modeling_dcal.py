@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
@@ -24,6 +24,7 @@ from .loading_dcal import (
     check_finite,
     naming,
     naming_encoder,
+    read_encoder_config,
     read_index,
 )
 from .loss_dcal import UncertaintyWeights
@@ -134,12 +135,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         config_kwargs = {**cls.config_defaults, **config_kwargs}
         pretrained_kwargs = {"dtype": torch.float32, **(pretrained_kwargs or {})}
         is_config = isinstance(backbone, PreTrainedConfig)
-        source_config = backbone
-        if not is_config:
-            # A configuration would keep "auto", which only the weights resolve.
-            read_kwargs = {name: x for name, x in pretrained_kwargs.items() if (name, x) != ("dtype", "auto")}
-            with naming(str(backbone), "config.json"):
-                source_config = AutoConfig.from_pretrained(backbone, **read_kwargs)
+        source_config = backbone if is_config else read_encoder_config(str(backbone), pretrained_kwargs)
         if source_config.model_type == "dcal":
             raise ValueError(f"'{backbone}' is a DCAL checkpoint already: load it with from_pretrained.")
         if not {"num_labels", "id2label"} & set(config_kwargs):
@@ -240,7 +236,6 @@ class DCALModel(DCALPreTrainedModel):
         norm = self.encoder.final_norm
         last_hidden_state = norm(tokens)
         rollout, indices = self.select(last_hidden_state, [records[depth] for depth in recorded], "glca" in branches)
-
         embeddings = {"sa": self.encoder.readout(last_hidden_state)}
         if "glca" in branches:
             local_tokens = self.glca(tokens, indices, rotary, attend=self.attend)
