@@ -41,6 +41,8 @@ import argparse
 import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +50,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
+from threading import Event
 
 import torch
 import yaml
@@ -63,6 +66,10 @@ from dcal_hf.training import last_checkpoint
 RECIPES = Path(__file__).parent
 # Keep the weights of the last epoch. Evaluating earlier would only cost time.
 LAST_EPOCH = {"eval_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}
+# As `os.path.expandvars` finds them.
+VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+# In seconds: how often a thread checks whether its recipe has ended.
+POLLING_TIME = 0.5
 
 
 @dataclass(frozen=True)
@@ -152,16 +159,22 @@ def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
             )
     todo = [run for run in runs if (run.arm, run.seed) not in done]
     for run in todo:
-        unset = [value for value in run.options.values() if isinstance(value, str) and value.startswith("$")]
+        texts = [value for value in run.options.values() if isinstance(value, str)]
+        unset = [found[0] for found in map(VARIABLE.search, texts) if found is not None]
         if unset:
             raise ValueError(
-                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave it out (--arms)."
+                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave the arm out (--arms)."
             )
     return todo
 
 
-def call(recipe: str, options: Mapping[str, object], threads: int, device: int = 0) -> bool:
+def call(
+    recipe: str, options: Mapping[str, object], threads: int, interrupted: Event, device: int = 0
+) -> bool:
     """Runs a recipe in a subprocess; its output goes to `log.txt` in its output folder.
+
+    Args:
+        interrupted (`Event`): Ends the subprocess once it is set.
 
     Returns:
         Whether it was resumed from a checkpoint.
@@ -183,7 +196,14 @@ def call(recipe: str, options: Mapping[str, object], threads: int, device: int =
     if torch.cuda.device_count() > 0:
         environment["CUDA_VISIBLE_DEVICES"] = str(device % torch.cuda.device_count())
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while process.poll() is None and not interrupted.wait(POLLING_TIME):
+                pass
+        finally:
+            # No effect on a process that has ended.
+            process.terminate()
+            code = process.wait()
     if code != 0:
         raise ChildProcessError(f"{recipe} failed with exit status {code}; see its output in {log.name}.")
     return resumes
@@ -205,7 +225,7 @@ def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: in
         )
     if not (folder / "all_results.json").is_file():
         options = {**read_configuration(config), "data_dir": data_dir, "output_dir": str(folder)}
-        call("run_fgvc.py", options, threads)
+        call("run_fgvc.py", options, threads, Event())
     save_encoder(folder, encoder)
 
 
@@ -238,7 +258,7 @@ def last_loss(folder: Path) -> float:
 
 def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int, threads: int) -> list[str]:
     """Executes runs, `jobs` at a time, saves each result as it arrives, and returns the errors."""
-    results, errors = output_dir / "results.csv", []
+    results, errors, interrupted = output_dir / "results.csv", [], Event()
     slots: Queue[int] = Queue()
     for slot in range(jobs):
         slots.put(slot)
@@ -246,7 +266,7 @@ def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int
     def one(run: Run) -> Row:
         slot = slots.get()
         try:
-            resumed = call(ablation.recipe, run.options, threads, slot)
+            resumed = call(ablation.recipe, run.options, threads, interrupted, slot)
         finally:
             slots.put(slot)
         return result(run, ablation.metrics, resumed)
@@ -262,10 +282,10 @@ def execute(runs: Sequence[Run], ablation: Ablation, output_dir: Path, jobs: int
                     errors.append(f"{run.arm}, seed {run.seed}: {error}")
                 progress.set_postfix_str(f"{run.arm}, seed {run.seed}")
                 progress.update()
-        except KeyboardInterrupt:
-            # The signal has interrupted the running subprocesses as well.
+        finally:
+            # After an interruption: no run begins any more, and those that are running end.
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            interrupted.set()
     return errors
 
 
@@ -298,24 +318,35 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
 
 
 def main() -> None:
+    # As SIGINT, so that the running recipes end, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     args, extra = parse_arguments()
     ablation = Ablation.read(args.ablation)
     arms = list(ablation.arms) if args.arms is None else args.arms
     if not set(arms) <= set(ablation.arms):
         raise ValueError(f"--arms {' '.join(arms)}: the arms of {args.ablation} are {', '.join(ablation.arms)}.")
-    results, errors = args.output_dir / "results.csv", []
+    errors = []
     if not args.report:
-        encoder = args.output_dir / "encoder"
-        trains_encoder = ablation.encoder is not None and "model_name_or_path" not in extra
-        if trains_encoder:
-            extra["model_name_or_path"] = str(encoder)
-        chosen = replace(ablation, seeds=ablation.seeds if args.seeds is None else args.seeds)
-        runs = [run for run in plan(chosen, args.ablation, args.output_dir, extra) if run.arm in arms]
-        todo = remaining(runs, read_rows(results))
-        if todo and trains_encoder:
-            config = args.ablation.parent / ablation.encoder
-            train_encoder(config, encoder, args.encoder_data_dir, args.threads * args.jobs)
-        errors = execute(todo, ablation, args.output_dir, args.jobs, args.threads)
-    write_report(read_rows(results), list(ablation.arms), ablation.reference, ablation.metrics, args.output_dir)
+        try:
+            errors = run_all(args, ablation, arms, extra)
+        except KeyboardInterrupt as interruption:
+            raise KeyboardInterrupt("The same command continues with the unfinished runs.") from interruption
+    rows = read_rows(args.output_dir / "results.csv")
+    write_report(rows, list(ablation.arms), ablation.reference, ablation.metrics, args.output_dir)
     if errors:
         raise SystemExit("\n".join([f"{len(errors)} runs failed:", *errors]))
+
+
+def run_all(args: argparse.Namespace, ablation: Ablation, arms: Sequence[str], extra: dict[str, object]) -> list[str]:
+    """Trains the encoder if needed, executes the unfinished runs of the arms, and returns their errors."""
+    encoder = args.output_dir / "encoder"
+    trains_encoder = ablation.encoder is not None and "model_name_or_path" not in extra
+    if trains_encoder:
+        extra = {**extra, "model_name_or_path": str(encoder)}
+    chosen = replace(ablation, seeds=ablation.seeds if args.seeds is None else args.seeds)
+    runs = [run for run in plan(chosen, args.ablation, args.output_dir, extra) if run.arm in arms]
+    todo = remaining(runs, read_rows(args.output_dir / "results.csv"))
+    if todo and trains_encoder:
+        config = args.ablation.parent / ablation.encoder
+        train_encoder(config, encoder, args.encoder_data_dir, args.threads * args.jobs)
+    return execute(todo, ablation, args.output_dir, args.jobs, args.threads)

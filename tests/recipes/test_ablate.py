@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
+import signal
 import sys
+import time
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -44,7 +48,7 @@ def calls(ablate, monkeypatch) -> list[dict]:
     """Records the options of each run instead of running the recipe, and writes results."""
     seen = []
 
-    def call(recipe, options, threads, device=0):
+    def call(recipe, options, *others):
         seen.append(dict(options))
         folder = Path(options["output_dir"])
         folder.mkdir(parents=True)
@@ -63,6 +67,8 @@ def calls(ablate, monkeypatch) -> list[dict]:
 
 @pytest.fixture
 def run_main(ablate, monkeypatch, tmp_path):
+    own_handler = signal.getsignal(signal.SIGTERM)
+
     def run(*arguments: str, **changes: object) -> None:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
         (tmp_path / "ablation.yaml").write_text(yaml.safe_dump({**ABLATION, **changes}, sort_keys=False))
@@ -70,7 +76,8 @@ def run_main(ablate, monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", command)
         ablate.main()
 
-    return run
+    yield run
+    signal.signal(signal.SIGTERM, own_handler)
 
 
 def test_every_arm_runs_with_every_seed(run_main, calls, tmp_path):
@@ -115,20 +122,47 @@ def test_a_failed_run_is_reported_and_the_others_continue(run_main, calls, tmp_p
 
 
 def test_a_killed_run_resumes_from_a_complete_checkpoint(ablate, monkeypatch, tmp_path):
-    commands = []
-
-    class Finished:
-        returncode = 0
-
-    monkeypatch.setattr(ablate.subprocess, "run", lambda command, **kwargs: commands.append(command) or Finished)
+    (tmp_path / "recipe.py").write_text("import sys\nprint(*sys.argv[1:])")
+    monkeypatch.setattr(ablate, "RECIPES", tmp_path)
     folder = tmp_path / "sa-0"
-    assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
+    run = ("recipe.py", {"output_dir": str(folder)}, 1, Event())
+    assert not ablate.call(*run)
     (folder / "checkpoint-3").mkdir()  # killed while the first checkpoint was written
-    assert not ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
+    assert not ablate.call(*run)
     monkeypatch.setattr(ablate, "last_checkpoint", lambda folder: f"{folder}/checkpoint-3")
-    assert ablate.call("run_fgvc.py", {"output_dir": str(folder)}, 1)
-    assert commands[0][2:] == commands[1][2:] == [str(folder / "config.yaml"), "--overwrite_output_dir"]
-    assert commands[2][3:] == ["--resume_from_checkpoint", str(folder / "checkpoint-3")]
+    assert ablate.call(*run)
+    commands = (folder / "log.txt").read_text().splitlines()
+    assert commands[0] == commands[1] == f"{folder}/config.yaml --overwrite_output_dir"
+    assert commands[2] == f"{folder}/config.yaml --resume_from_checkpoint {folder}/checkpoint-3"
+
+
+@pytest.mark.parametrize("changes", [{}, {"encoder": "config.yaml"}], ids=["runs", "encoder"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_running_recipes(run_main, ablate, monkeypatch, tmp_path, number, changes):
+    """The signal reaches only this process, unlike Ctrl-C in a terminal."""
+    started = tmp_path / "started"
+    (tmp_path / "run_fgvc.py").write_text(
+        f"import os, time\nprint(os.getpid(), file=open({str(started)!r}, 'a'), flush=True)\ntime.sleep(60)"
+    )
+    monkeypatch.setattr(ablate, "RECIPES", tmp_path)
+    jobs = 1 if changes else 2
+
+    def send() -> None:
+        deadline = time.monotonic() + 30
+        while not (started.exists() and started.read_text().count("\n") == jobs) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    sender = Thread(target=send)
+    sender.start()
+    with pytest.raises(KeyboardInterrupt, match="^The same command continues"):
+        run_main("--jobs", str(jobs), "--encoder_data_dir", "images", **changes)
+    sender.join()
+    numbers = [int(line) for line in started.read_text().splitlines()]
+    assert len(numbers) == jobs
+    for process in numbers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +173,7 @@ def test_a_killed_run_resumes_from_a_complete_checkpoint(ablate, monkeypatch, tm
         ({}, ("--arms", "both"), "the arms of .*ablation.yaml are sa, dcal"),
         ({"encoder": "config.yaml"}, (), "give its images with --encoder_data_dir"),
         ({"arms": {"sa": {"data_dir": "$NOWHERE"}}}, (), "'sa' needs the environment variable \\$NOWHERE: set it"),
+        ({"arms": {"sa": {"data_dir": "/a/${NOWHERE}/b"}}}, (), "needs the environment variable \\${NOWHERE}: set it"),
         ({}, ("--report",), "has no run of the reference 'sa' to compare with yet"),
     ],
 )
