@@ -26,6 +26,7 @@ The ablation is a YAML file with the keys
     seeds: [0, 1, 2, 3, 4]
     arms: {sa: {branches: [sa]}, dcal: {}, ...}  # options of each arm, which override the configuration; $NAME is an
                                                  # environment variable
+    labels: {sa: plain ViT}      # optional: names of arms in the report
 
 Seeds are paired: with the same seed, the modules that arms share start from the same weights, and images come in the
 same order with the same augmentation. No model is selected on the test images: the last epoch is evaluated.
@@ -40,6 +41,7 @@ if __name__ == "__main__":
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import signal
@@ -56,6 +58,7 @@ import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
 from arguments import Parser, find_configuration, read_configuration
+from console import counted
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
@@ -77,7 +80,7 @@ class Ablation:
     """The content of an ablation file; see the docstring of this script.
 
     Raises:
-        ValueError: If a key is missing or unknown, or the reference is not an arm.
+        ValueError: If a key is missing or unknown, or the reference or a label is not that of an arm.
     """
 
     recipe: str
@@ -87,23 +90,30 @@ class Ablation:
     seeds: Sequence[int]
     arms: Mapping[str, Mapping[str, object]]
     encoder: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Ablation":
         values = read_configuration(path)
         names = set(cls.__dataclass_fields__)
-        missing, unknown = names - set(values) - {"encoder"}, set(values) - names
+        missing, unknown = names - set(values) - {"encoder", "labels"}, set(values) - names
         if missing or unknown:
             raise ValueError(
                 f"{path} is not an ablation file: it lacks {sorted(missing)} and has the unknown {sorted(unknown)}; "
                 f"the keys are {', '.join(sorted(names))}."
             )
         ablation = cls(**values)
-        if ablation.reference not in ablation.arms:
-            raise ValueError(
-                f"{path}: the reference '{ablation.reference}' is not one of the arms {', '.join(ablation.arms)}."
-            )
+        for arm in (ablation.reference, *ablation.labels):
+            if arm not in ablation.arms:
+                raise ValueError(
+                    f"{path}: '{arm}', in reference or labels, is not one of the arms {', '.join(ablation.arms)}."
+                )
         return ablation
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """The name of every arm in the report: its label, if it has one."""
+        return {arm: arm for arm in self.arms} | dict(self.labels)
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,7 @@ def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
         unset = [found[0] for found in map(VARIABLE.search, texts) if found is not None]
         if unset:
             raise ValueError(
-                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave the arm out (--arms)."
+                f"The arm '{run.arm}' needs the environment variable {unset[0]}: set it, or leave it out (--arms)."
             )
     return todo
 
@@ -205,7 +215,8 @@ def call(
             process.terminate()
             code = process.wait()
     if code != 0:
-        raise ChildProcessError(f"{recipe} failed with exit status {code}; see its output in {log.name}.")
+        last_line = Path(log.name).read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+        raise ChildProcessError(f"{recipe} failed with exit status {code}: {last_line} All output is in {log.name}.")
     return resumes
 
 
@@ -245,7 +256,7 @@ def result(run: Run, metrics: Sequence[str], resumed: bool) -> Row:
         if f"eval_{branch}{metric}" in results
     }
     # A resumed run has timed only part of its steps.
-    seconds = None if resumed else 1 / results["train_steps_per_second"]
+    seconds = math.nan if resumed else 1 / results["train_steps_per_second"]
     return Row(run.arm, run.seed, run.digest, seconds, last_loss(run.folder), scores)
 
 
@@ -332,9 +343,9 @@ def main() -> None:
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt("The same command continues with the unfinished runs.") from interruption
     rows = read_rows(args.output_dir / "results.csv")
-    write_report(rows, list(ablation.arms), ablation.reference, ablation.metrics, args.output_dir)
+    write_report(rows, ablation.all_labels, ablation.reference, ablation.metrics, args.output_dir)
     if errors:
-        raise SystemExit("\n".join([f"{len(errors)} runs failed:", *errors]))
+        raise SystemExit("\n".join([f"{counted(len(errors), 'run')} failed:", *errors]))
 
 
 def run_all(args: argparse.Namespace, ablation: Ablation, arms: Sequence[str], extra: dict[str, object]) -> list[str]:

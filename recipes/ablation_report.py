@@ -1,7 +1,7 @@
 """The results of an ablation: a table of runs, and the report made from it (Markdown and a figure)."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Row:
 
     Args:
         digest (`str`): Hash of the run's options.
-        seconds (`float`, *optional*): Per training step; None for a resumed run, which timed only some steps.
+        seconds (`float`): Per training step; NaN for a resumed run, which timed only some steps.
         loss (`float`): The last logged training loss of SA, unweighted.
         scores (`dict`): Metrics in [0, 1]; those of a branch are prefixed with its name (`"sa_accuracy"`).
     """
@@ -33,7 +33,7 @@ class Row:
     arm: str
     seed: int
     digest: str
-    seconds: float | None
+    seconds: float
     loss: float
     scores: dict[str, float]
 
@@ -46,7 +46,7 @@ def save_rows(rows: Sequence[Row], path: Path) -> None:
             row.arm,
             row.seed,
             row.digest,
-            "" if row.seconds is None else f"{row.seconds:.4f}",
+            "" if np.isnan(row.seconds) else f"{row.seconds:.4f}",
             f"{row.loss:.4f}",
             *(f"{row.scores[name]:.6f}" if name in row.scores else "" for name in metrics),
         )
@@ -133,12 +133,13 @@ def time_ratio(rows: Sequence[Row], arm: str, reference: str) -> str:
     return f"{np.median(ratios):.2f}" if ratios else ""
 
 
-def table(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str) -> str:
-    """A Markdown table with one line per arm."""
-    header = ["arm", "n", *BRANCHES.values(), f"both - {reference}", f"SA - {reference}", "loss", "step"]
+def table(rows: Sequence[Row], labels: Mapping[str, str], reference: str, metric: str) -> str:
+    """A Markdown table with one line per arm; `labels` are the names of all arms in it."""
+    name = labels[reference]
+    header = ["arm", "n", *BRANCHES.values(), f"both - {name}", f"SA - {name}", "loss", "step"]
     baseline = by_seed(rows, reference, metric)
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for arm in arms:
+    for arm, label in labels.items():
         values = {branch: by_seed(rows, arm, f"{branch}{metric}") for branch in BRANCHES}
         losses = [row.loss for row in rows if row.arm == arm]
         if not losses:
@@ -146,7 +147,7 @@ def table(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str)
         is_reference = arm == reference
         lines.append(
             [
-                f"`{arm}`",
+                label,
                 str(len(values[""])),
                 *(spread(values[branch]) for branch in BRANCHES),
                 "" if is_reference else interval(paired_difference(values[""], baseline)),
@@ -161,16 +162,19 @@ def table(rows: Sequence[Row], arms: Sequence[str], reference: str, metric: str)
 NOTES = """\
 - Per cent, mean ± standard deviation over n seeds, of the weights of the last epoch. **both**: SA and GLCA together,
   or the one that there is.
-- **- {reference}**: mean of the paired differences with its 95 % interval (Student's t over the seeds that both have).
-  An interval that holds zero proves no difference.
+- **- {reference}**: mean of the paired differences with its 95 % interval
+  (Student's t over the seeds that both have). An interval that holds zero proves no difference.
 - **loss**: SA's training loss at the end of the run, unweighted: where it is still high, training was too short.
-  **step**: median of the seconds per step over those of `{reference}` with the same seed."""
+  **step**: median of the seconds per step, divided by those of {reference} with the same seed."""
 
 
 def write_report(
-    rows: Sequence[Row], arms: Sequence[str], reference: str, metrics: Sequence[str], folder: Path
+    rows: Sequence[Row], labels: Mapping[str, str], reference: str, metrics: Sequence[str], folder: Path
 ) -> None:
     """Writes `report.md`, and `report.png` with the differences of the first metric if an arm can be compared.
+
+    Args:
+        labels (mapping from `str` to `str`): The name of each arm in the report, in order.
 
     Raises:
         ValueError: If the reference has no run.
@@ -178,14 +182,16 @@ def write_report(
     if not any(row.arm == reference for row in rows):
         raise ValueError(f"{folder}/results.csv has no run of the reference '{reference}' to compare with yet.")
     parts = [f"# {folder.resolve().name}"]
-    parts += [f"## {metric}\n\n{table(rows, arms, reference, metric)}" for metric in metrics]
-    baseline = by_seed(rows, reference, metrics[0])
-    differences = {arm: shown_differences(rows, arm, baseline, metrics[0]) for arm in arms if arm != reference}
-    differences = {arm: found for arm, found in differences.items() if found}
+    parts += [f"## {metric}\n\n{table(rows, labels, reference, metric)}" for metric in metrics]
+    baseline, name = by_seed(rows, reference, metrics[0]), labels[reference]
+    differences = {
+        label: shown_differences(rows, arm, baseline, metrics[0]) for arm, label in labels.items() if arm != reference
+    }
+    differences = {label: found for label, found in differences.items() if found}
     if differences:
         parts.append("![Differences](report.png)")
-        plot(differences, f"{metrics[0]}, points above {reference}", folder / "report.png")
-    write_atomically(folder / "report.md", "\n\n".join([*parts, NOTES.format(reference=reference)]) + "\n")
+        plot(differences, f"{metrics[0]}, points above {name}", folder / "report.png")
+    write_atomically(folder / "report.md", "\n\n".join([*parts, NOTES.format(reference=name)]) + "\n")
 
 
 def plot(differences: dict[str, dict[str, Difference]], label: str, path: Path) -> None:
@@ -194,7 +200,7 @@ def plot(differences: dict[str, dict[str, Difference]], label: str, path: Path) 
 
     from dcal_hf.visualization import save_figure
 
-    figure = Figure(figsize=(7, 1 + 0.5 * len(differences)), layout="constrained")
+    figure = Figure(figsize=(7, 1.2 + 0.5 * len(differences)), layout="constrained")
     axes = figure.add_subplot()
     for (branch, name), color in zip(BRANCHES.items(), BRANCH_COLORS, strict=True):
         shown = [
@@ -216,7 +222,7 @@ def plot(differences: dict[str, dict[str, Difference]], label: str, path: Path) 
     axes.axvline(0, color="grey", linewidth=1, zorder=0)
     axes.set_yticks(range(len(differences)), [*differences])
     axes.set_ylim(len(differences) - 0.5, -0.5)
-    axes.set_xlabel(f"{label} (95 % intervals over paired seeds)")
+    axes.set_xlabel(f"{label}\n(95 % intervals over paired seeds)")
     figure.legend(loc="outside upper center", ncols=len(BRANCHES), frameon=False)
     save_figure(figure, path)
 

@@ -119,6 +119,15 @@ def test_a_failed_run_is_reported_and_the_others_continue(run_main, calls, tmp_p
     with pytest.raises(SystemExit, match="2 runs failed:\n.*seed 13: out of luck"):
         run_main(seeds=[0, 13, 1])
     assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 5
+    with pytest.raises(SystemExit, match="^1 run failed:\n"):
+        run_main("--arms", "sa", seeds=[0, 13, 1])
+
+
+def test_a_failed_run_shows_its_last_line(ablate, monkeypatch, tmp_path):
+    (tmp_path / "recipe.py").write_text("print('Checked 3 images.')\nraise SystemExit('recipe.py: no such folder.')")
+    monkeypatch.setattr(ablate, "RECIPES", tmp_path)
+    with pytest.raises(ChildProcessError, match="exit status 1: recipe.py: no such folder. All .*sa-0/log.txt.$"):
+        ablate.call("recipe.py", {"output_dir": str(tmp_path / "sa-0")}, 1, Event())
 
 
 def test_a_killed_run_resumes_from_a_complete_checkpoint(ablate, monkeypatch, tmp_path):
@@ -168,7 +177,8 @@ def test_a_signal_ends_the_running_recipes(run_main, ablate, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     "changes, arguments, sentence",
     [
-        ({"reference": "plain"}, (), "the reference 'plain' is not one of the arms sa, dcal"),
+        ({"reference": "plain"}, (), "'plain', in reference or labels, is not one of the arms sa, dcal"),
+        ({"labels": {"plain": "ViT"}}, (), "'plain', in reference or labels, is not one of the arms"),
         ({"arm": {}}, (), "is not an ablation file: it lacks .* and has the unknown \\['arm'\\]"),
         ({}, ("--arms", "both"), "the arms of .*ablation.yaml are sa, dcal"),
         ({"encoder": "config.yaml"}, (), "give its images with --encoder_data_dir"),
@@ -224,30 +234,37 @@ def test_one_seed_has_no_interval(report):
 def test_rows_round_trip(report, tmp_path):
     rows = [
         report.Row("sa", 0, "ab12", 0.25, 1.5, {"accuracy": 0.5}),
-        report.Row("dcal", 0, "cd34", None, 2.5, {"accuracy": 0.625, "glca_accuracy": 0.75}),
+        report.Row("dcal", 0, "cd34", math.nan, 2.5, {"accuracy": 0.625, "glca_accuracy": 0.75}),
     ]
     report.save_rows(rows, tmp_path / "results.csv")
+    text = (tmp_path / "results.csv").read_text()
+    assert "dcal,0,cd34,,2.5" in text
+    report.save_rows(report.read_rows(tmp_path / "results.csv"), tmp_path / "results.csv")
+    assert (tmp_path / "results.csv").read_text() == text
     resumed, plain = report.read_rows(tmp_path / "results.csv")
     assert plain == rows[0] and resumed.scores == rows[1].scores and math.isnan(resumed.seconds)
-    lines = report.table([plain, resumed], ["sa", "dcal"], "sa", "accuracy").splitlines()
-    assert lines[2] == "| `sa` | 1 | 50.0 |  |  |  |  | 1.50 | 1.00 |"
-    assert lines[3] == "| `dcal` | 1 | 62.5 |  | 75.0 | +12.5 |  | 2.50 |  |"
+    lines = report.table([plain, resumed], {"sa": "Plain", "dcal": "dcal"}, "sa", "accuracy").splitlines()
+    assert "both - Plain" in lines[0]
+    assert lines[2] == "| Plain | 1 | 50.0 |  |  |  |  | 1.50 | 1.00 |"
+    assert lines[3] == "| dcal | 1 | 62.5 |  | 75.0 | +12.5 |  | 2.50 |  |"
 
 
 def test_the_report_shows_the_arms_that_have_run(report, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("dcal_hf.visualization.save_figure", lambda figure, path: figures.append(figure))
     rows = [report.Row(arm, 0, "ab12", 0.25, 1.5, {"accuracy": 0.5}) for arm in ("sa", "dcal")]
-    arms = ["sa", "later", "dcal"]
+    arms = {"sa": "sa", "later": "Later", "dcal": "DCAL, 30 epochs"}
     report.write_report(rows[:1], arms, "sa", ["accuracy"], tmp_path)
     assert figures == [] and "report.png" not in (tmp_path / "report.md").read_text()
     report.write_report(rows, arms, "sa", ["accuracy"], tmp_path)
     (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["dcal"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["DCAL, 30 epochs"]
+    assert axes.get_xlabel().startswith("accuracy, points above sa\n")
     # One branch is all there is.
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["both"]
     text = (tmp_path / "report.md").read_text()
-    assert "![Differences](report.png)" in text and "later" not in text
+    assert "![Differences](report.png)" in text and "later" not in text.lower()
+    assert "| DCAL, 30 epochs | 1 |" in text and "of sa with the same seed" in text
 
 
 ABLATIONS = [path for path in (ROOT / "recipes" / "ablations").glob("*.yaml") if "recipe:" in path.read_text()]
@@ -283,7 +300,7 @@ def test_end_to_end(ablate, monkeypatch, tmp_path):
     command = ["ablate.py", str(tmp_path / "ablation.yaml"), "--output_dir", str(out), "--encoder_data_dir", "none"]
     monkeypatch.setattr(sys, "argv", command)
     ablate.main()
-    assert "| `dcal` | 1 |" in (out / "report.md").read_text()
+    assert "| dcal | 1 |" in (out / "report.md").read_text()
     written = (out / "dcal-0" / "all_results.json").stat().st_mtime_ns
     ablate.main()
     assert (out / "dcal-0" / "all_results.json").stat().st_mtime_ns == written
