@@ -59,6 +59,13 @@ def test_the_shares_equal_those_of_the_training_path(vit_config):
     np.testing.assert_allclose(attention.shares, shares, rtol=1e-5)
 
 
+def test_the_measurement_does_not_warn_of_training_without_pairs(vit_config, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("dcal_hf.models.modeling_dcal.logger.warning_once", warnings.append)
+    distractor_attention(classifier(vit_config).train(), images()[:2])
+    assert warnings == []
+
+
 def test_an_image_paired_with_itself_gets_equal_shares(backbone_config):
     pixel_values = images()[:1].expand(2, -1, -1, -1)
     attention = distractor_attention(classifier(backbone_config), pixel_values)
@@ -72,11 +79,12 @@ def test_an_image_paired_with_itself_gets_equal_shares(backbone_config):
 def test_unsupported_encoders_are_named(backbone_configs):
     with pytest.raises(ValueError, match="no CLS token"):
         distractor_attention(classifier(backbone_configs["swin"]), images()[:2])
-    model = classifier(BACKBONES["vit"], branches=("sa",))
+    model = classifier(BACKBONES["vit"], branches=("sa",)).train()
     with pytest.raises(ValueError, match="an image and its distractor, got 4 images"):
         distractor_attention(model, images())
     with pytest.raises(ValueError, match=r"\(16, 32\) pixels, but the model takes \(32, 32\)"):
         distractor_attention(model, images(height=16)[:2])
+    assert model.training
 
 
 def test_both_images_have_the_same_scale(vit_config, tmp_path):

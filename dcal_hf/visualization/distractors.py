@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from ..models.encoder_dcal import EncoderAdapter
 from ..models.modeling_dcal import DCALPreTrainedModel
 from .figures import ATTENTION_WIDTH
 from .layout import HEADING_SIZE, MARGIN, Picture, add_axes, draw_picture, text_height
@@ -62,9 +63,21 @@ def distractor_attention(model: DCALPreTrainedModel, pixel_values: Tensor) -> Di
         raise ValueError("The encoder has no CLS token, which this measurement needs.")
     if len(pixel_values) != 2:
         raise ValueError(f"pixel_values must be an image and its distractor, got {len(pixel_values)} images.")
-    dcal.check_inputs(pixel_values, has_pair=False, output_rollout=False)
+    # In evaluation mode from the start: in training, the check would warn that PWCA needs pairs.
     was_training = model.training
     model.eval()
+    try:
+        dcal.check_inputs(pixel_values, has_pair=False, output_rollout=False)
+        rows = _attention_rows(encoder, pixel_values, num_paired_blocks)
+    finally:
+        model.train(was_training)
+    attention = torch.stack(list(rows.values())).float().cpu().unflatten(1, (2, -1))
+    own, distractor = attention[:, :, encoder.num_prefix_tokens:].unbind(1)
+    return DistractorAttention(list(rows), attention[:, 1].sum(dim=1), own, distractor)
+
+
+def _attention_rows(encoder: EncoderAdapter, pixel_values: Tensor, num_paired_blocks: int) -> dict[int, Tensor]:
+    """The attention of the first image's CLS token, (2 N,), by block."""
     tokens, rotary = encoder.embed(pixel_values), encoder.rotary(pixel_values)
     eager, rows = encoder.attend("eager"), {}
     for depth, block in enumerate(encoder.blocks):
@@ -73,10 +86,7 @@ def distractor_attention(model: DCALPreTrainedModel, pixel_values: Tensor) -> Di
         else:
             attend = _recording(eager, rows, depth)
             tokens = encoder.run(block, tokens, rotary, attend=attend, num_paired=2)
-    model.train(was_training)
-    attention = torch.stack(list(rows.values())).float().cpu().unflatten(1, (2, -1))
-    own, distractor = attention[:, :, encoder.num_prefix_tokens:].unbind(1)
-    return DistractorAttention(list(rows), attention[:, 1].sum(dim=1), own, distractor)
+    return rows
 
 
 def _recording(attend: Callable[..., tuple[Tensor, Tensor]], rows: dict[int, Tensor], depth: int) -> Callable:
