@@ -24,7 +24,8 @@ from dcal_hf.data import (
     unlabelled_images,
 )
 from dcal_hf.files import save_table
-from dcal_hf.training import IdentityBalancedSampler
+from dcal_hf.models import DCALPreTrainedModel
+from dcal_hf.training import IdentityBalancedSampler, check_distractors
 from dcal_hf.training.processes import on_main_process
 
 
@@ -113,9 +114,18 @@ def check_data(
     return DatasetDict({**dataset, **used}), distractors
 
 
-def load_distractors(folder: str | None) -> Dataset | None:
-    """Loads the images of `--distractor_dir`."""
-    return None if folder is None else unlabelled_images(Path(folder))
+def load_distractors(
+    folder: str | None, model: DCALPreTrainedModel, training_args: DCALTrainingArguments
+) -> Dataset | None:
+    """Loads the images of `--distractor_dir`; None without the option, or if the model is not trained.
+
+    Raises:
+        ValueError: If the model or `--pair_sampling` does not go with them.
+    """
+    if folder is None or not training_args.do_train:
+        return None
+    check_distractors(model, training_args.pair_sampling)
+    return unlabelled_images(Path(folder))
 
 
 def image_paths(dataset: DatasetDict) -> list[str]:

@@ -33,6 +33,7 @@ from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import (
     check_best_metric,
+    check_resumable,
     check_unlocked,
     checkpoint_folders,
     class_names,
@@ -63,7 +64,7 @@ def set_up_logging(level: int) -> None:
 
 
 def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
-    """Sets up logging, checks the output folder (see [`check_earlier_run`]), and sets the seed."""
+    """Sets up logging, checks the output folder and the checkpoint to resume from, and sets the seed."""
     set_up_logging(training_args.get_process_log_level())
     logger.info(
         "Process %d of %d on %s, bf16 %s, fp16 %s",
@@ -73,8 +74,25 @@ def start_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
         training_args.bf16,
         training_args.fp16,
     )
+    find_checkpoint(training_args)
     check_earlier_run(training_args, overwrite)
     set_seed(training_args.seed)
+
+
+def find_checkpoint(training_args: DCALTrainingArguments) -> None:
+    """Replaces `--resume_from_checkpoint last` by the path of the last checkpoint, and checks a given path.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is incomplete.
+    """
+    checkpoint = training_args.resume_from_checkpoint
+    if not training_args.do_train or checkpoint is None:
+        return
+    if checkpoint == "last":
+        training_args.resume_from_checkpoint = last_checkpoint(training_args.output_dir)
+    else:
+        check_resumable(checkpoint, training_args.process_index, training_args.world_size)
 
 
 def check_earlier_run(training_args: DCALTrainingArguments, overwrite: bool) -> None:
@@ -252,15 +270,13 @@ def listed(noun: str, names: list[str], limit: int = 10) -> str:
 
 
 def train(trainer: DCALTrainer, overwrite: bool = False) -> None:
-    """Trains or resumes (`--resume_from_checkpoint last` finds the last checkpoint), and saves model and state.
+    """Trains, or resumes from the checkpoint that [`find_checkpoint`] has found, and saves model and state.
 
     With `overwrite`, training from scratch deletes the checkpoints of an earlier run.
     """
     checkpoint = trainer.args.resume_from_checkpoint
     if overwrite and checkpoint is None:
         trainer.add_callback(OverwriteCallback)
-    if checkpoint == "last":
-        checkpoint = last_checkpoint(trainer.args.output_dir)
     first_step = 0 if checkpoint is None else trained_steps(checkpoint)
     try:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -281,9 +297,8 @@ def train(trainer: DCALTrainer, overwrite: bool = False) -> None:
 
 
 def trained_steps(checkpoint: str) -> int:
-    """The number of optimiser steps before a checkpoint; 0 if it has no such record, which the Trainer refuses."""
-    path = Path(checkpoint, TRAINER_STATE_NAME)
-    return TrainerState.load_from_json(str(path)).global_step if path.is_file() else 0
+    """The number of optimiser steps before a checkpoint."""
+    return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
 
 
 def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[str, str | None]:

@@ -72,7 +72,8 @@ def main() -> None:
     model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
     compute_metrics = ClassificationMetrics(("both", *model.config.inference_branches))
     check_names(training_args, class_names(model), ["loss", *compute_metrics.metric_names])
-    dataset, distractors = prepare_data(dataset, data_args, training_args)
+    distractors = load_distractors(data_args.distractor_dir, model, training_args)
+    dataset, distractors = prepare_data(dataset, distractors, data_args, training_args)
     dataset = datasets.DatasetDict({split: with_classes(part, class_names(model)) for split, part in dataset.items()})
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing, data_args.max_pixels
@@ -109,14 +110,16 @@ def main() -> None:
 
 
 def prepare_data(
-    dataset: datasets.DatasetDict, data_args: DataArguments, training_args: DCALTrainingArguments
+    dataset: datasets.DatasetDict,
+    distractors: datasets.Dataset | None,
+    data_args: DataArguments,
+    training_args: DCALTrainingArguments,
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Loads the distractors, checks the images, and prints the sizes of the splits.
+    """Checks the images, also the distractors, and prints the sizes of the splits.
 
     Raises:
         ValueError: If the test split is missing, or images cannot be read.
     """
-    distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     splits = dict.fromkeys(
         ["train"] * training_args.do_train + [data_args.eval_split] * evaluates + ["test"] * training_args.do_predict

@@ -88,7 +88,8 @@ def main() -> None:
     is_open = training_args.open_set or data_args.protocol in OPEN_PROTOCOLS
     metrics = reid_metric_names(model.config.inference_branches, training_args.rerank, is_open)
     check_names(training_args, names, metrics)
-    dataset, distractors = prepare_data(dataset, data_args, training_args)
+    distractors = load_distractors(data_args.distractor_dir, model, training_args)
+    dataset, distractors = prepare_data(dataset, distractors, data_args, training_args)
     prepare_open_set(dataset, data_args.protocol, training_args)
     if data_args.is_own and data_args.protocol == "disjoint" and not training_args.do_train:
         warn_of_known_individuals(model, dataset, model_args.model_name_or_path)
@@ -131,11 +132,13 @@ def main() -> None:
 
 
 def prepare_data(
-    dataset: datasets.DatasetDict, data_args: DataArguments, training_args: DCALReIDTrainingArguments
+    dataset: datasets.DatasetDict,
+    distractors: datasets.Dataset | None,
+    data_args: DataArguments,
+    training_args: DCALReIDTrainingArguments,
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Loads the distractors, checks the images, and prints the sizes of the splits."""
+    """Checks the images, also the distractors, and prints the sizes of the splits."""
     check_reid_sizes(dataset, training_args)
-    distractors = load_distractors(data_args.distractor_dir) if training_args.do_train else None
     train_is_gallery = {"train", "gallery"} <= set(dataset) and is_same(dataset["train"], dataset["gallery"])
     splits = [split for split in dataset if split != "gallery" or not train_is_gallery]
     dataset, distractors = check_data(

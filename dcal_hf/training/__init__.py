@@ -2,10 +2,10 @@
 
 from ..classes import class_names, has_class_names, name_classes
 from ..data.columns import column, protocol_columns
-from .checkpoints import check_unlocked, checkpoint_folders, last_checkpoint
+from .checkpoints import check_resumable, check_unlocked, checkpoint_folders, last_checkpoint
 from .class_balance import named_weights
 from .classes import set_classes
-from .inputs import check_best_metric
+from .inputs import check_best_metric, check_distractors
 from .pairs import DistractedDataset, PairCollator, PairSampler, register_pair_strategy
 from .reid_trainer import DCALReIDTrainer, reid_metric_names
 from .reid_training_args import DCALReIDTrainingArguments
@@ -24,6 +24,8 @@ __all__ = [
     "PairCollator",
     "PairSampler",
     "check_best_metric",
+    "check_distractors",
+    "check_resumable",
     "check_unlocked",
     "checkpoint_folders",
     "class_names",

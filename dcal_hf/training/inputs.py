@@ -77,4 +77,23 @@ def check_best_metric(args: TrainingArguments, names: Sequence[str] | None) -> N
         raise ValueError(f"metric_for_best_model='{name}' is no metric of the evaluation: it has {', '.join(names)}.")
 
 
-__all__ = ["check_best_metric", "check_inputs", "logged_metrics"]
+def check_distractors(model: nn.Module, pair_sampling: str) -> None:
+    """Checks whether images of another data set can be the distractors.
+
+    Raises:
+        ValueError: If the model has no PWCA branch, or `pair_sampling` chooses other distractors.
+    """
+    if not model.config.uses_pwca:
+        raise ValueError(
+            "Distractors of another data set need PWCA, but the model has no such branch: leave them out "
+            "(distractor_dataset, --distractor_dir)."
+        )
+    # Images of another data set have other classes.
+    if pair_sampling not in ("any", "inter_class"):
+        raise ValueError(
+            f"pair_sampling='{pair_sampling}' chooses other distractors than images of another data set "
+            "(distractor_dataset, --distractor_dir): give only one of them."
+        )
+
+
+__all__ = ["check_best_metric", "check_distractors", "check_inputs", "logged_metrics"]

@@ -20,7 +20,7 @@ from ..transforms import SeededDataset
 from .class_balance import BalancedCrossEntropy, make_balanced_loss, read_labels
 from .fine_tuning_trainer import FineTuningTrainer
 from .finite import FiniteWatch, as_step, paths_or_rows
-from .inputs import check_best_metric, check_inputs, logged_metrics
+from .inputs import check_best_metric, check_distractors, check_inputs, logged_metrics
 from .losses import custom_loss, log_variances, with_counted_rows
 from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
 from .sharding import connect_shards, shard_by_blocks
@@ -305,17 +305,6 @@ class DCALTrainer(FineTuningTrainer):
         if not self.checks_every_step:
             self.check_finite()
         super()._save_checkpoint(model, trial)
-
-
-def check_distractors(model: nn.Module, pair_sampling: str) -> None:
-    """
-    Raises:
-        ValueError: If the model has no PWCA branch, or `pair_sampling` is `"noise"`.
-    """
-    if not model.config.uses_pwca:
-        raise ValueError("distractor_dataset needs PWCA, but the model has none: leave it out.")
-    if pair_sampling == "noise":
-        raise ValueError("Give either distractor_dataset or pair_sampling='noise': an image has one distractor.")
 
 
 __all__ = ["DCALTrainer"]

@@ -26,7 +26,6 @@ def run_main(run_recipe):
         (["--do_train"], {"data_dir": ".", "no_such_option": 1}, "no_such_option"),
         (["--do_train"], {"data_dir": ".", "image_size": [1, 2, 3]}, "--image_size takes one or two numbers of pix"),
         (["--do_eval"], {"dataset_name": "drawn", "image_size": 20}, "must be a multiple of the backbone's patch"),
-        (["--do_train", "--resume_from_checkpoint", "last"], {"dataset_name": "drawn"}, "No complete checkpoint in"),
         (["--do_eval"], {"dataset_name": "drawn", "max_eval_samples": 0}, "--max_eval_samples 0: it must be at least"),
         (["--do_eval"], {"dataset_name": "drawn", "resize_ratio": 0.9}, "--resize_ratio 0.9: it must be at least 1"),
         (["--do_eval", "--eval_split", "val"], {"dataset_name": "drawn"}, "--eval_split val: drawn has only train"),
@@ -48,11 +47,15 @@ def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, optio
         ({"image_size": 20}, "must be a multiple of the backbone's patch"),
         ({"local_query_ratio": 2.0}, "local_query_ratio"),
         ({"random_erasing": 1.5}, "--random_erasing 1.5: it must be from 0 to 1."),
+        ({"resume_from_checkpoint": "last"}, "No complete checkpoint in"),
+        ({"resume_from_checkpoint": "nowhere"}, "There is no checkpoint nowhere to resume from"),
+        ({"distractor_dir": ".", "branches": ["sa"]}, "need PWCA, but the model has no such branch: leave them out"),
+        ({"distractor_dir": ".", "pair_sampling": "half"}, "pair_sampling='half' chooses other distractors than"),
     ],
 )
 @pytest.mark.usefixtures("few_drawn")
 def test_options_are_checked_before_the_images(tmp_path, run_main, capsys, option, sentence):
     options = {"dataset_name": "drawn", "eval_strategy": "epoch", "disable_tqdm": True, **option}
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, "--do_train", **options)
     assert "Checked" not in capsys.readouterr().out

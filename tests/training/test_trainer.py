@@ -323,10 +323,13 @@ def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distra
 
 
 def test_unused_distractors_raise_clear_errors(tmp_path, make_distracted_trainer, vit_config):
-    with pytest.raises(ValueError, match="needs PWCA, but the model has none: leave it out"):
+    with pytest.raises(ValueError, match="need PWCA, but the model has no such branch: leave them out"):
         make_distracted_trainer(tmp_path, vit_config, {"branches": ("sa",)})
-    with pytest.raises(ValueError, match="Give either distractor_dataset or pair_sampling='noise'"):
-        make_distracted_trainer(tmp_path, vit_config, pair_sampling="noise")
+    for name in ("noise", "intra_class", "half"):
+        with pytest.raises(ValueError, match=f"pair_sampling='{name}' chooses other distractors than"):
+            make_distracted_trainer(tmp_path, vit_config, pair_sampling=name)
+    # True of images of another data set; the default in re-identification.
+    make_distracted_trainer(tmp_path, vit_config, pair_sampling="inter_class")
 
 
 def test_missing_class_column_raises_a_clear_error(tmp_path, vit_config):
