@@ -84,18 +84,21 @@ def check_class_balance(class_weights: Any, tau: float) -> None:
         raise ValueError(f"logit_adjustment={tau} must be at least 0; 1 is the usual value, 0 disables it.")
 
 
-def read_labels(dataset: Any, option: str) -> np.ndarray:
+def read_labels(dataset: Any, reader: str) -> np.ndarray:
     """The class of each image of a data set (N,), read without the transform.
 
+    Args:
+        reader (`str`): The option or trainer that needs the classes, for the message.
+
     Raises:
-        ValueError: If the data set has no label column, which `option` needs.
+        ValueError: If the data set has no label column.
     """
     columns = getattr(dataset, "column_names", [])
     names = [name for name in ("label", "labels") if name in columns]
     if not names:
         raise ValueError(
-            f"{option} needs the class of every training image: give train_dataset as a datasets.Dataset with a "
-            "column label, or leave the option out."
+            f"{reader} needs the class of every training image: give train_dataset as a datasets.Dataset with a "
+            "column label."
         )
     return np.asarray(column(dataset, names[0]))
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import speed_metrics
 
-from ..data.columns import column, protocol_columns
+from ..data.columns import protocol_columns
 from ..metrics.open_set import gallery_threshold, open_set_metrics
 from ..metrics.retrieval import distance_metrics, retrieval_metrics
 from ..retrieval.embedding import embed_batch
 from ..retrieval.query_expansion import expand_queries
+from .class_balance import read_labels
 from .parameter_groups import parameter_groups
 from .processes import on_main_process
 from .reid_training_args import DCALReIDTrainingArguments
@@ -76,8 +77,12 @@ class DCALReIDTrainer(DCALTrainer):
         return sampler
 
     def training_labels(self) -> np.ndarray:
-        """The identity of each training image (N,), read without the transform."""
-        return np.asarray(column(self.labelled_dataset, "label"))
+        """The identity of each training image (N,), read without the transform.
+
+        Raises:
+            ValueError: If the data set has no label column.
+        """
+        return read_labels(self.labelled_dataset, type(self).__name__)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Creates TransReID's SGD with twice the learning rate for biases, or the optimiser of the arguments."""

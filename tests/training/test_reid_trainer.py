@@ -327,6 +327,13 @@ def test_only_dataloaders_that_are_used_again_keep_their_workers(tmp_path, make_
     assert not trainer.get_test_dataloader(dataset["query"]).persistent_workers
 
 
+def test_training_needs_identities(tmp_path, make_trainer, dataset):
+    trainer = make_trainer(tmp_path)
+    trainer.labelled_dataset = dataset["train"].remove_columns("label")
+    with pytest.raises(ValueError, match="^DCALReIDTrainer needs the class of every training image: give"):
+        trainer.get_train_dataloader()
+
+
 def test_evaluation_needs_query_and_gallery(tmp_path, make_trainer, dataset):
     with pytest.raises(ValueError, match="Evaluation needs eval_dataset="):
         make_trainer(tmp_path).evaluate(dataset["query"])
