@@ -71,10 +71,18 @@ def test_the_example_in_the_readme(registered, tmp_path):
 def test_loading_without_registration_explains_what_is_missing(registered, tmp_path):
     registered["model"].save_pretrained(tmp_path / "saved")
     del families_dcal.ADAPTERS["vit_msn"]
-    with pytest.raises(ValueError, match=r"'vit_msn': it has no adapter.* call dcal_hf.register_encoder\('vit_msn'"):
+    sentence = r"^DCAL has no adapter for the encoder 'vit_msn': .* dcal_hf.register_encoder\('vit_msn', .*timm_eva\.$"
+    with pytest.raises(ValueError, match=sentence):
         DCALForImageClassification.from_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match="does not know a backbone of type 'my_vit': .*call AutoConfig.register"):
+    with pytest.raises(ValueError, match=sentence):
+        DCALForImageClassification.from_backbone(tmp_path / "facebook" / "vit-msn-small")
+    sentence = "^transformers does not know the encoder 'my_vit': .*call AutoConfig.register,.* adapter\\.$"
+    with pytest.raises(ValueError, match=sentence):
         DCALConfig(backbone_config={"model_type": "my_vit"})
+    config = tmp_path / "saved" / "config.json"
+    config.write_text(config.read_text().replace("vit_msn", "my_vit"))
+    with pytest.raises(ValueError, match=sentence):
+        DCALForImageClassification.from_pretrained(tmp_path / "saved")
 
 
 def test_names_are_unique_and_mistakes_raise_clear_errors():

@@ -10,6 +10,7 @@ from .dinov2_dcal import DINOv2Adapter, DINOv2WithRegistersAdapter
 from .dinov3_dcal import DINOv3Adapter
 from .encoder_dcal import EncoderAdapter
 from .eva_dcal import EvaAdapter
+from .loading_dcal import UnknownEncoderError
 from .swin_dcal import SwinAdapter
 from .timm_dcal import TIMM, TimmAdapter, complete_timm_config
 from .vit_dcal import DeiTAdapter, ViTAdapter
@@ -59,17 +60,16 @@ def find_adapter(config: PreTrainedConfig) -> type[EncoderAdapter]:
     """Finds the adapter class for the configuration of an encoder; completes the configuration of a timm encoder.
 
     Raises:
-        ValueError: If the encoder is not supported, or its configuration is unsafe to build.
+        ValueError: If the encoder is unknown or not supported, or its configuration is unsafe to build.
     """
     family = config.model_type
     if family == TIMM:
         families = {name: adapter for name, adapter in ADAPTERS.items() if issubclass(adapter, TimmAdapter)}
         family = complete_timm_config(config, families)
     if family not in ADAPTERS:
-        raise ValueError(
-            f"DCAL cannot use a backbone of type '{family}': it has no adapter through which pairs of images are "
-            f"passed to its attention. Use one of {', '.join(ADAPTERS)}; or call dcal_hf.register_encoder('{family}', "
-            "...) with an adapter first, also before loading a checkpoint."
+        raise UnknownEncoderError(
+            f"DCAL has no adapter for the encoder '{family}': call dcal_hf.register_encoder('{family}', ...) with one "
+            f"first, also before loading a checkpoint, or use one of {', '.join(ADAPTERS)}."
         )
     return ADAPTERS[family]
 
@@ -82,8 +82,8 @@ def read_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """
     model_type = fields.get("model_type", "vit")
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"transformers does not know a backbone of type '{model_type}': before loading, call AutoConfig.register, "
+        raise UnknownEncoderError(
+            f"transformers does not know the encoder '{model_type}': before loading, call AutoConfig.register, "
             "AutoModel.register and dcal_hf.register_encoder with its configuration, model and adapter."
         )
     return ADAPTERS.get(fields.get("model_type"), EncoderAdapter).read_fields(fields)

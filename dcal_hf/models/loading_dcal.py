@@ -21,6 +21,10 @@ MAX_REASON = 300
 MAX_SENTENCE = 1_000
 
 
+class UnknownEncoderError(ValueError):
+    """The encoder of a checkpoint is not registered. Nothing is wrong with the checkpoint."""
+
+
 @contextmanager
 def naming(source: str, file: str | None = None) -> Iterator[None]:
     """Converts errors while a checkpoint is read to one that names it, because any size or name in it can be wrong.
@@ -31,11 +35,11 @@ def naming(source: str, file: str | None = None) -> Iterator[None]:
 
     Raises:
         ValueError: If the block fails. Errors are kept if the checkpoint cannot be found (`OSError`), a library is
-            missing, or memory runs out.
+            missing, the encoder is unknown, or memory runs out.
     """
     try:
         yield
-    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, UnknownEncoderError):
         raise
     except Exception as error:
         message = str(error)
@@ -176,6 +180,7 @@ def _some(names: list[str]) -> str:
 
 __all__ = [
     "NEW_PARTS",
+    "UnknownEncoderError",
     "check_complete",
     "check_encoder",
     "check_finite",
