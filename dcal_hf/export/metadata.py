@@ -73,7 +73,8 @@ def resizing(processor: BaseImageProcessor, size: tuple[int, int]) -> dict[str, 
     if not {"height", "width"} <= set(resized):
         return {"resize": None, "resample": None, "crop": None}
     height, width = size if processor.do_center_crop else (resized["height"], resized["width"])
-    top, left = round((resized["height"] - height) / 2), round((resized["width"] - width) / 2)
+    # Truncated, as the image processors of transformers do.
+    top, left = int((resized["height"] - height) / 2), int((resized["width"] - width) / 2)
     return {
         "resize": [resized["width"], resized["height"]],
         "resample": int(processor.resample),

@@ -16,6 +16,7 @@ from transformers import AutoModel, ViTConfig, ViTImageProcessor, pipeline
 
 from dcal_hf import DCALForImageClassification, DCALForReID
 from dcal_hf.export import export_onnx
+from dcal_hf.export.metadata import resizing
 from dcal_hf.retrieval import model_fingerprint
 from dcal_hf.transforms import fine_grained_processor, reid_processor
 
@@ -92,6 +93,16 @@ def test_the_metadata_describes_inputs_and_outputs(exported, folder):
     assert about["normalisation"] == {"mean": [0.5] * 3, "std": [0.5] * 3, "in_graph": True}
     assert (about["resize"], about["crop"]) == ([36, 24], [6, 4, 30, 20])
     assert about["compared"]["photographs"] and about["compared"]["images"] == 3 and about["temperature"] == 1
+
+
+@pytest.mark.parametrize("size", [(16, 24), (48, 64), (62, 62), (224, 112)])
+def test_pillow_resizes_and_crops_as_the_processor_does(size):
+    processor = fine_grained_processor(ViTImageProcessor(), size)
+    about, photograph = resizing(processor, size), noise_picture(3, 90, 60)
+    pixels = np.asarray(photograph.resize(about["resize"], about["resample"]).crop(about["crop"]), dtype=float)
+    expected = processor(photograph, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0) * 127.5 + 127.5
+    # Pillow and torchvision round differently, by 1 of 255; a crop that is off by one differs by more than 50.
+    assert np.abs(pixels - expected).max() < 2
 
 
 def test_the_file_holds_no_paths_of_this_computer(exported):
