@@ -55,6 +55,8 @@ def set_up_logging(level: int) -> None:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level, stream=sys.stderr
     )
+    # It passes its messages on, too.
+    logging.getLogger("huggingface_hub").handlers.clear()
     # Messages about which part of a data set is used are always shown.
     logging.getLogger("dcal_hf.data").setLevel(min(level, logging.INFO))
     # transformers asks for pinned memory everywhere; torch warns for each loader where there is no accelerator.

@@ -43,11 +43,16 @@ def read_config(name: str, **hub_kwargs: Any) -> PreTrainedConfig:
     """Reads the configuration of a DCAL checkpoint or a plain encoder; see [`check_source`].
 
     Raises:
+        OSError: If it can neither be found nor downloaded.
         ValueError: If it is damaged or of an unknown model type.
     """
     check_source(name)
-    with naming(name, "config.json"):
-        return AutoConfig.from_pretrained(name, **hub_kwargs)
+    try:
+        with naming(name, "config.json"):
+            return AutoConfig.from_pretrained(name, **hub_kwargs)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(reason if name in reason else f"{name} cannot be loaded: {reason}") from error
 
 
 def read_processor(name: str, **hub_kwargs: Any) -> BaseImageProcessor:

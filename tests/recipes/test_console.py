@@ -1,5 +1,6 @@
 """The exact output of the training recipes."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -87,3 +88,14 @@ def test_only_existing_files_are_listed(console, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == [
         "Open first:", f"  {tmp_path / 'README.md'}  the card", "Next:", "  dcal x"
     ]
+
+
+def test_a_message_of_a_library_is_shown_once(import_recipe, monkeypatch, capsys):
+    """huggingface_hub brings a handler of its own, and passes its messages on."""
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler()])
+    import_recipe("common").set_up_logging(logging.WARNING)
+    logger.warning("Retrying in 1s")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("WARNING huggingface_hub: Retrying in 1s")
