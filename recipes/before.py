@@ -23,6 +23,7 @@ from dcal_hf.data import (
     misplaced_images,
     unlabelled_images,
 )
+from dcal_hf.data.reid import known_identities
 from dcal_hf.files import save_table
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import IdentityBalancedSampler, check_distractors
@@ -186,16 +187,18 @@ def print_splits(title: str, dataset: DatasetDict, splits: Sequence[str], class_
         counts = class_counts(dataset[split], class_column)
         name, count = min(counts.items(), key=lambda item: item[1])
         present = sum(count > 0 for count in counts.values())
-        rows.append((split, f"{len(dataset[split]):,}", f"{present:,}", f"{name} ({count:,})"))
+        unknown = len(dataset[split]) - sum(counts.values())
+        smallest = f"{name} ({count:,})" + (f"; {counted(unknown, 'unknown individual')}" if unknown else "")
+        rows.append((split, f"{len(dataset[split]):,}", f"{present:,}", smallest))
     width = max(len(row[0]) for row in rows)
     for name, images, classes, smallest in rows:
         print(f"{name:<{width}}  {images:>9}  {classes:>10}  {smallest}")
 
 
 def class_counts(part: Dataset, class_column: str) -> dict[str, int]:
-    """The number of images per class name. For identities, only those of the split are included."""
+    """The number of images per class name. For identities, only those of the split are included, without unknown
+    individuals, of which each image has its own."""
     feature, counts = part.features[class_column], Counter(column(part, class_column))
-    if not isinstance(feature, ClassLabel):
-        return {str(value): count for value, count in counts.items()}
-    numbers = range(feature.num_classes) if class_column == "label" else counts
-    return {feature.int2str(number): counts[number] for number in numbers}
+    numbers = range(feature.num_classes) if class_column == "label" else known_identities(part)
+    has_names = isinstance(feature, ClassLabel)
+    return {feature.int2str(number) if has_names else str(number): counts[number] for number in numbers}

@@ -3,10 +3,12 @@
 import logging
 
 import datasets
+from console import counted
 from ranked_lists import identity_name
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import PROTOCOLS, column, image_names, protocol_columns
+from dcal_hf.data.reid import known_identities
 from dcal_hf.metrics import RetrievalProtocol
 from dcal_hf.training import class_names
 
@@ -66,6 +68,13 @@ def warn_of_known_individuals(model: DCALForReID, dataset: datasets.DatasetDict,
             len(individuals),
             source,
         )
+
+
+def describe_identities(part: datasets.Dataset) -> str:
+    """The number of individuals in a split; each image of an unknown one counts apart."""
+    known = known_identities(part)
+    unknown = len(set(column(part, "identity"))) - len(known)
+    return f"{len(known)} (and {counted(unknown, 'unknown individual')})" if unknown else str(len(known))
 
 
 def describe_evaluation(

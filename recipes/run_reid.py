@@ -52,6 +52,7 @@ from reid_arguments import DataArguments, ReIDModelArguments
 from reid_protocol import (
     OPEN_PROTOCOLS,
     describe_evaluation,
+    describe_identities,
     describe_open_set,
     is_same,
     prepare_open_set,
@@ -247,9 +248,10 @@ def describe_data(dataset: datasets.DatasetDict, data_args: DataArguments) -> di
     """The size of each split, and facts that identify the version of the data set."""
     facts = {}
     for split, part in dataset.items():
-        facts[f"{split} images, identities"] = f"{len(part)}, {len(set(column(part, 'identity')))}"
-    query = dataset["query"]
-    facts["cameras"] = len(set(column(query, "camera_id"))) if "camera_id" in query.column_names else "unknown"
+        facts[f"{split} images, identities"] = f"{len(part)}, {describe_identities(part)}"
+    query, camera_column = dataset["query"], data_args.camera_column
+    cameras = "cameras" if camera_column is None else f"cameras (column {camera_column})"
+    facts[cameras] = len(set(column(query, "camera_id"))) if "camera_id" in query.column_names else "unknown"
     if data_args.layout is not None:
         facts["folder of the first query"] = "/".join(Path(query[0]["image"]["path"]).parts[-3:-1])
     if data_args.dataset_name == "msmt17":

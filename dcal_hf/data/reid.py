@@ -57,6 +57,7 @@ from .splits import class_indices
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
+_UNKNOWN_NAME = f"{UNKNOWN}, row "
 
 
 def load_reid(
@@ -258,10 +259,18 @@ def _encode_identities(names: Sequence[str], is_unknown: np.ndarray) -> tuple[np
     count = int(is_unknown.sum())
     if isinstance(feature, ClassLabel):
         identities[is_unknown] = feature.num_classes + np.arange(count)
-        feature = ClassLabel(names=feature.names + [f"unknown, row {row + 1}" for row in np.flatnonzero(is_unknown)])
+        feature = ClassLabel(names=feature.names + [f"{_UNKNOWN_NAME}{row + 1}" for row in np.flatnonzero(is_unknown)])
     else:
         identities[is_unknown] = min(numbers.min(initial=JUNK_IDENTITY), JUNK_IDENTITY) - 1 - np.arange(count)
     return identities, feature
+
+
+def known_identities(part: Dataset) -> list[int]:
+    """The identities in a split of [`load_reid`], without those of unknown individuals, of which each has one image."""
+    feature, identities = part.features["identity"], sorted(set(part.with_format(None)["identity"][:]))
+    if isinstance(feature, ClassLabel):
+        return [number for number in identities if not feature.int2str(number).startswith(_UNKNOWN_NAME)]
+    return [number for number in identities if number > JUNK_IDENTITY]
 
 
 def _encode_names(names: Sequence[str]) -> tuple[np.ndarray, Value | ClassLabel]:
@@ -298,4 +307,4 @@ def _labels(columns: _Columns, train: np.ndarray) -> tuple[list[int | None], Cla
     return [label.get(identity) for identity in columns.identities.tolist()], ClassLabel(names=names)
 
 
-__all__ = ["load_reid"]
+__all__ = ["known_identities", "load_reid"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import Image
+from datasets import ClassLabel, Dataset, Features, Image
 
 from dcal_hf.data import load_fgvc, unlabelled_images
 
@@ -72,6 +72,17 @@ def test_skip_broken_leaves_the_images_out_and_reports_their_number(check, befor
     before.print_splits("birds", dataset, ["train", "test"], "label", "classes")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [["train", "4", "2", "finch", "(2)"], ["test", "2", "1", "wren", "(0)"]]
+
+
+def test_unknown_individuals_are_counted_apart(before, capsys):
+    names = ["ada", "rex", "unknown, row 7", "unknown, row 9"]
+    gallery = Dataset.from_dict({"identity": [0, 0, 1, 2, 3]}, features=Features({"identity": ClassLabel(names=names)}))
+    numbers = Dataset.from_dict({"identity": [5, 5, 8, 8, 8, -2]})
+    before.print_splits("turtles", {"query": numbers, "gallery": gallery}, ["query", "gallery"], "identity", "identities")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        "query 6 2 5 (2); 1 unknown individual", "gallery 5 2 rex (1); 2 unknown individuals"
+    ]
 
 
 def test_distractors_are_checked_and_compared_with_what_is_evaluated(check, tmp_path, capsys):

@@ -212,6 +212,7 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
         # 2 of 8 individuals with 6 images each, the unknown one, and one image of each of the others.
         assert (results["eval_num_new"], results["eval_num_known"]) == (13, 6)
         assert results["eval_baks_baus"] == pytest.approx((results["eval_baks"] * results["eval_baus"]) ** 0.5)
+        assert "| query images, identities | 19, 8 (and 1 unknown individual) |\n" in card
         assert "- Protocol: open set:" in card and f"AUROC {100 * results['eval_auroc_new']:.2f} %" in card
         run_main(
             tmp_path, "--do_eval", "--skip_broken", **options, model_name_or_path=str(tmp_path / "out"),
