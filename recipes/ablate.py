@@ -154,19 +154,27 @@ def expanded(value: object) -> object:
     return os.path.expandvars(value) if isinstance(value, str) else value
 
 
-def remaining(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
+def check_rows(runs: Iterable[Run], rows: Iterable[Row], results: Path) -> None:
+    """
+    Raises:
+        ValueError: If a row has other options than its arm.
+    """
+    digests = {run.arm: run.digest for run in runs}
+    for row in rows:
+        if digests.get(row.arm, row.digest) != row.digest:
+            raise ValueError(
+                f"{results} has a run of '{row.arm}' with seed {row.seed} and other options: delete its line and its "
+                "folder, or give another --output_dir."
+            )
+
+
+def remaining(runs: Iterable[Run], rows: Iterable[Row]) -> list[Run]:
     """The runs that have no row yet.
 
     Raises:
-        ValueError: If a row has other options than its run, or an environment variable is not set.
+        ValueError: If an environment variable is not set.
     """
-    done = {(row.arm, row.seed): row.digest for row in rows}
-    for run in runs:
-        if done.get((run.arm, run.seed), run.digest) != run.digest:
-            raise ValueError(
-                f"{run.folder.parent}/results.csv has a run of '{run.arm}' with seed {run.seed} and other options: "
-                "delete its line and its folder, or give another --output_dir."
-            )
+    done = {(row.arm, row.seed) for row in rows}
     todo = [run for run in runs if (run.arm, run.seed) not in done]
     for run in todo:
         texts = [value for value in run.options.values() if isinstance(value, str)]
@@ -336,14 +344,14 @@ def main() -> None:
     arms = list(ablation.arms) if args.arms is None else args.arms
     if not set(arms) <= set(ablation.arms):
         raise ValueError(f"--arms {' '.join(arms)}: the arms of {args.ablation} are {', '.join(ablation.arms)}.")
-    errors = []
+    results, errors = args.output_dir / "results.csv", []
+    check_rows(plan(ablation, args.ablation, args.output_dir, extra), read_rows(results), results)
     if not args.report:
         try:
             errors = run_all(args, ablation, arms, extra)
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt("The same command continues with the unfinished runs.") from interruption
-    rows = read_rows(args.output_dir / "results.csv")
-    write_report(rows, ablation.all_labels, ablation.reference, ablation.metrics, args.output_dir)
+    write_report(read_rows(results), ablation.all_labels, ablation.reference, ablation.metrics, args.output_dir)
     if errors:
         raise SystemExit("\n".join([f"{counted(len(errors), 'run')} failed:", *errors]))
 

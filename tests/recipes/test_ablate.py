@@ -111,8 +111,10 @@ def test_finished_runs_are_skipped(run_main, calls, tmp_path):
 
 def test_a_run_with_other_options_is_rejected(run_main, calls):
     run_main()
-    with pytest.raises(ValueError, match="'dcal' with seed 0 and other options: delete its line"):
-        run_main(arms={**ABLATION["arms"], "dcal": {"num_train_epochs": 4}})
+    changed = {**ABLATION["arms"], "dcal": {"num_train_epochs": 4}}
+    for arguments in [(), ("--report",), ("--arms", "sa")]:
+        with pytest.raises(ValueError, match="results.csv has a run of 'dcal' with seed 0 and other options: delete"):
+            run_main(*arguments, arms=changed)
 
 
 def test_a_failed_run_is_reported_and_the_others_continue(run_main, calls, tmp_path):
