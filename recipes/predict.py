@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 # Rows of confused_pairs.jpg.
 PAIRS = 8
+# Of the JPEG of an attention overlay.
+OVERLAY_QUALITY = 90
 
 
 @dataclass
@@ -254,10 +256,13 @@ def save_mistakes(predictions: Sequence[Prediction], names: Sequence[str], path:
 
 
 def caption(prediction: Prediction, names: Sequence[str]) -> str:
-    lines = [f"{names[prediction.best]} {prediction.confidence:.2f}"]
+    """The predicted class, the true one of a mistake, and the name of the file; the tables have them in full."""
+    from dcal_hf.visualization.lettering import shortened
+
+    lines = [f"{shortened(names[prediction.best])} {prediction.confidence:.2f}"]
     if prediction.is_right is False:
-        lines.append(f"true: {names[prediction.label]}")
-    return "\n".join([*lines, Path(prediction.path).name])
+        lines.append(f"true: {shortened(names[prediction.label])}")
+    return "\n".join([*lines, shortened(Path(prediction.path).name)])
 
 
 def save_pictures(
@@ -353,7 +358,7 @@ def open_again(path: str) -> Image.Image:
 def save_attention(
     predictions: Sequence[Prediction], processor: BaseImageProcessor, grid: tuple[int, int], folder: Path
 ) -> None:
-    """Writes a PNG per photograph with its rollout, and frames around the patches that GLCA selected.
+    """Writes a JPEG per photograph with its rollout, and frames around the patches that GLCA selected.
 
     Raises:
         ValueError: If the encoder has no rollout.
@@ -363,7 +368,9 @@ def save_attention(
     folder.mkdir(parents=True, exist_ok=True)
     for number, prediction in enumerate(predictions):
         # Photographs in different folders may have the same name.
-        overlay(prediction, processor, grid).save(folder / f"{number:05d}_{Path(prediction.path).stem}.png")
+        path = folder / f"{number:05d}_{Path(prediction.path).stem}.jpg"
+        # Thin frames keep their colour only without subsampling.
+        overlay(prediction, processor, grid).save(path, quality=OVERLAY_QUALITY, subsampling=0)
 
 
 def overlay(prediction: Prediction, processor: BaseImageProcessor, grid: tuple[int, int]) -> Image.Image:

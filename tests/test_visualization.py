@@ -221,6 +221,14 @@ def test_the_overlay_puts_patches_at_their_position_in_the_photograph(processor,
     assert abs(peak[0] - row) <= height and abs(peak[1] - column) <= width
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+def test_a_photograph_of_one_row_or_column_has_an_overlay(size):
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    left, top, right, bottom = model_view(size, processor)
+    assert (right - left, bottom - top) == size
+    assert photograph_overlay(Image.new("RGB", size), processor, np.arange(16.0), (4, 4)).size == size
+
+
 def test_pixels_outside_the_view_are_unchanged():
     photograph = gray(300, 200, 90)
     pixels = np.asarray(photograph_overlay(photograph, PROCESSORS["clip"][0], np.ones(196), (14, 14)))

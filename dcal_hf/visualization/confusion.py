@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
 from .layout import CAPTION_SIZE, HEADING_SIZE, add_axes
-from .lettering import legible, text_width, use_fonts
+from .lettering import legible, shortened, text_width, use_fonts
 
 
 # Confusion matrices of more classes have no names and counts but those of the most confused classes.
@@ -21,8 +21,6 @@ CELL_SIDE, MIN_SIDE, OVERVIEW_SIDE = 0.3, 3, 4.5
 LABEL_HEIGHT, BAR_WIDTH = 0.4, 1.5
 # A few confusions among many images of a class are to be seen, too.
 CONFUSION_COLORS = {"cmap": "Blues", "norm": PowerNorm(0.5, 0, 1)}
-# Longer names of classes are cut in the middle: those of related classes may differ only at the end.
-NAME_LENGTH = 40
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
@@ -60,11 +58,6 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         whole.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
         whole.set_title(f"all {len(names)} classes, in the same order", fontsize=HEADING_SIZE, weight="bold")
     return use_fonts(figure)
-
-
-def shortened(name: str) -> str:
-    half = NAME_LENGTH // 2
-    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[1 - half:]}"
 
 
 def most_confused(counts: np.ndarray, count: int) -> list[int]:

@@ -18,8 +18,16 @@ PLACEHOLDER_FONT = "Last Resort"
 POINTS_PER_INCH = 72
 # A character, or the code of one that no installed font has.
 CHARACTER = re.compile(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8}|.")
+# Longer names are cut in the middle: those of related classes, and of photographs, may differ only at the end.
+NAME_LENGTH = 40
 # In pixels: where the widths of characters are measured.
 MEASURED_SIZE = 100
+
+
+def shortened(name: str) -> str:
+    """Cuts the middle of a long name."""
+    half = NAME_LENGTH // 2
+    return name if len(name) <= NAME_LENGTH else f"{name[:half]}…{name[1 - half:]}"
 
 
 def legible(text: str) -> str:
@@ -117,4 +125,4 @@ def _lines(paragraph: str, fits: Callable[[str], bool]) -> Iterable[str]:
     yield line.rstrip()
 
 
-__all__ = ["legible", "text_width", "use_fonts", "wrapped"]
+__all__ = ["legible", "shortened", "text_width", "use_fonts", "wrapped"]

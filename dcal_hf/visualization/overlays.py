@@ -144,7 +144,9 @@ def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[in
     inside = there > 0.99
     left, right = _line(across, inside, axis=0)
     top, bottom = _line(down, inside, axis=1)
-    return round(left * width), round(top * height), round(right * width), round(bottom * height)
+    left, top, right, bottom = round(left * width), round(top * height), round(right * width), round(bottom * height)
+    # Coordinates in a single row or column are all the same.
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def _line(numbers: np.ndarray, inside: np.ndarray, axis: int) -> tuple[float, float]:

@@ -111,13 +111,24 @@ def test_the_contact_sheet_shows_photographs_of_all_folders(import_recipe):
     assert chosen([*range(100)], 4) == [0, 25, 50, 75] and chosen([*range(7)], 3) == [0, 2, 4]
 
 
+def test_captions_shorten_long_names(import_recipe):
+    predict = import_recipe("predict")
+    names = ["Taraxacum officinale", "Plantae Tracheophyta Magnoliopsida Asterales Asteraceae Taraxacum"]
+    photograph = "plants/IMG_20240102_063015_of_the_meadow_behind_the_old_house_0042.jpg"
+    prediction = predict.Prediction(photograph, {"both": torch.tensor([0.75, 0.25])}, label=1)
+    first, second, third = predict.caption(prediction, names).split("\n")
+    assert first == "Taraxacum officinale 0.75"
+    assert second.startswith("true: Plantae") and second.endswith("…steraceae Taraxacum") and len(second) == 46
+    assert third.startswith("IMG_20240102_063015_") and third.endswith("_0042.jpg") and len(third) == 40
+
+
 def test_attention_overlays_have_the_size_of_the_photograph(run_recipe, checkpoint, photographs, tmp_path):
     answer = tmp_path / "answer"
     wren = photographs / "wren" / "3.png"
     run_recipe("predict", "--model_name_or_path", checkpoint, "--images", wren, "--output_dir", answer, "--attention",
                "--sheet_images", 0)
     (overlay,) = (answer / "attention").iterdir()
-    assert overlay.name == "00000_3.png" and open_image(overlay).size == (43, 30)
+    assert overlay.name == "00000_3.jpg" and open_image(overlay).size == (43, 30)
 
 
 def test_figures_show_what_max_pixels_allows(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
