@@ -115,8 +115,10 @@ def describe_calibration(metrics: Mapping[str, float]) -> str:
     """The calibration results for the model card, in Markdown."""
     text = f"- Expected calibration error (15 bins): {100 * metrics['ece']:.2f} %"
     if "temperature" in metrics:
+        helps = metrics["ece_scaled"] < metrics["ece"]
         text += (
-            f"; {100 * metrics['ece_scaled']:.2f} % if the logits are divided by the temperature "
-            f"{metrics['temperature']:.4g}, which was fitted on the same images and is saved in {TEMPERATURE_FILE}"
+            f"; {100 * metrics['ece_scaled']:.2f} %{'' if helps else ', so not better,'} if the logits are divided by "
+            f"the temperature {metrics['temperature']:.4g}, which was fitted on the same images and is saved in "
+            f"{TEMPERATURE_FILE}{'' if helps else ': predict without --calibrated'}"
         )
     return f"{text}."
