@@ -36,9 +36,6 @@ class ResumableTrainer(Trainer):
     ) -> TrainOutput:
         """As in `transformers.Trainer`, but the checkpoint to resume from must be complete, see [`last_checkpoint`].
 
-        If a run ended in the middle of an epoch (`max_steps`), resuming it from its last checkpoint trains one more
-        step, because transformers checks whether all steps are done only after a step.
-
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
             BlockingIOError: If another run is training in the output folder; the message names its process and host.
@@ -130,7 +127,8 @@ class ResumableTrainer(Trainer):
         )
         if resume_from_checkpoint is not None:
             self.state.best_model_checkpoint = best_checkpoint(resume_from_checkpoint, self.state.best_global_step)
-        return trained
+        # transformers checks whether all steps are done only after a step: of a complete run, no epoch may begin.
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else trained
 
 
 __all__ = ["ResumableTrainer"]

@@ -17,7 +17,7 @@ from dcal_hf.training import last_checkpoint
 from dcal_hf.training.checkpoints import check_resumable
 
 from distributed_worker import make_trainer
-from helpers import train_until_killed
+from helpers import assert_same_weights, train_until_killed
 
 
 FILES = (
@@ -108,6 +108,15 @@ def test_a_run_resumed_in_another_folder_keeps_its_id(run, tmp_path):
     trainer.train(resume_from_checkpoint=run / "checkpoint-4")
     assert (tmp_path / "elsewhere" / "_run.json").read_bytes() == (run / "_run.json").read_bytes()
     assert last_checkpoint(tmp_path / "elsewhere") == str(tmp_path / "elsewhere" / "checkpoint-8")
+
+
+@pytest.mark.parametrize("max_steps", [2, 8], ids=["in an epoch", "after one"])
+def test_a_complete_run_trains_no_further_step(tmp_path, max_steps):
+    first, again = (saving_trainer(tmp_path, max_steps=max_steps) for _ in range(2))
+    first.train()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == max_steps
+    assert_same_weights(first.model.state_dict(), again.model.state_dict())
 
 
 def test_a_checkpoint_of_weights_only_cannot_be_resumed(tmp_path):
