@@ -96,8 +96,15 @@ def run(script: str, command: str, names: Mapping[str, str] | None = None) -> No
     except (*MISTAKES, KeyboardInterrupt) as error:
         if os.environ.get("DCAL_DEBUG"):
             raise
-        reason = f"interrupted. {error}".strip() if isinstance(error, KeyboardInterrupt) else error
+        reason = f"interrupted. {error}".strip() if isinstance(error, KeyboardInterrupt) else own_message(str(error))
         raise SystemExit(f"{Path(program).name}: {reason}") from None
+
+
+def own_message(text: str) -> str:
+    """The message of an error without the traceback that torch puts before it, if a worker that loads data failed."""
+    if "\nOriginal Traceback" not in text:
+        return text
+    return text.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
+from dcal_hf.data import UnreadableImageError
 from dcal_hf.errors import reason_of
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.models import DCALPreTrainedModel
@@ -288,6 +289,10 @@ def train(trainer: DCALTrainer, overwrite: bool = False) -> None:
         raise KeyboardInterrupt(
             "--resume_from_checkpoint last, added to the same command, resumes from the last checkpoint."
         ) from interruption
+    except UnreadableImageError as error:
+        raise UnreadableImageError(
+            f"{str(error).rstrip()}, or give --check_files full --skip_broken, which leaves out such images."
+        ) from error
     trainer.save_model()
     was_complete = trainer.state.global_step == first_step
     if not was_complete:

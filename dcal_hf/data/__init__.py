@@ -6,7 +6,7 @@ from .fgvc_layouts import OFFICIAL_FGVC
 from .fgvc_synthetic import SYNTHETIC_CLASSES, draw_bird, synthetic_fgvc
 from .folder import unlabelled_images
 from .image_files import misplaced_images
-from .images import MAX_PIXELS, check_image, open_image, read_images
+from .images import MAX_PIXELS, UnreadableImageError, check_image, open_image, read_images
 from .inspection import Finding, inspect_images, leave_out
 from .reid import load_reid
 from .reid_layouts import OFFICIAL_REID
@@ -22,6 +22,7 @@ __all__ = [
     "OFFICIAL_REID",
     "PROTOCOLS",
     "SYNTHETIC_CLASSES",
+    "UnreadableImageError",
     "check_image",
     "column",
     "draw_bird",

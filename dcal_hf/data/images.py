@@ -38,6 +38,10 @@ _WARNINGS = {
 _warned: set[str] = set()
 
 
+class UnreadableImageError(ValueError):
+    """An image is missing, damaged, too large, or of another format; the message names it."""
+
+
 def open_image(
     image: Image.Image | dict | str | Path, max_pixels: int = MAX_PIXELS, bbox: Sequence[float] | None = None
 ) -> Image.Image:
@@ -117,7 +121,9 @@ def _opened(image: Image.Image | dict | str | Path, max_pixels: int) -> Iterator
             yield opened
     except _BROKEN as error:
         reason = image_error_reason(error)
-        raise ValueError(f"cannot read image {_name(image)}: {reason}; remove or replace the file") from error
+        raise UnreadableImageError(
+            f"cannot read image {_name(image)}: {reason}; remove or replace the file"
+        ) from error
 
 
 def read_images(batch: Mapping[str, Sequence], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
@@ -223,4 +229,12 @@ def _warn_once(kind: str, name: str) -> None:
         logger.warning(_WARNINGS[kind], name)
 
 
-__all__ = ["FORMATS", "MAX_PIXELS", "check_image", "image_error_reason", "open_image", "read_images"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "UnreadableImageError",
+    "check_image",
+    "image_error_reason",
+    "open_image",
+    "read_images",
+]

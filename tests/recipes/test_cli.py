@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+from torch._utils import ExceptionWrapper
 
 from dcal_hf.integrity import locked
 
@@ -139,6 +140,18 @@ def test_an_interrupted_training_tells_how_to_resume(import_recipe, tmp_path, fo
     args = SimpleNamespace(resume_from_checkpoint=None, output_dir=str(tmp_path))
     with pytest.raises(KeyboardInterrupt, match=advice):
         import_recipe("common").train(SimpleNamespace(args=args, train=Mock(side_effect=KeyboardInterrupt)))
+
+
+def test_an_error_of_a_worker_that_loads_data_prints_one_sentence(dcal, import_recipe, monkeypatch):
+    def failed() -> None:
+        try:
+            raise ValueError("cannot read image a.jpg; remove or replace the file")
+        except ValueError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    monkeypatch.setattr(import_recipe("gallery"), "main", failed)
+    with pytest.raises(SystemExit, match="^dcal gallery: cannot read image a.jpg; remove or replace the file$"):
+        dcal("gallery", "show")
 
 
 def test_debug_shows_the_traceback(dcal, monkeypatch):

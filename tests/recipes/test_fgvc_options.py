@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fgvc_runs import config_file
+from fgvc_runs import config_file, make_folder
 
 
 @pytest.fixture
@@ -35,6 +35,15 @@ def run_main(run_recipe):
 def test_invalid_options_raise_clear_errors(tmp_path, run_main, arguments, options, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, *arguments, **options)
+
+
+def test_an_image_that_breaks_in_training_names_the_option(tmp_path, run_main):
+    folder = make_folder(tmp_path / "birds")
+    cut = folder / "train" / "wren" / "2.png"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    options = {"data_dir": str(folder), "check_files": "header", "disable_tqdm": True}
+    with pytest.raises(ValueError, match="^cannot read image .*2.png: .*; remove .* --check_files full --skip_broken"):
+        run_main(tmp_path, "--do_train", **options)
 
 
 @pytest.mark.parametrize(
