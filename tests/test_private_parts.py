@@ -11,8 +11,7 @@ transformers
     `_get_train_sampler`, `_get_dataloader`, `_get_grad_norm`, `_get_output_dir`, `_prepare_inputs`,
     `_prepare_for_training`, `_init_training_state`, `_finalize_training`, `_save`, `_save_checkpoint`,
     `_save_rng_state`, `_load_from_checkpoint`, `_load_best_model`. Its attributes `_train_batch_size`,
-    `_memory_tracker` and `_created_lr_scheduler`. `_setup_devices` and `_VALID_DICT_FIELDS` of its arguments:
-    `training_args`.
+    `_memory_tracker` and `_created_lr_scheduler`. `_setup_devices` of its arguments: `training_args`.
 timm
     `_pos_embed` of its models, and what its constructors take: `timm_dcal`, `cait_dcal`, `eva_dcal`, `timm_args_dcal`.
 accelerate
@@ -156,7 +155,6 @@ def test_the_trainer_has_its_parts():
     source = inspect.getsource(Trainer)
     assert all(f"self.{name}" in source for name in ("_train_batch_size", "_memory_tracker", "_created_lr_scheduler"))
     assert isinstance(inspect.getattr_static(TrainingArguments, "_setup_devices"), cached_property)
-    assert "lr_scheduler_kwargs" in TrainingArguments._VALID_DICT_FIELDS
 
 
 def test_a_model_declares_what_it_supports():

@@ -1,5 +1,6 @@
 """Losses for classes of unequal size: class weights and logit adjustment."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,23 @@ def logit_shift(counts: np.ndarray, tau: float) -> Tensor:
     makes the unshifted logits those of the balanced error.
     """
     return torch.tensor(tau * np.log(counts / counts.sum()), dtype=torch.float32)
+
+
+def read_class_weights(class_weights: Any) -> Any:
+    """Reads weights that are given as JSON, on the command line.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    if not (isinstance(class_weights, str) and class_weights.startswith("{")):
+        return class_weights
+    try:
+        return json.loads(class_weights)
+    except ValueError as error:
+        raise ValueError(
+            f"class_weights={class_weights!r} is no JSON ({error}): give weights by the names of classes, such as "
+            '{"robin": 2.0}.'
+        ) from error
 
 
 def check_class_balance(class_weights: Any, tau: float) -> None:
@@ -139,5 +157,6 @@ __all__ = [
     "logit_shift",
     "make_balanced_loss",
     "named_weights",
+    "read_class_weights",
     "read_labels",
 ]

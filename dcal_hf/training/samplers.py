@@ -61,8 +61,8 @@ class IdentityBalancedSampler(Sampler[int]):
         if len(counts) * instances_per_identity < batch_size:
             raise ValueError(
                 f"A batch of {batch_size} images, {instances_per_identity} per identity, needs "
-                f"{batch_size // instances_per_identity} identities, and there are {len(counts)}: make the batch size "
-                "smaller or instances_per_identity larger."
+                f"{batch_size // instances_per_identity} identities, and there are {len(counts)}: make "
+                "per_device_train_batch_size smaller or instances_per_identity larger."
             )
         self.images = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(counts)[:-1])
         self.batch_size = batch_size

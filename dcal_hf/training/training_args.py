@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from .class_balance import check_class_balance
+from .class_balance import check_class_balance, read_class_weights
 from .lora import LORA_TARGETS, check_peft
 from .pairs import PAIR_SAMPLING
 
@@ -111,8 +111,6 @@ class DCALTrainingArguments(TrainingArguments):
         ImportError: If `lora_rank` is given, but peft is not installed.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "class_weights"]
-
     pair_sampling: str = field(
         default="any",
         metadata={"help": "Which two images distract each other in PWCA.", "choices": PAIR_SAMPLING},
@@ -162,6 +160,7 @@ class DCALTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        self.class_weights = read_class_weights(self.class_weights)
         super().__post_init__()
         self.check_numbers()
         self.check_what_is_trained()
@@ -209,6 +208,9 @@ class DCALTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={value} must be at least {minimum}.")
         if not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be above 0.")
+        # transformers would train one step.
+        if self.max_steps == 0:
+            raise ValueError("max_steps=0 must be at least 1, or -1 to train for num_train_epochs.")
 
     def check_what_is_trained(self) -> None:
         """Raises a `ValueError` if `layer_decay`, `freeze_backbone`, `lora_rank` or `lora_targets` is wrong."""

@@ -110,6 +110,7 @@ def test_the_command_line_takes_weights_by_name_as_json(tmp_path):
     ("options", "sentence"),
     [
         ({"class_weights": "balance"}, "class_weights='balance' must be 'balanced' or weights by the names"),
+        ({"class_weights": "{robin: 2}"}, "class_weights='{robin: 2}' is no JSON .*such as {\"robin\": 2.0}"),
         ({"class_weights": {"robin": 0}}, "class_weights gives 'robin' the weight 0: it must be a number above 0"),
         ({"class_weights": {"owl": 2.0}}, "class_weights names 'owl', which is no class: the classes are wren, robin"),
         ({"logit_adjustment": -1.0}, "logit_adjustment=-1.0 must be at least 0"),

@@ -169,5 +169,5 @@ def test_batch_size_must_be_a_multiple_of_k():
 
 
 def test_too_few_identities_are_rejected():
-    with pytest.raises(ValueError, match="needs 4 identities, and there are 3: make the batch size smaller"):
+    with pytest.raises(ValueError, match="needs 4 identities, and there are 3: make per_device_train_batch_size"):
         IdentityBalancedSampler([0, 1, 2] * 20, 16, 4)

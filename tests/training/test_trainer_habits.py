@@ -140,6 +140,7 @@ def test_a_best_metric_that_is_not_evaluated_is_refused_before_training(tmp_path
         ({"num_train_epochs": 0}, "above 0"),
         ({"num_train_epochs": -3.0}, "above 0"),
         ({"save_steps": -1}, "at least 0"),
+        ({"max_steps": 0}, "at least 1, or -1 to train for num_train_epochs"),
     ],
 )
 def test_numbers_that_are_too_small_are_refused(tmp_path, option, limit):
