@@ -72,8 +72,7 @@ def main() -> None:
     model, processor = load_model(DCALForImageClassification, prepare, model_args, names, training_args.do_train)
     compute_metrics = ClassificationMetrics(("both", *model.config.inference_branches))
     check_names(training_args, class_names(model), ["loss", *compute_metrics.metric_names])
-    distractors = load_distractors(data_args.distractor_dir, model, training_args)
-    dataset, distractors = prepare_data(dataset, distractors, data_args, training_args)
+    dataset, distractors = prepare_data(dataset, model, data_args, training_args)
     dataset = datasets.DatasetDict({split: with_classes(part, class_names(model)) for split, part in dataset.items()})
     train_transform = TrainTransform(
         processor, data_args.auto_augment, data_args.color_jitter, data_args.random_erasing, data_args.max_pixels
@@ -104,22 +103,24 @@ def main() -> None:
         evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"), temperature)
     if trainer.is_world_process_zero():
         report(trainer, dataset, output, model_args, data_args)
-        print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args))
+        folder = training_args.output_dir if training_args.do_train else model_args.model_name_or_path
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(folder))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
 
 
 def prepare_data(
     dataset: datasets.DatasetDict,
-    distractors: datasets.Dataset | None,
+    model: DCALForImageClassification,
     data_args: DataArguments,
     training_args: DCALTrainingArguments,
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Checks the images, also the distractors, and prints the sizes of the splits.
+    """Loads the distractors, checks the images, and prints the sizes of the splits.
 
     Raises:
         ValueError: If the test split is missing, or images cannot be read.
     """
+    distractors = load_distractors(data_args.distractor_dir, model, training_args)
     evaluates = training_args.do_eval or training_args.eval_strategy != "no"
     splits = dict.fromkeys(
         ["train"] * training_args.do_train + [data_args.eval_split] * evaluates + ["test"] * training_args.do_predict
@@ -164,9 +165,9 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def next_commands(training_args: DCALTrainingArguments) -> dict[str, str]:
+def next_commands(folder: str) -> dict[str, str]:
     """Commands that use the model."""
-    predict = f"dcal predict --model_name_or_path {training_args.output_dir} --output_dir answer --images"
+    predict = f"dcal predict --model_name_or_path {folder} --output_dir answer --images"
     return {
         f"{predict} photographs --attention": "Classify photographs, with attention overlays",
         f"{predict} labelled_photographs --labelled": "Show the mistakes, for folders named after the classes",

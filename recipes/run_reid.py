@@ -89,8 +89,7 @@ def main() -> None:
     is_open = training_args.open_set or data_args.protocol in OPEN_PROTOCOLS
     metrics = reid_metric_names(model.config.inference_branches, training_args.rerank, is_open)
     check_names(training_args, names, metrics)
-    distractors = load_distractors(data_args.distractor_dir, model, training_args)
-    dataset, distractors = prepare_data(dataset, distractors, data_args, training_args)
+    dataset, distractors = prepare_data(dataset, model, data_args, training_args)
     prepare_open_set(dataset, data_args.protocol, training_args)
     if data_args.is_own and data_args.protocol == "disjoint" and not training_args.do_train:
         warn_of_known_individuals(model, dataset, model_args.model_name_or_path)
@@ -127,19 +126,21 @@ def main() -> None:
         if trainer.is_world_process_zero():
             report(trainer, dataset, metrics, model_args, data_args)
     if trainer.is_world_process_zero():
-        print_outputs(training_args.output_dir, OUTPUTS, next_commands(training_args))
+        folder = training_args.output_dir if training_args.do_train else model_args.model_name_or_path
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(f"--model_name_or_path {folder}"))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
 
 
 def prepare_data(
     dataset: datasets.DatasetDict,
-    distractors: datasets.Dataset | None,
+    model: DCALForReID,
     data_args: DataArguments,
     training_args: DCALReIDTrainingArguments,
 ) -> tuple[datasets.DatasetDict, datasets.Dataset | None]:
-    """Checks the images, also the distractors, and prints the sizes of the splits."""
+    """Loads the distractors, checks the images, and prints the sizes of the splits."""
     check_reid_sizes(dataset, training_args)
+    distractors = load_distractors(data_args.distractor_dir, model, training_args)
     train_is_gallery = {"train", "gallery"} <= set(dataset) and is_same(dataset["train"], dataset["gallery"])
     splits = [split for split in dataset if split != "gallery" or not train_is_gallery]
     dataset, distractors = check_data(
@@ -179,9 +180,8 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def next_commands(training_args: DCALReIDTrainingArguments) -> dict[str, str]:
-    """Commands that use the model."""
-    model = f"--model_name_or_path {training_args.output_dir}"
+def next_commands(model: str) -> dict[str, str]:
+    """Commands that use the model, given the option that names it."""
     return {
         f"dcal embed {model} --image_dir photographs --output_dir gallery": "Embed photographs into a gallery",
         f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search the gallery",

@@ -182,13 +182,15 @@ def from_checkpoint(folder: Path, data_dir: Path, **options: object) -> dict[str
 
 
 def test_classes_of_a_checkpoint_are_matched_by_name(
-    tmp_path, run_main, bird_checkpoint, monkeypatch
+    tmp_path, run_main, bird_checkpoint, monkeypatch, capsys
 ):
     """The folder has two of its three classes, in another order."""
     drawn = []
     monkeypatch.setattr("dcal_hf.visualization.attention_figure", lambda *args: drawn.extend(args) or Figure())
     data = class_folder(tmp_path / "two", "robin", "wren")
     run_main(tmp_path, "--do_eval", **from_checkpoint(bird_checkpoint, data, attention_images=3))
+    # The output folder has no model.
+    assert f"dcal predict --model_name_or_path {bird_checkpoint} " in capsys.readouterr().out
     with open(tmp_path / "out" / "eval_predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["prediction"] for row in rows} == {"robin"}

@@ -101,7 +101,7 @@ def test_train_and_evaluate(tmp_path):
     assert AutoModel.from_pretrained(out).config.label2id == {"1": 0, "2": 1, "3": 2, "4": 3}
 
 
-def test_evaluating_a_checkpoint_on_another_data_set(tmp_path, run_main, untrained, monkeypatch):
+def test_evaluating_a_checkpoint_on_another_data_set(tmp_path, run_main, untrained, monkeypatch, capsys):
     lists = {}
     monkeypatch.setattr("dcal_hf.visualization.ranked_list", lambda *args, **kwargs: lists.update(kwargs) or Figure())
     source = {"backbone_config": None, "image_size": None, "model_name_or_path": str(untrained)}
@@ -109,7 +109,7 @@ def test_evaluating_a_checkpoint_on_another_data_set(tmp_path, run_main, untrain
     run_main(tmp_path, "--do_eval", data_dir=str(make_market(tmp_path / "other", first=40)), **source)
     results = read_json(tmp_path / "out" / "all_results.json")
     assert results["eval_num_queries"] == 4 and not (tmp_path / "out" / "model.safetensors").exists()
-    assert 0 < results["eval_map"] < 1
+    assert 0 < results["eval_map"] < 1 and f"dcal embed --model_name_or_path {untrained} " in capsys.readouterr().out
     # The figure shows the same results, without junk.
     assert [title.partition("\n")[0] for title in lists["query_title"]] == ["44", "45", "46", "130"]
     assert lists["query_title"][3] == "130\nno match in the gallery"
