@@ -1,4 +1,4 @@
-"""Formats errors of other libraries and content of files for one-line messages."""
+"""Formats errors of other libraries, content of files and counts for one-line messages."""
 
 import re
 
@@ -21,4 +21,9 @@ def reason_of(error: BaseException) -> str:
     return one_line(system or error).rstrip(".:") or type(error).__name__
 
 
-__all__ = ["one_line", "reason_of"]
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number and its noun; the plural ends in an s unless it is given."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
+
+
+__all__ = ["counted", "one_line", "reason_of"]

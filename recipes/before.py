@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from arguments import require_at_least
-from console import counted
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from dcal_hf import DCALReIDTrainingArguments, DCALTrainingArguments
@@ -24,6 +23,7 @@ from dcal_hf.data import (
     unlabelled_images,
 )
 from dcal_hf.data.reid import known_identities
+from dcal_hf.errors import counted
 from dcal_hf.files import save_table
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import IdentityBalancedSampler, check_distractors
@@ -176,7 +176,8 @@ def check_reid_sizes(dataset: DatasetDict, training_args: DCALReIDTrainingArgume
         IdentityBalancedSampler(labels, training_args.train_batch_size, training_args.instances_per_identity)
     if "gallery" in dataset and training_args.query_expansion > len(dataset["gallery"]):
         raise ValueError(
-            f"--query_expansion {training_args.query_expansion}: the gallery has {len(dataset['gallery'])} images."
+            f"--query_expansion {training_args.query_expansion}: the gallery has "
+            f"{counted(len(dataset['gallery']), 'image')}."
         )
 
 

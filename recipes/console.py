@@ -11,6 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import has_length
 
 from dcal_hf import DCALTrainer
+from dcal_hf.errors import counted
 from dcal_hf.model_card import COLUMNS
 
 
@@ -128,11 +129,6 @@ def print_training(trainer: DCALTrainer, metrics: Mapping[str, float] | None) ->
     if args.load_best_model_at_end and state.best_global_step:
         epoch = state.best_global_step * state.epoch / state.global_step
         print(f"Kept epoch {epoch:.4g}, the best by {args.metric_for_best_model}: {state.best_metric:.4f}.")
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun, which takes an s in the plural."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def loss_text(loss: float) -> str:

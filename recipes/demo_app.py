@@ -21,6 +21,7 @@ from verify import load_threshold, measure, verdict
 
 from dcal_hf import DCALForImageClassification
 from dcal_hf.data import open_image
+from dcal_hf.errors import counted
 from dcal_hf.retrieval import GalleryIndex, VerificationThreshold, embed_images, model_fingerprint
 from dcal_hf.transforms import EvalTransform
 
@@ -84,7 +85,7 @@ class Demo:
         queries = Dataset.from_dict({"image": [path]})
         embeddings = embed_images(self.model, self.processor, queries, **self.args.reader_kwargs)
         (matches,) = search(self.gallery, embeddings, TOP_MATCHES)
-        answer = f"The nearest of {len(self.gallery)} images has a distance of {matches[0].distance:.4f}."
+        answer = f"The nearest of {counted(len(self.gallery), 'image')} has a distance of {matches[0].distance:.4f}."
         limit = self.search_threshold
         if limit is not None:
             known = matches[0].distance < limit

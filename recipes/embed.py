@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 
 from dcal_hf.data import MAX_PIXELS, OFFICIAL_REID, PROTOCOLS, load_fgvc, load_reid, unlabelled_images
 from dcal_hf.data.reid_tables import TABLE_SUFFIXES
+from dcal_hf.errors import counted
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 
@@ -203,7 +204,7 @@ def build_gallery(
     """Builds a gallery of the images. With `--skip_broken`, rows of NaN are left out."""
     if gallery_args.skip_broken:
         kept = readable_rows(embeddings)
-        logger.info("%d of %d images could be read", len(kept), len(dataset))
+        logger.info("%d of %s could be read", len(kept), counted(len(dataset), "image"))
         embeddings, dataset = embeddings[kept], dataset.select(kept)
     return GalleryIndex.from_embeddings(
         embeddings,

@@ -33,12 +33,12 @@ from typing import Any
 
 from arguments import json_option, parse_arguments, require_at_least
 from common import set_up_logging
-from console import counted
 from datasets import ClassLabel, Dataset, Features
 from embed import CheckpointArguments, readable_rows
 from loading import load_checkpoint
 from predict import find_images
 
+from dcal_hf.errors import counted
 from dcal_hf.retrieval import GalleryIndex, embed_images, model_fingerprint
 
 

@@ -32,7 +32,6 @@ from pathlib import Path
 import torch
 from arguments import parse_arguments, require_at_least
 from common import set_up_logging
-from console import counted
 from embed import CheckpointArguments
 from loading import load_classifier
 from PIL import Image
@@ -43,6 +42,7 @@ from transformers import BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
 from dcal_hf.data import open_image, unlabelled_images
+from dcal_hf.errors import counted
 from dcal_hf.files import save_table
 from dcal_hf.metrics import confusion_matrix
 from dcal_hf.training import class_names

@@ -3,12 +3,12 @@
 import logging
 
 import datasets
-from console import counted
 from ranked_lists import identity_name
 
 from dcal_hf import DCALForReID, DCALReIDTrainer, DCALReIDTrainingArguments
 from dcal_hf.data import PROTOCOLS, column, image_names, protocol_columns
 from dcal_hf.data.reid import known_identities
+from dcal_hf.errors import counted
 from dcal_hf.metrics import RetrievalProtocol
 from dcal_hf.training import class_names
 

@@ -32,7 +32,7 @@ from arguments import ModelArguments, parse_arguments
 from attention_examples import save_attention
 from before import CHECK_FILE, check_data, common_folder, load_distractors, print_splits
 from common import check_names, hyperparameters, load_model, model_card_facts, save_model_card, start_run, train
-from console import counted, print_epochs, print_outputs, print_results, result_rows
+from console import print_epochs, print_outputs, print_results, result_rows
 from fgvc_arguments import DataArguments
 from scipy.special import softmax
 from temperature import calibration_metrics, describe_calibration, main_scores, save_temperature
@@ -40,6 +40,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from dcal_hf import DCALForImageClassification, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import load_fgvc, with_classes
+from dcal_hf.errors import counted
 from dcal_hf.files import save_table
 from dcal_hf.metrics import ClassificationMetrics, confusion_matrix, save_confusion_matrix
 from dcal_hf.model_card import ModelCardFacts

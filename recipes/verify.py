@@ -35,6 +35,7 @@ from loading import find_calibration, load_checkpoint
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from dcal_hf.data import OFFICIAL_REID, load_reid, protocol_columns
+from dcal_hf.errors import counted
 from dcal_hf.files import save_table
 from dcal_hf.retrieval import (
     VERIFICATION_FILE,
@@ -153,8 +154,8 @@ def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
     counts = Counter(images["identity"])
     distractor_ids = [identity for identity, count in counts.items() if count > 1 and identity not in asked]
     logger.info(
-        "Calibrating on %d images of %d individuals of %s, those of query and gallery",
-        len(images), len(counts) - len(distractor_ids), args.title,
+        "Calibrating on %s of %s of %s, those of query and gallery",
+        counted(len(images), "image"), counted(len(counts) - len(distractor_ids), "individual"), args.title,
     )
     return images, distractor_ids
 

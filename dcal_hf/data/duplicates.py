@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import counted
+
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,8 @@ def warn_of_duplicates(
             first = found[0]
             other = next(row for row in first if values[row] != values[first[0]])
             logger.warning(
-                "%d images of %s have copies %s, which makes its results wrong; the first is %s and %s",
-                len(found), where, reason, paths[first[0]], paths[other],
+                "%s has %s with copies %s, which makes its results wrong; the first is %s and %s",
+                where, counted(len(found), "image"), reason, paths[first[0]], paths[other],
             )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import filterfalse
 from pathlib import Path
 
+from ..errors import counted
 from .splits import SPLITS
 
 
@@ -70,8 +71,8 @@ def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[li
         files.append(list(filter(_is_image_name, listed)))
         skipped += filterfalse(_is_image_name, listed)
     if skipped:
-        message = "%d entries in the %s folders of %s are not images and were skipped, the first is %s"
-        logger.warning(message, len(skipped), kind, where, skipped[0])
+        message = "Skipped what is no image in the %s folders of %s: %s, the first is %s"
+        logger.warning(message, kind, where, counted(len(skipped), "entry", "entries"), skipped[0])
     return files
 
 

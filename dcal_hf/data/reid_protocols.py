@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import counted
 from ..metrics.protocol import JUNK_IDENTITY
 from .reid_splits import choose_queries, split_by_identity
 from .splits import stratified_split
@@ -70,7 +71,7 @@ class Split:
     def leave_out(self, part: str, is_out: np.ndarray, reason: str) -> None:
         """Removes rows from a split, and counts them by reason."""
         if is_out.any():
-            self.left_out[f"images of {part} {reason}"] += int(is_out.sum())
+            self.left_out[f"of {part} {reason}"] += int(is_out.sum())
             self.parts[part] = self.parts[part][~is_out]
 
 
@@ -186,7 +187,7 @@ def by_time(photographs: Photographs, found: dict[str, np.ndarray], choice: Choi
     train, query = rows[~is_later], rows[is_later]
     result = Split({"train": train, "query": query, "gallery": train[~photographs.is_unknown[train]]})
     if not has_day.all():
-        result.left_out["images without a day"] = int((~has_day).sum())
+        result.left_out["without a day"] = int((~has_day).sum())
     return result
 
 
@@ -215,10 +216,11 @@ def _from_held_out(photographs: Photographs, found: dict[str, np.ndarray], choic
     tested, distractors = held_out[~is_distractor], held_out[is_distractor]
     query, gallery = choose_queries(identities[tested], views[tested], choice.query_fraction, choice.seed, where)
     query, gallery = tested[query], np.sort(np.concatenate([tested[gallery], distractors]))
-    message = "%s: %d of %d identities are held out (%d queries, %d gallery images), %d are in train"
+    message = "%s: %d of %d identities are held out (%s, %s), %d are in train"
     total = np.unique(identities[(identities != JUNK_IDENTITY) & ~photographs.is_unknown])
     counts = [len(np.unique(identities[part])) for part in (tested, found.get("train", tested[:0]))]
-    logger.info(message, where, counts[0], len(total), len(query), len(gallery), counts[1])
+    sizes = counted(len(query), "query", "queries"), counted(len(gallery), "gallery image")
+    logger.info(message, where, counts[0], len(total), *sizes, counts[1])
     return {**found, "query": query, "gallery": gallery}
 
 
@@ -266,14 +268,15 @@ def describe_use(photographs: Photographs, result: Split) -> str:
     facts = []
     for part, rows in result.parts.items():
         unknown = photographs.is_unknown[rows]
-        fact = f"{part}: {len(rows)} images of {len(np.unique(photographs.identities[rows[~unknown]]))} individuals"
+        individuals = np.unique(photographs.identities[rows[~unknown]])
+        fact = f"{part}: {counted(len(rows), 'image')} of {counted(len(individuals), 'individual')}"
         facts.append(fact + (f", {unknown.sum()} of them of unknown ones" if unknown.any() else ""))
     if {"query", "gallery"} <= set(result.parts):
         query = result.parts["query"]
         new = query[~photographs.is_known_in(query, result.parts["gallery"])]
         if len(new):
-            facts.append(f"{len(new)} queries are of individuals that the gallery lacks")
-    reasons = [f"{count} {reason}" for reason, count in result.left_out.items()]
+            facts.append(f"{counted(len(new), 'query', 'queries')} of individuals that the gallery lacks")
+    reasons = [f"{counted(count, 'image')} {reason}" for reason, count in result.left_out.items()]
     return "; ".join([*facts, f"left out: {', '.join(reasons) or 'nothing'}"])
 
 
@@ -283,7 +286,8 @@ def describe_overlaps(photographs: Photographs, parts: dict[str, np.ndarray]) ->
     for first, second in combinations(parts, 2):
         keys = [{photographs.keys[row] for row in parts[part]} for part in (first, second)]
         individuals = np.intersect1d(*(photographs.identities[parts[part]] for part in (first, second)))
-        facts.append(f"{first} and {second} share {len(keys[0] & keys[1])} images and {len(individuals)} individuals")
+        shared = f"{counted(len(keys[0] & keys[1]), 'image')} and {counted(len(individuals), 'individual')}"
+        facts.append(f"{first} and {second} share {shared}")
     return "; ".join(facts)
 
 

@@ -23,8 +23,8 @@ def warnings(caplog) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (("train/finch/5_copy.png", "train/finch/4.png"), "1 images of {root} have copies in two classes"),
-        (("validation/wren/1_copy.png",), "1 images of {root} have copies in two splits"),
+        (("train/finch/5_copy.png", "train/finch/4.png"), "{root} has 1 image with copies in two classes"),
+        (("validation/wren/1_copy.png",), "{root} has 1 image with copies in two splits"),
     ],
 )
 def test_an_image_in_two_classes_or_splits_is_reported(tmp_path, caplog, names, sentence):
@@ -44,7 +44,7 @@ def test_an_image_of_two_individuals_is_reported(tmp_path, caplog):
         assert warnings(caplog) == []
         save(tmp_path, "b/97_copy.png")
         load_reid(tmp_path, test_fraction=0.5)
-    assert "1 images of" in warnings(caplog)[0] and "in two classes or identities" in warnings(caplog)[0]
+    assert "has 1 image with copies" in warnings(caplog)[0] and "in two classes or identities" in warnings(caplog)[0]
     assert "97.png" in warnings(caplog)[0] and "97_copy.png" in warnings(caplog)[0]
 
 

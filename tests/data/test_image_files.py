@@ -37,5 +37,5 @@ def test_one_warning_for_all_folders(root, caplog):
     (record,) = caplog.records
     first = root / "b" / "deep"
     assert record.message == (
-        f"2 entries in the identity folders of birds are not images and were skipped, the first is {first}"
+        f"Skipped what is no image in the identity folders of birds: 2 entries, the first is {first}"
     )

@@ -1,6 +1,7 @@
 """Protocols against a loop over the table."""
 
 import logging
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dcal_hf.data import load_reid
+from dcal_hf.data.reid_protocols import Photographs, Split, describe_overlaps, describe_use
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_open_set(frame, folder, caplog):
     unknown = identities[query["identity"] == "unknown"]
     assert len(set(unknown)) == len(unknown) and not set(unknown) & set(dataset["gallery"]["identity"])
     num_new = int((~query["identity"].isin(gallery_names)).sum())
-    assert f"{num_new} queries are of individuals that the gallery lacks; left out: nothing" in caplog.text
+    assert f"{num_new} queries of individuals that the gallery lacks; left out: nothing" in caplog.text
     assert set(load(frame, folder, protocol="open_set", seed=1)[0]["gallery"]["identity"]) != gallery_names
 
 
@@ -98,8 +100,8 @@ def test_by_time(frame, folder, caplog):
     assert (dated["date"] >= cut).mean() >= 0.3 > (dated["date"] > cut).mean()
     assert sorted(train["path"]) == sorted(known(dated[dated["date"] < cut])["path"])
     num_unknown = ((dated["date"] < cut) & (dated["identity"] == "unknown")).sum()
-    left_out = f"left out: {frame['date'].isna().sum()} images without a day, {num_unknown} images of train of unknown"
-    assert left_out in caplog.text
+    left_out = f"left out: {frame['date'].isna().sum()} images without a day, 1 image of train of unknown"
+    assert left_out in caplog.text and num_unknown == 1
     assert f"the queries are from {cut} on" in caplog.text
 
 
@@ -165,3 +167,13 @@ def test_protocols_need_a_custom_data_set(folder):
     (folder / "ada").mkdir(exist_ok=True)
     with pytest.raises(ValueError, match="camera_column is a column of a table, and .* is none"):
         load_reid(folder, camera_column="date")
+
+
+def test_one_image_and_one_individual_are_told_in_the_singular():
+    photographs = Photographs(np.array([0, 0, 5]), np.array([False, False, True]), None, ["a", "b", "c"], None, "")
+    split = Split({"train": np.array([0]), "query": np.array([2]), "gallery": np.array([1])}, Counter({"of x": 1}))
+    assert describe_use(photographs, split) == (
+        "train: 1 image of 1 individual; query: 1 image of 0 individuals, 1 of them of unknown ones; gallery: 1 image "
+        "of 1 individual; 1 query of individuals that the gallery lacks; left out: 1 image of x"
+    )
+    assert "train and gallery share 0 images and 1 individual" in describe_overlaps(photographs, split.parts)
