@@ -35,7 +35,8 @@ PICTURE_HEIGHT = 480
 BRANCH_TITLES = {"both": "SA and GLCA", "sa": "SA", "glca": "GLCA"}
 # Small photographs fill their frames, too.
 CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; }"
-LEGEND = "Bright: what the class token attends to. Frames: the patches that GLCA reads."
+LEGEND = "Bright: what the class token attends to."
+LEGEND_OF_PATCHES = " Frames: the patches that GLCA reads."
 
 
 @dataclass
@@ -229,10 +230,12 @@ def photograph(label: str) -> "gradio.Image":
 def picture(label: str, demo: Demo) -> "gradio.Image":
     import gradio
 
+    config = demo.model.config
     with gradio.Column():
-        options = {"height": PICTURE_HEIGHT, "elem_classes": "picture", "visible": demo.model.config.has_cls}
+        options = {"height": PICTURE_HEIGHT, "elem_classes": "picture", "visible": config.has_cls}
         drawn = gradio.Image(label=label, interactive=False, **options)
-        gradio.Markdown(LEGEND, visible=demo.model.config.has_cls and "glca" in demo.model.config.inference_branches)
+        has_frames = "glca" in config.inference_branches and config.reads_local_queries
+        gradio.Markdown(LEGEND + (LEGEND_OF_PATCHES if has_frames else ""), visible=config.has_cls)
     return drawn
 
 

@@ -197,6 +197,21 @@ def test_the_page_shows_names_as_text(load, import_recipe, reid_folder):
 
 
 @needs_gradio
+@pytest.mark.parametrize(("readout", "has_frames"), [("cls", False), ("local", True)])
+def test_the_legend_explains_frames_where_patches_are_framed(
+    load, import_recipe, reid_folder, readout, has_frames
+):
+    import gradio
+
+    demo = load(reid_folder)
+    demo.model.config.glca_readout = readout
+    texts = [block.value for block in import_recipe("demo_app").page(demo).blocks.values()
+             if isinstance(block, gradio.Markdown)]
+    assert sum("Bright: what the class token attends to." in text for text in texts) == 2
+    assert any("Frames" in text for text in texts) == has_frames
+
+
+@needs_gradio
 @pytest.mark.slow
 def test_a_space_runs_on_what_is_in_its_folder(run_recipe, reid_folder, gallery_folder, photographs, tmp_path):
     threshold(reid_folder, 0.5).save(reid_folder)
