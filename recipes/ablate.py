@@ -58,10 +58,10 @@ import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
 from arguments import Parser, find_configuration, read_configuration
-from console import counted
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
+from dcal_hf.errors import counted
 from dcal_hf.files import write_atomically
 from dcal_hf.training import last_checkpoint
 

@@ -45,6 +45,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from ..metrics.protocol import JUNK_IDENTITY
 from .archives import data_folder
+from .columns import column
 from .duplicates import warn_of_duplicates
 from .image_files import inner_folder
 from .reid_layouts import OFFICIAL_REID, REID_SPLITS, read_official
@@ -266,8 +267,8 @@ def _encode_identities(names: Sequence[str], is_unknown: np.ndarray) -> tuple[np
 
 
 def known_identities(part: Dataset) -> list[int]:
-    """The identities in a split of [`load_reid`], without those of unknown individuals, of which each has one image."""
-    feature, identities = part.features["identity"], sorted(set(part.with_format(None)["identity"][:]))
+    """The identities in a split of [`load_reid`], without those of unknown individuals."""
+    feature, identities = part.features["identity"], sorted(set(column(part, "identity")))
     if isinstance(feature, ClassLabel):
         return [number for number in identities if not feature.int2str(number).startswith(_UNKNOWN_NAME)]
     return [number for number in identities if number > JUNK_IDENTITY]

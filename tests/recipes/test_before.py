@@ -76,9 +76,10 @@ def test_skip_broken_leaves_the_images_out_and_reports_their_number(check, befor
 
 def test_unknown_individuals_are_counted_apart(before, capsys):
     names = ["ada", "rex", "unknown, row 7", "unknown, row 9"]
-    gallery = Dataset.from_dict({"identity": [0, 0, 1, 2, 3]}, features=Features({"identity": ClassLabel(names=names)}))
-    numbers = Dataset.from_dict({"identity": [5, 5, 8, 8, 8, -2]})
-    before.print_splits("turtles", {"query": numbers, "gallery": gallery}, ["query", "gallery"], "identity", "identities")
+    features = Features({"identity": ClassLabel(names=names)})
+    gallery = Dataset.from_dict({"identity": [0, 0, 1, 2, 3]}, features=features)
+    dataset = {"query": Dataset.from_dict({"identity": [5, 5, 8, 8, 8, -2]}), "gallery": gallery}
+    before.print_splits("turtles", dataset, [*dataset], "identity", "identities")
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [
         "query 6 2 5 (2); 1 unknown individual", "gallery 5 2 rex (1); 2 unknown individuals"

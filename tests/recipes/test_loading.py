@@ -61,7 +61,8 @@ def test_a_mistyped_path_is_named(run, command):
 @pytest.mark.parametrize("command", ["predict", "run_fgvc", "run_reid"])
 def test_a_checkpoint_that_cannot_be_downloaded_is_named(run, command):
     """transformers says only that there is no connection; the tests run without one."""
-    with pytest.raises(OSError, match="^some/encoder cannot be loaded: .*connect to 'https://huggingface.co'") as error:
+    sentence = "^some/encoder cannot be loaded: .*connect to 'https://huggingface.co'"
+    with pytest.raises(OSError, match=sentence) as error:
         run(command, "some/encoder")
     assert "\n" not in str(error.value)
 
