@@ -3,7 +3,7 @@
 # ///
 """Draws the attention of DCAL checkpoints side by side on the same photographs, such as a baseline and DCAL.
 
-    python recipes/attention.py --models out/dcal --baseline out/sa --images photographs --output attention.png
+    python recipes/attention.py --models out/dcal --baseline out/sa --images photographs --output attention.jpg
 
 `--count` photographs are sampled at random with `--seed`, so that they are not hand-picked. `--labelled` marks the
 predictions that are right and wrong by the names of the photographs' folders.

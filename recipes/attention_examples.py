@@ -1,4 +1,4 @@
-"""`attention.png` of a classifier."""
+"""`attention.jpg` of a classifier."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from dcal_hf.data import open_image
 from dcal_hf.models import top_patches
 
 
-# Longest side of a photograph in attention.png; a cell of the figure shows fewer pixels.
+# Longest side of a photograph in attention.jpg; a cell of the figure shows fewer pixels.
 PICTURE_PIXELS = 1024
 
 
 def save_attention(trainer: DCALTrainer, output: PredictionOutput | None, count: int, max_pixels: int) -> None:
-    """Writes `attention.png`: photographs of the evaluated split, mistakes first, and the attention on them."""
+    """Writes `attention.jpg`: photographs of the evaluated split, mistakes first, and the attention on them."""
     from dcal_hf.visualization import attention_figure, save_figure
 
     chosen = trainer.eval_dataset.select(choose_images(output, len(trainer.eval_dataset), count, trainer.args.seed))
@@ -40,7 +40,7 @@ def save_attention(trainer: DCALTrainer, output: PredictionOutput | None, count:
         photograph.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
     correct = [int(best) == int(label) for best, label in zip(predicted, batch["labels"])]
     figure = attention_figure(photographs, drawn.rollout, model.config.grid, selected, titles, processor, correct)
-    save_figure(figure, Path(trainer.args.output_dir, "attention.png"))
+    save_figure(figure, Path(trainer.args.output_dir, "attention.jpg"))
 
 
 def choose_images(output: PredictionOutput | None, num_images: int, count: int, seed: int) -> list[int]:

@@ -66,7 +66,7 @@ class DataArguments(CheckArguments):
         metadata={"help": "Folder of images of another data set to use as PWCA distractors, not training images."},
     )
     attention_images: int = field(
-        default=6, metadata={"help": "Number of images in attention.png; 0 writes no figure and needs no matplotlib."}
+        default=6, metadata={"help": "Number of images in attention.jpg; 0 writes no figure and needs no matplotlib."}
     )
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Writes `ranked_lists.png` of a re-identification model."""
+"""Writes `ranked_lists.jpg` of a re-identification model."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dcal_hf.metrics import FeatureDistances, RetrievalProtocol
 def save_ranked_lists(
     trainer: DCALReIDTrainer, num_queries: int, num_matches: int, max_pixels: int, has_distractors: bool
 ) -> None:
-    """Writes `ranked_lists.png`: random queries and their best matches, before any re-ranking.
+    """Writes `ranked_lists.jpg`: random queries and their best matches, before any re-ranking.
 
     With `has_distractors`, identity 0 is that of Market-1501's distractors; in other data sets it is an individual.
     """
@@ -40,7 +40,7 @@ def save_ranked_lists(
         ],
         score_name="distance",
     )
-    save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.png"))
+    save_figure(figure, Path(trainer.args.output_dir, "ranked_lists.jpg"))
 
 
 def first_match(is_match: np.ndarray, num_shown: int) -> list[str]:

@@ -85,7 +85,7 @@ class DataArguments(CheckArguments):
     )
     ranked_queries: int = field(
         default=8,
-        metadata={"help": "Number of queries in ranked_lists.png; 0 writes no figure and needs no matplotlib."},
+        metadata={"help": "Number of queries in ranked_lists.jpg; 0 writes no figure and needs no matplotlib."},
     )
     ranked_matches: int = field(default=5, metadata={"help": "Number of matches for each of these queries."})
 

@@ -51,7 +51,7 @@ from dcal_hf.transforms import EvalTransform, TrainTransform, fine_grained_proce
 # Files to open first, and their content.
 OUTPUTS = {
     "README.md": "the model card: results, settings, how to load the model",
-    "attention.png": "attention rollout and selected patches",
+    "attention.jpg": "attention rollout and selected patches",
     "eval_predictions.csv": "the class and the prediction of each image",
     "eval_confusion_matrix.csv": "which classes are confused",
     "predict_predictions.csv": "the same for the test split",
@@ -233,7 +233,7 @@ def report(
     model_args: ModelArguments,
     data_args: DataArguments,
 ) -> None:
-    """Writes the model card and `attention.png`."""
+    """Writes the model card and `attention.jpg`."""
     args, config = trainer.args, trainer.model.config
     # The attention rollout needs a CLS token, which Swin does not have.
     if data_args.attention_images > 0 and config.has_cls:

@@ -69,7 +69,7 @@ from dcal_hf.transforms import EvalTransform, ReIDTrainTransform, reid_processor
 # Files to open first, and their content.
 OUTPUTS = {
     "README.md": "the model card: results, settings, how to load the model",
-    "ranked_lists.png": "queries and their best matches",
+    "ranked_lists.jpg": "queries and their best matches",
     "all_results.json": "all metrics, including verification thresholds",
     CHECK_FILE: "images with problems",
 }
@@ -219,7 +219,7 @@ def report(
     model_args: ReIDModelArguments,
     data_args: DataArguments,
 ) -> None:
-    """Writes the model card and `ranked_lists.png`."""
+    """Writes the model card and `ranked_lists.jpg`."""
     args = trainer.args
     if data_args.ranked_queries > 0:
         save_ranked_lists(

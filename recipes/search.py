@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["dcal_hf[pictures]"]
 # ///
-"""Searches a gallery created by recipes/embed.py: prints a table, and writes matches.csv and ranked_list.png.
+"""Searches a gallery created by recipes/embed.py: prints a table, and writes matches.csv and ranked_list.jpg.
 
     python recipes/search.py --model_name_or_path out --gallery_dir gallery --images a.jpg b.jpg --output_dir answer
 
@@ -55,7 +55,7 @@ class SearchArguments:
 
     gallery_dir: str = field(metadata={"help": "Folder of the gallery."})
     images: list[str] = field(metadata={"help": "Query images or folders of query images."})
-    output_dir: str = field(metadata={"help": "Folder for matches.csv and ranked_list.png."})
+    output_dir: str = field(metadata={"help": "Folder for matches.csv and ranked_list.jpg."})
     bbox: list[float] | None = field(default=None, metadata={"help": BBOX_HELP})
     top_k: int = field(default=10, metadata={"help": "Number of items to find for each image."})
     search_parameters: str = field(
@@ -67,7 +67,7 @@ class SearchArguments:
         metadata={"help": "Distance from which on there is no match, or: calibrated (see recipes/verify.py)."},
     )
     matches_in_picture: int = field(
-        default=5, metadata={"help": "Matches in ranked_list.png; 0 writes no picture and needs no matplotlib."}
+        default=5, metadata={"help": "Matches in ranked_list.jpg; 0 writes no picture and needs no matplotlib."}
     )
 
     def __post_init__(self):
@@ -173,7 +173,7 @@ def save_picture(
     output_dir: Path,
     max_pixels: int,
 ) -> None:
-    """Writes `ranked_list.png`, with the best matches beside each query, or the part of it that was searched."""
+    """Writes `ranked_list.jpg`, with the best matches beside each query, or the part of it that was searched."""
     from dcal_hf.visualization import ranked_list, save_figure
 
     figure = ranked_list(
@@ -184,7 +184,7 @@ def save_picture(
         query_title=[Path(query).name for query in queries],
         score_name="distance",
     )
-    save_figure(figure, output_dir / "ranked_list.png")
+    save_figure(figure, output_dir / "ranked_list.jpg")
 
 
 def caption(match: Match) -> str:

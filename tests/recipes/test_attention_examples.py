@@ -1,4 +1,4 @@
-"""Which photographs `attention.png` shows."""
+"""Which photographs `attention.jpg` shows."""
 
 import numpy as np
 import pytest

@@ -84,7 +84,7 @@ def test_one_has_no_plural(console):
 
 def test_only_existing_files_are_listed(console, tmp_path, capsys):
     (tmp_path / "README.md").write_text("")
-    console.print_outputs(str(tmp_path), {"README.md": "the card", "attention.png": "where"}, {"dcal x": "Next"})
+    console.print_outputs(str(tmp_path), {"README.md": "the card", "attention.jpg": "where"}, {"dcal x": "Next"})
     assert capsys.readouterr().out.splitlines()[1:] == [
         "Open first:", f"  {tmp_path / 'README.md'}  the card", "Next:", "  dcal x"
     ]

@@ -123,8 +123,8 @@ def test_searching(model, photographs, gallery, tmp_path):
     assert distances[0] == distances[3] == 0 and rows[0]["image"] == queries[0]
     for row in rows:
         assert f"{row['distance']}" in printed and row["image"] in printed
-    with Image.open(tmp_path / "ranked_list.png") as picture:
-        assert picture.format == "PNG" and picture.width > 300
+    with Image.open(tmp_path / "ranked_list.jpg") as picture:
+        assert picture.format == "JPEG" and picture.width > 300
 
 
 def test_another_model_is_rejected(run_main, gallery, photographs, tmp_path):
@@ -180,7 +180,7 @@ def test_a_data_set_and_its_columns(run_main, run_recipe, model, photographs, tm
     )
     assert (tmp_path / "matches.csv").read_text().splitlines()[1:] == [f"{query},1,0.0000,3,{query},wren"]
     assert GalleryIndex.load(tmp_path / "gallery").search_parameters == {"nprobe": 2}
-    assert not (tmp_path / "ranked_list.png").exists()
+    assert not (tmp_path / "ranked_list.jpg").exists()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_table_is_embedded_by_its_boxes(tmp_path, run_main, model):
         assert [row["identity"] for row in found] == ["b 0", "b 1", "b 2", "b 3"]
         best = found[2]
         assert float(best["distance"]) < 1e-3 and best["bbox"] == "[20.0, 0.0, 20.0, 20.0]"
-    with Image.open(tmp_path / "answer" / "ranked_list.png") as picture:
+    with Image.open(tmp_path / "answer" / "ranked_list.jpg") as picture:
         assert min(picture.size) > 100
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "export": ["--output", "birds.onnx"],
     "demo": [],
     "predict": ["--images", "images", "--output_dir", "answer"],
-    "attention": ["--images", "images", "--output", "attention.png"],
+    "attention": ["--images", "images", "--output", "attention.jpg"],
 }
 TRAINING = {
     "run_fgvc": ["--do_eval", "--data_dir", "birds", "--output_dir", "out", "--use_cpu", "--check_files", "off"],

@@ -53,7 +53,7 @@ def test_an_encoder_without_rollout_writes_no_attention_figure(tmp_path, run_mai
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| branches | sa, pwca |" in card and "| num_pwca_blocks | 2 |" in card and "| glca_readout |" not in card
     assert "| steps | 1 |" in card and "| epochs |" not in card
-    assert not (tmp_path / "out" / "attention.png").exists()
+    assert not (tmp_path / "out" / "attention.jpg").exists()
 
 
 def test_probabilities_are_calibrated_on_the_evaluated_images(tmp_path, run_main, run_recipe):
@@ -143,7 +143,7 @@ def test_train_evaluate_and_predict(tmp_path):
     card = ModelCard.load(out / "README.md")
     assert {result.metric_value for result in card.data.eval_results} >= {results["eval_glca_accuracy"]}
     assert "2205.02151" in card.text and "train images | 11" in card.text
-    with Image.open(out / "attention.png") as attention:
+    with Image.open(out / "attention.jpg") as attention:
         assert attention.size[0] > 100
     assert AutoModelForImageClassification.from_pretrained(out).config.label2id == {"finch": 0, "robin": 1, "wren": 2}
 

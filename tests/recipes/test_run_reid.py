@@ -94,7 +94,7 @@ def test_train_and_evaluate(tmp_path):
     ):
         assert fact in card.text
     assert str(tmp_path) not in card.text and card.data.license == "cc-by-4.0"
-    with Image.open(out / "ranked_lists.png") as picture:
+    with Image.open(out / "ranked_lists.jpg") as picture:
         assert min(picture.size) > 100
     processor = read_json(out / "preprocessor_config.json")
     assert processor["size"] == {"height": 16, "width": 8} and not processor["do_center_crop"]
@@ -162,7 +162,7 @@ def test_a_custom_folder_with_the_trainers_schedule(tmp_path, run_main):
         "| schedule | linear, warm-up 0.05 |", "| encoder | vit, 2 blocks, width 16 |",
     ):
         assert fact in text
-    assert (out / "ranked_lists.png").exists()
+    assert (out / "ranked_lists.jpg").exists()
     assert all(name.startswith("turtle ") for name in read_json(out / "config.json")["label2id"])
 
 
@@ -201,7 +201,7 @@ def test_a_table_by_another_protocol(tmp_path, run_main, run_recipe, protocol, c
     run_main(tmp_path, "--do_train", "--do_eval", "--skip_broken", **options, **best, ranked_queries=2)
     results, card = read_json(tmp_path / "out" / "all_results.json"), (tmp_path / "out" / "README.md").read_text()
     assert 0 <= results["eval_map_at_r"] <= results["eval_r_precision"] <= 1
-    assert (tmp_path / "out" / "ranked_lists.png").exists()
+    assert (tmp_path / "out" / "ranked_lists.jpg").exists()
     if protocol == "closed_set":
         assert results["train_samples"] == 40 and results["eval_num_queries"] == 8 and "eval_baks" not in results
         # What is broken is left out of the gallery, too.
