@@ -13,7 +13,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Value
 from pandas import isna
 
-from ..errors import one_line, reason_of
+from ..errors import counted, one_line, reason_of
 from .reid_own import IMAGE_FEATURE, PART_NAMES, Rows, image_dataset
 
 
@@ -73,7 +73,8 @@ class Table:
         empty = [number for number, value in enumerate(column, start=1) if is_missing(value)]
         if empty:
             raise ValueError(
-                f"{self.where} has no {name} in row {empty[0]} ({len(empty)} such rows in total), column {name!r}"
+                f"{self.where} has no {name} in row {empty[0]} ({counted(len(empty), 'such row')} in total), column "
+                f"{name!r}"
             )
         return [str(value).strip() for value in column]
 
@@ -159,8 +160,8 @@ def check_parts(parts: Sequence[str], where: str | Path) -> None:
     unknown = [number for number, part in enumerate(parts) if part not in PART_NAMES]
     if unknown:
         raise ValueError(
-            f"{where} has the split {one_line(parts[unknown[0]])!r} in row {unknown[0] + 1}; splits are "
-            f"{', '.join(PART_NAMES)}"
+            f"{where} has the split {one_line(parts[unknown[0]])!r} in row {unknown[0] + 1}, column 'split': "
+            f"splits are {', '.join(PART_NAMES)}"
         )
 
 

@@ -287,7 +287,7 @@ class TestTable:
             load_reid(write_table([("a.png", 1)], ("file", "who")))
 
     def test_a_missing_value_is_named(self, write_table):
-        with pytest.raises(ValueError, match=r"has no identity in row 2 \(1 such rows in total\)"):
+        with pytest.raises(ValueError, match=r"has no identity in row 2 \(1 such row in total\), column 'identity'"):
             load_reid(write_table([("a.png", "x"), ("b.png", "")], ("image", "identity")))
 
     @pytest.mark.parametrize("text", ["nan", " NaN", "None", "<NA>"])
@@ -297,7 +297,8 @@ class TestTable:
             load_reid(write_table([("a.png", text), ("b.png", text), ("c.png", "Nan")], ("image", "identity")))
 
     def test_an_unknown_split_is_named(self, write_table):
-        with pytest.raises(ValueError, match="has the split 'dev' in row 2; splits are train, query, gallery, test"):
+        sentence = "has the split 'dev' in row 2, column 'split': splits are train, query, gallery, test"
+        with pytest.raises(ValueError, match=sentence):
             load_reid(write_table([("a.png", "1", "train"), ("b.png", "1", "dev")], ("image", "identity", "split")))
 
     def test_an_empty_csv(self, root):
