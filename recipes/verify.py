@@ -71,7 +71,11 @@ class VerifyArguments:
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the images."})
     test_fraction: float = field(
-        default=0.3, metadata={"help": "Fraction of the identities to use if there is no query and gallery."}
+        default=0.3,
+        metadata={
+            "help": "Fraction of the identities to use if there is no query, gallery and test: 0.3 are those that "
+            "recipes/run_reid.py holds out, 1 is for a model that was trained on none of them."
+        },
     )
     split_seed: int = field(default=42, metadata={"help": "Seed for choosing these identities."})
 
