@@ -202,6 +202,14 @@ def test_model_view_is_the_region_that_the_processor_keeps(processor, input_size
     assert np.abs(np.subtract(model_view((300, 200), processor), view)).max() <= 1
 
 
+@pytest.mark.parametrize("input_size", [(64, 64), (64, 96), (128, 64)])
+def test_model_view_is_exact_for_large_photographs(input_size):
+    """Sides of which 8 bits tell fewer places apart than there are, and that are multiples of the input's."""
+    processor = reid_processor(ViTImageProcessor(), input_size)
+    for size in ((640, 480), (1920, 1280)):
+        assert np.abs(np.subtract(model_view(size, processor), (0, 0, *size))).max() <= 1
+
+
 @pytest.mark.parametrize(("processor", "input_size", "view"), PROCESSORS.values(), ids=PROCESSORS)
 @pytest.mark.parametrize("middle", [(150, 100), (185, 130), (120, 75)])
 def test_the_overlay_puts_patches_at_their_position_in_the_photograph(processor, input_size, view, middle):

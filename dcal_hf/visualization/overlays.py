@@ -13,6 +13,8 @@ HEAT_COLORS = "inferno"
 HEAT_WEIGHT = 0.6
 BOX_COLOR = (0, 255, 255)
 DIMMED_BRIGHTNESS = 0.25
+# How often the numbers that measure a model's view pass through all places to be cut.
+CUTS = 4
 
 
 def rollout_overlay(
@@ -133,9 +135,11 @@ def model_view(size: tuple[int, int], processor: BaseImageProcessor) -> tuple[in
         `(left, top, right, bottom)` in pixels of the photograph; outside of it where the processor pads.
     """
     width, height = size
-    columns = np.round(255 * (np.arange(width) + 0.5) / width).astype(np.uint8)
-    rows = np.round(255 * (np.arange(height) + 0.5) / height).astype(np.uint8)
-    numbers = np.stack([*np.broadcast_arrays(columns, rows[:, None]), np.full((height, width), 255, np.uint8)], axis=2)
+    columns, rows = ((np.arange(side, dtype=np.float32) + 0.5) / side for side in size)
+    # An image has 256 levels. The numbers are cut at another place in each row (column), so that their mean is not.
+    numbers = np.full((height, width, 3), 255, np.uint8)
+    np.add(255 * columns, (CUTS * rows % 1)[:, None], out=numbers[..., 0], casting="unsafe")
+    np.add(255 * rows[:, None], CUTS * columns % 1, out=numbers[..., 1], casting="unsafe")
     pictures = [Image.fromarray(numbers), Image.new("RGB", size, "black"), Image.new("RGB", size, "white")]
     processed = np.asarray(processor(pictures, return_tensors="pt")["pixel_values"], dtype=np.float64)
     # Undo the normalisation, whatever its mean and standard deviation: 0 is black, 1 is white. Padding is not white.
