@@ -70,6 +70,10 @@ class VerifyArguments:
         },
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of the images."})
+    camera_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of a table that stands for the camera, as in training; `date` for the day."},
+    )
     test_fraction: float = field(
         default=0.3,
         metadata={
@@ -150,6 +154,7 @@ def labelled_images(args: VerifyArguments) -> tuple[Dataset, list[int]]:
         args.dataset_name or "imagefolder",
         args.data_dir,
         splits=("query", "gallery"),
+        camera_column=args.camera_column,
         test_fraction=args.test_fraction,
         seed=args.split_seed,
         keep_unknown=False,

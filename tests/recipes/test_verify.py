@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoModel, ViTConfig, ViTImageProcessor
 
 from dcal_hf import DCALForReID
+from dcal_hf.data import load_reid
 from dcal_hf.retrieval import model_fingerprint
 
 from helpers import TINY_SIZES, add_noise, noise_picture
@@ -262,3 +263,19 @@ def test_a_data_set_has_the_name_that_training_gives_it(run_here, tmp_path, data
 def test_invalid_usage_raises_a_clear_error(run_here, arguments, message):
     with pytest.raises(ValueError, match=message):
         run_here("verify", *arguments, "--model_name_or_path", "a_hub_name/model")
+
+
+def test_individuals_of_a_table_are_those_that_training_holds_out(run_here, tmp_path):
+    """Half of the individuals were seen on one day only, so with --camera_column date they cannot be queries."""
+    rows = ["image,identity,date"]
+    for number in range(30):
+        noise_picture(number).save(tmp_path / f"{number}.png")
+        day = number // 10 if number % 2 else 0
+        rows.append(f"{number}.png,turtle {number % 10},2024-05-0{day + 1}")
+    (tmp_path / "turtles.csv").write_text("\n".join(rows))
+    given = {"dataset_name": str(tmp_path / "turtles.csv"), "camera_column": "date"}
+    held_out = load_reid(given["dataset_name"], camera_column="date")
+    verify = importlib.import_module("verify")
+    images, _ = verify.labelled_images(verify.VerifyArguments(calibrate=True, **given))
+    assert set(images["identity"]) == set(held_out["query"]["identity"]) | set(held_out["gallery"]["identity"])
+    assert images.features["camera_id"].names == ["2024-05-01", "2024-05-02", "2024-05-03"]
