@@ -14,10 +14,15 @@ from random import Random
 from typing import Any
 
 import dcal_hf
+from dcal_hf.data import UnreadableImageError
+from dcal_hf.models.loading_dcal import UnknownEncoderError
 
 
 # An error of ours is raised by code below these folders; transformers reads the JSON of a configuration before ours.
 OWN_CODE = (Path(dcal_hf.__file__).parent, Path(__file__).parents[1] / "recipes")
+EXPECTED_ERRORS = (
+    ValueError, UnreadableImageError, UnknownEncoderError, OSError, FileNotFoundError, FileExistsError,
+)
 FOREIGN_SENTENCES = (
     "It looks like the config file at '.*' is not a valid JSON file.",
     "Unrecognized model in .*. Should have a `model_type` key in its config.json.",
@@ -160,7 +165,7 @@ def flaw_of(error: BaseException, names: tuple[str, ...]) -> str | None:
     sentence, code = str(error), traceback.extract_tb(error.__traceback__)
     what = f"{type(error).__name__}: {sentence[:300]!r}"
     is_own = any(Path(code[-1].filename).is_relative_to(folder) for folder in OWN_CODE)
-    if type(error) not in (ValueError, OSError, FileNotFoundError, FileExistsError):
+    if type(error) not in EXPECTED_ERRORS:
         return f"raw {what}\n{''.join(traceback.format_list(code[-6:]))}"
     if not is_own and not any(re.fullmatch(foreign, sentence) for foreign in FOREIGN_SENTENCES):
         return f"raised elsewhere: {what}\n{''.join(traceback.format_list(code[-6:]))}"

@@ -130,7 +130,7 @@ class TestFolder:
         assert len(dataset["train"]) == 4
         messages = [record.getMessage() for record in caplog.records if record.name == "dcal_hf.data.image_files"]
         assert len(messages) == 1
-        assert messages[0].startswith("3 entries")
+        assert f"in the class folders of {root}: 3 entries, the first is " in messages[0]
         assert messages[0].endswith(str(tmp_path / "train" / "auk" / "notes.txt"))
 
     def test_hidden_files_cause_no_warning(self, tmp_path, caplog):

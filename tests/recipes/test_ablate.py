@@ -67,7 +67,9 @@ def calls(ablate, monkeypatch) -> list[dict]:
 
 @pytest.fixture
 def run_main(ablate, monkeypatch, tmp_path):
-    own_handler = signal.getsignal(signal.SIGTERM)
+    own_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A shell starts commands in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(*arguments: str, **changes: object) -> None:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -77,7 +79,8 @@ def run_main(ablate, monkeypatch, tmp_path):
         ablate.main()
 
     yield run
-    signal.signal(signal.SIGTERM, own_handler)
+    for number, handler in own_handlers.items():
+        signal.signal(number, handler)
 
 
 def test_every_arm_runs_with_every_seed(run_main, calls, tmp_path):

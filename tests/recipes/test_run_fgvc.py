@@ -116,7 +116,7 @@ def test_train_evaluate_and_predict(tmp_path):
     folder = make_folder(tmp_path / "birds")
     config = config_file(tmp_path, data_dir=str(folder), attention_images=2, logging_steps=1)
     run = run_script(RECIPE, config, "--do_train", "--do_eval", "--do_predict")
-    assert "1 entries in the class folders" in run.stderr and "notes.txt" in run.stderr
+    assert ": 1 entry, the first is" in run.stderr and "notes.txt" in run.stderr
     assert "PWCA" in run.stdout
     out = tmp_path / "out"
 
