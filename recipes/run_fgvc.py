@@ -31,9 +31,10 @@ import datasets
 from arguments import ModelArguments, parse_arguments
 from attention_examples import save_attention
 from before import CHECK_FILE, check_data, common_folder, load_distractors, print_splits
-from common import check_names, hyperparameters, load_model, model_card_facts, save_model_card, start_run, train
+from common import check_names, hyperparameters, model_card_facts, save_model_card, start_run, train
 from console import print_epochs, print_outputs, print_results, result_rows
 from fgvc_arguments import DataArguments
+from pretrained import load_model
 from scipy.special import softmax
 from temperature import calibration_metrics, describe_calibration, main_scores, save_temperature
 from transformers.trainer_utils import PredictionOutput

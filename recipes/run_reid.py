@@ -45,8 +45,9 @@ from pathlib import Path
 import datasets
 from arguments import parse_arguments
 from before import CHECK_FILE, check_data, check_reid_sizes, load_distractors, print_splits
-from common import check_names, hyperparameters, load_model, model_card_facts, save_model_card, start_run, train
+from common import check_names, hyperparameters, model_card_facts, save_model_card, start_run, train
 from console import print_epochs, print_outputs, print_results, result_rows
+from pretrained import load_model
 from ranked_lists import save_ranked_lists
 from reid_arguments import DataArguments, ReIDModelArguments
 from reid_protocol import (

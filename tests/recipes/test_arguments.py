@@ -153,7 +153,7 @@ def test_an_option_that_is_no_json_object_is_named(import_recipe, recipe, option
     "text", ['{"hidden_size": 16}', '{"model_type": "vat"}', '{"model_type": "vit", "hidden_size": "a"}']
 )
 def test_an_encoder_that_transformers_cannot_configure_is_named(import_recipe, text):
-    load_model, arguments = import_recipe("common").load_model, import_recipe("run_fgvc").ModelArguments
+    load_model, arguments = import_recipe("pretrained").load_model, import_recipe("run_fgvc").ModelArguments
     with pytest.raises(ValueError, match="^--backbone_config is no configuration of an encoder: ") as error:
         load_model(DCALForImageClassification, None, arguments(backbone_config=text), ["wren", "robin"])
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
