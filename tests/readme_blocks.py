@@ -20,7 +20,7 @@ NOT_RUN = {
     r"--multi_gpu": "It needs several GPUs.",
     r"recipes/ablate\.py": "It trains many models, for hours.",
     r"recipes/configs/(cub200|veri776)_": "It needs a published data set: test_presets takes a step of each preset.",
-    r"out/grocery_components": "It needs the checkpoints of an ablation.",
+    r"out/grocery_\w+": "It needs the checkpoints of an ablation.",
     r"demo": "It serves pages until it is stopped.",
 }
 # What takes longer than a few seconds: training and export, and programs that read what those write.
