@@ -128,7 +128,7 @@ def main() -> None:
             report(trainer, dataset, metrics, model_args, data_args)
     if trainer.is_world_process_zero():
         folder = training_args.output_dir if training_args.do_train else model_args.model_name_or_path
-        print_outputs(training_args.output_dir, OUTPUTS, next_commands(f"--model_name_or_path {folder}"))
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(folder))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
 
@@ -181,8 +181,9 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def next_commands(model: str) -> dict[str, str]:
-    """Commands that use the model, given the option that names it."""
+def next_commands(folder: str) -> dict[str, str]:
+    """Commands that use the model."""
+    model = f"--model_name_or_path {folder}"
     return {
         f"dcal embed {model} --image_dir photographs --output_dir gallery": "Embed photographs into a gallery",
         f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search the gallery",
