@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from dcal_hf import DCALForImageClassification
+from dcal_hf.errors import one_line
 from dcal_hf.models.loading_dcal import naming
 
 
@@ -51,7 +52,7 @@ def read_config(name: str, **hub_kwargs: Any) -> PreTrainedConfig:
         with naming(name, "config.json"):
             return AutoConfig.from_pretrained(name, **hub_kwargs)
     except OSError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise OSError(reason if name in reason else f"{name} cannot be loaded: {reason}") from error
 
 
