@@ -12,6 +12,11 @@ def one_line(text: object) -> str:
     return line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error, for libraries that explain at length, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def reason_of(error: BaseException) -> str:
     """The message of an error of another library in one line, or its type if it has no message.
 
@@ -26,4 +31,4 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
 
 
-__all__ = ["counted", "one_line", "reason_of"]
+__all__ = ["counted", "first_line", "one_line", "reason_of"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..errors import first_line
 from .splits import check_classes, class_indices, split_aliases
 
 
@@ -36,10 +37,9 @@ def load_hub(name: str, config_name: str | None, **source: str | bool | Path | N
     try:
         return load_dataset(name, config_name, **source)
     except (FileNotFoundError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
             f"{name!r} is not an existing folder, and the Hub has no data set with that id or cannot be reached "
-            f"({reason}); check the path or the id, the token and the connection"
+            f"({first_line(error)}); check the path or the id, the token and the connection"
         ) from error
 
 

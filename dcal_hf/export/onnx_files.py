@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from ..errors import first_line
 from ..files import write_atomically
 from ..models import DCALForImageClassification
 from ..models.modeling_dcal import DCALPreTrainedModel
@@ -215,7 +216,7 @@ def save_graph(graph: OnnxGraph, pixel_values: Tensor, path: Path) -> None:
         except torch.onnx.OnnxExporterError as error:
             encoder = graph.model.config.backbone_config
             name = getattr(encoder, "architecture", None) or encoder.model_type
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            cause = first_line(error.__cause__ or error)
             raise ValueError(f"torch.onnx cannot export the encoder '{name}': {cause}") from error
     # They hold a traceback each, with paths on this computer.
     for node in program.model.graph.all_nodes():
