@@ -1,15 +1,14 @@
 """Trainers and their arguments, samplers, pairs for PWCA, parameter groups, LoRA and sharding."""
 
 from ..classes import class_names, has_class_names, name_classes
-from ..data.columns import column, protocol_columns
 from .checkpoints import check_resumable, check_unlocked, checkpoint_folders, last_checkpoint
 from .class_balance import named_weights
-from .classes import set_classes
+from .classifiers import set_classes
 from .inputs import check_best_metric, check_distractors
-from .pairs import DistractedDataset, PairCollator, PairSampler, register_pair_strategy
+from .pairs import DistractedDataset, PairCollator, register_pair_strategy
 from .reid_trainer import DCALReIDTrainer, reid_metric_names
 from .reid_training_args import DCALReIDTrainingArguments
-from .samplers import IdentityBalancedSampler
+from .samplers import IdentityBalancedSampler, PairSampler
 from .trainer import DCALTrainer
 from .training_args import DCALTrainingArguments
 
@@ -29,12 +28,10 @@ __all__ = [
     "check_unlocked",
     "checkpoint_folders",
     "class_names",
-    "column",
     "has_class_names",
     "last_checkpoint",
     "name_classes",
     "named_weights",
-    "protocol_columns",
     "reid_metric_names",
     "register_pair_strategy",
     "set_classes",

@@ -7,14 +7,14 @@ random numbers are needed at a step. Paper: section 3.3, and Table 4 for the str
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..models.loss_dcal import IGNORED
 
@@ -215,45 +215,6 @@ def order_pairs(pairs: np.ndarray, unpaired: np.ndarray, batch_size: int, rng: n
     return np.insert(order, np.arange(1, num_singles + 1) * (batch_size - 1), unpaired[:num_singles]).astype(np.int64)
 
 
-class PairSampler(Sampler[int]):
-    """Samples all images of an epoch in random order, with partners adjacent, as a function of (seed, epoch).
-
-    Every process samples the same order, and accelerate gives batches i, i + n, ... to process i.
-
-    Args:
-        labels (sequence of `int`): (N,) class of each image; ignored unless the strategy depends on the classes.
-        batch_size (`int`): Images per batch of one process.
-        strategy (`str`, *optional*, defaults to `"any"`): Strategy of [`pair_up`].
-        seed (`int`, *optional*, defaults to 0): Seed of all epochs.
-    """
-
-    def __init__(self, labels: Sequence[int], batch_size: int, strategy: str = "any", seed: int = 0):
-        self.labels = np.asarray(labels)
-        self.batch_size = batch_size
-        self.strategy = strategy
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that the order depends on."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order().tolist()
-
-    def order(self) -> np.ndarray:
-        """Indices of the epoch (N,)."""
-        rng = np.random.default_rng([self.seed, self.epoch])
-        return order_pairs(*pair_up(self.labels, self.strategy, rng), self.batch_size, rng)
-
-    def count_unpaired(self) -> int:
-        """Number of images of the epoch without a partner."""
-        return count_unpaired(self.order(), self.labels, self.batch_size, self.strategy)
-
-
 @dataclass
 class PairCollator:
     """A data collator that adds the pairs of a batch.
@@ -330,7 +291,6 @@ __all__ = [
     "PAIR_SAMPLING",
     "DistractedDataset",
     "PairCollator",
-    "PairSampler",
     "batch_pairs",
     "depends_on_classes",
     "order_pairs",

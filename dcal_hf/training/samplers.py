@@ -1,4 +1,4 @@
-"""Identity-balanced batches for re-identification."""
+"""The order of training images: with partners adjacent, and in identity-balanced batches for re-identification."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,16 +8,70 @@ from torch.utils.data import Sampler
 from .pairs import count_unpaired, order_pairs, pair_up
 
 
-class IdentityBalancedSampler(Sampler[int]):
-    """Samples an epoch in batches of P identities with K images each, as a function of (seed, epoch).
+class EpochSampler(Sampler[int]):
+    """Samples the images of an epoch in pairs, as a function of (seed, epoch). Derived classes define `order`.
+
+    Every process samples the same order, and accelerate gives batches i, i + n, ... to process i.
+
+    Args:
+        labels (sequence of `int`): (N,) class or identity of each image.
+        batch_size (`int`): Images per batch of one process.
+        pair_sampling (`str`, *optional*): Strategy of [`~dcal_hf.training.pairs.pair_up`].
+        seed (`int`): Seed of all epochs.
+    """
+
+    def __init__(self, labels: Sequence[int], batch_size: int, pair_sampling: str | None, seed: int):
+        self.labels = np.asarray(labels)
+        self.batch_size = batch_size
+        self.pair_sampling = pair_sampling
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the order depends on."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order().tolist()
+
+    def order(self) -> np.ndarray:
+        """Indices of the epoch, images 2k and 2k + 1 of a batch being a pair."""
+        raise NotImplementedError
+
+    def count_unpaired(self) -> int:
+        """Number of images of the epoch without a partner."""
+        return count_unpaired(self.order(), self.labels, self.batch_size, self.pair_sampling)
+
+
+class PairSampler(EpochSampler):
+    """Samples all images of an epoch in random order, with partners adjacent.
+
+    Args:
+        labels (sequence of `int`): (N,) class of each image; ignored unless the strategy depends on the classes.
+        batch_size (`int`): Images per batch of one process.
+        strategy (`str`, *optional*, defaults to `"any"`): Strategy of [`~dcal_hf.training.pairs.pair_up`].
+        seed (`int`, *optional*, defaults to 0): Seed of all epochs.
+    """
+
+    def __init__(self, labels: Sequence[int], batch_size: int, strategy: str = "any", seed: int = 0):
+        super().__init__(labels, batch_size, strategy, seed)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def order(self) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        return order_pairs(*pair_up(self.labels, self.pair_sampling, rng), self.batch_size, rng)
+
+
+class IdentityBalancedSampler(EpochSampler):
+    """Samples an epoch in batches of P identities with K images each.
 
     Batches: Hermans et al. 2017 (https://arxiv.org/abs/1703.07737), section 2. As in TransReID
     (https://github.com/damo-cv/TransReID), an identity of n images is sampled about n / K times per epoch, each time
     with the next K of its shuffled images, so an epoch is about one pass over the images: `len(labels)` indices,
     rounded down to full batches. Images are repeated if their identity has fewer than K, or if there are not enough
     distinct identities for a batch otherwise.
-
-    Every process samples the same order, and accelerate gives batches i, i + n, ... to process i.
 
     Args:
         labels (sequence of `int`): (N,) identity of each image.
@@ -54,34 +108,21 @@ class IdentityBalancedSampler(Sampler[int]):
                 f"A batch of {batch_size} images does not divide into identities of {instances_per_identity} images: "
                 "make the batch size per device a multiple of instances_per_identity."
             )
-        # Pairing by a registered strategy needs the identities as they are.
-        self.identities = np.asarray(labels)
-        _, self.labels = np.unique(labels, return_inverse=True)
-        counts = np.bincount(self.labels)
+        super().__init__(labels, batch_size, pair_sampling, seed)
+        _, identities, counts = np.unique(labels, return_inverse=True, return_counts=True)
         if len(counts) * instances_per_identity < batch_size:
             raise ValueError(
                 f"A batch of {batch_size} images, {instances_per_identity} per identity, needs "
                 f"{batch_size // instances_per_identity} identities, and there are {len(counts)}: make "
                 "per_device_train_batch_size smaller or instances_per_identity larger."
             )
-        self.images = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(counts)[:-1])
-        self.batch_size = batch_size
+        self.images = np.split(np.argsort(identities, kind="stable"), np.cumsum(counts)[:-1])
         self.instances_per_identity = instances_per_identity
         self.batches_per_step = batches_per_step
-        self.pair_sampling = pair_sampling
-        self.seed = seed
-        self.epoch = 0
         self.num_batches = max(len(labels) // batch_size, 1)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that the order depends on."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order().tolist()
 
     def order(self) -> np.ndarray:
         """Indices of the epoch, batch by batch, P x K each."""
@@ -91,14 +132,10 @@ class IdentityBalancedSampler(Sampler[int]):
         # A separate generator: which images are in a batch does not depend on how they are paired.
         rng = np.random.default_rng([self.seed, self.epoch, 1])
         arranged = (
-            order_pairs(*pair_up(self.identities[batch], self.pair_sampling, rng), self.batch_size, rng)
+            order_pairs(*pair_up(self.labels[batch], self.pair_sampling, rng), self.batch_size, rng)
             for batch in batches
         )
         return np.concatenate([batch[positions] for batch, positions in zip(batches, arranged)])
-
-    def count_unpaired(self) -> int:
-        """Number of images of the epoch without a partner."""
-        return count_unpaired(self.order(), self.identities, self.batch_size, self.pair_sampling)
 
     def groups(self) -> np.ndarray:
         """Indices of the epoch in groups of K images of one identity."""
@@ -182,4 +219,4 @@ def _next_due(num_scheduled: np.ndarray, total: np.ndarray, rng: np.random.Gener
     return np.where(num_scheduled < total, moment, np.inf)
 
 
-__all__ = ["IdentityBalancedSampler", "draw_groups", "schedule_identities"]
+__all__ = ["EpochSampler", "IdentityBalancedSampler", "PairSampler", "draw_groups", "schedule_identities"]

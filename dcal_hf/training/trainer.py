@@ -22,7 +22,8 @@ from .fine_tuning_trainer import FineTuningTrainer
 from .finite import FiniteWatch, as_step, paths_or_rows
 from .inputs import check_best_metric, check_distractors, check_inputs, logged_metrics
 from .losses import custom_loss, log_variances, with_counted_rows
-from .pairs import DistractedDataset, PairCollator, PairSampler, depends_on_classes
+from .pairs import DistractedDataset, PairCollator, depends_on_classes
+from .samplers import PairSampler
 from .sharding import connect_shards, shard_by_blocks
 from .training_args import DCALTrainingArguments
 

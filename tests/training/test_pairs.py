@@ -8,7 +8,8 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from dcal_hf.training.pairs import PairCollator, PairSampler, batch_pairs, order_pairs, pair_up
+from dcal_hf.training import PairSampler
+from dcal_hf.training.pairs import PairCollator, batch_pairs, order_pairs, pair_up
 
 
 STRATEGIES = ("any", "inter_class", "intra_class", "half")
@@ -25,7 +26,7 @@ LABELS = {
 def pairs_of(sampler: PairSampler) -> np.ndarray:
     """Pairs (P, 2) of an epoch, determined batch by batch as in the collator."""
     batches = [np.array(batch) for batch in BatchSampler(sampler, sampler.batch_size, drop_last=False)]
-    pairs = [batch[batch_pairs(torch.from_numpy(sampler.labels[batch]), sampler.strategy)] for batch in batches]
+    pairs = [batch[batch_pairs(torch.from_numpy(sampler.labels[batch]), sampler.pair_sampling)] for batch in batches]
     return np.concatenate(pairs)
 
 
