@@ -104,7 +104,7 @@ def main() -> None:
 
 def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
     """Adds the images that are not in the gallery yet, or the part `bbox` of each, if there is such a column."""
-    given = [str(Path(path).resolve()) for path in find_images(args.images)]
+    given = list(dict.fromkeys(str(Path(path).resolve()) for path in find_images(args.images)))
     model, processor = load_checkpoint(checkpoint_args)
     gallery = GalleryIndex.load(args.gallery_dir, model_fingerprint(model))
     values = read_columns(args.columns, gallery.items.features)
@@ -115,7 +115,8 @@ def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
     if "bbox" in gallery.items.column_names:
         values.setdefault("bbox", None)
     known = {path for path, box in zip(paths(gallery), boxes(gallery)) if box == values.get("bbox")}
-    new = [path for path in dict.fromkeys(given) if path not in known]
+    new = [path for path in given if path not in known]
+    present = len(given) - len(new)
     if new:
         parts = {"bbox": [values["bbox"]] * len(new)} if "bbox" in values else {}
         images = Dataset.from_dict({"image": new, **parts})
@@ -131,7 +132,15 @@ def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
         records |= {name: [value] * len(new) for name, value in class_numbers(values, features).items()}
         gallery.add(embeddings[kept], Dataset.from_dict(records, features=features))
         gallery.save(args.gallery_dir)
-    print(f"Added {len(new):,} of {counted(len(given), 'image')}; {args.gallery_dir} has {len(gallery):,} now.")
+    why = left_out(present, broken=len(given) - present - len(new))
+    print(f"Added {len(new):,} of {counted(len(given), 'image')}{why}; {args.gallery_dir} has {len(gallery):,} now.")
+
+
+def left_out(present: int, broken: int) -> str:
+    """Why images were not added, as numbers of images."""
+    counts = [f"{present:,} {'is' if present == 1 else 'are'} in the gallery already"] if present else []
+    counts += [f"{broken:,} cannot be read"] if broken else []
+    return f" ({', '.join(counts)})" if counts else ""
 
 
 def add_class_names(gallery: GalleryIndex, values: dict[str, Any]) -> None:

@@ -66,12 +66,22 @@ def run(import_recipe, monkeypatch, gallery):
 def test_added_images_are_found_and_known_ones_are_not_added_again(run, gallery, checkpoint, photographs, capsys):
     columns = ["--columns", json.dumps({"identity": "Anton"})]
     run("add", "--model_name_or_path", checkpoint, "--images", Path(photographs[0]).parent, *columns)
-    assert "Added 2 of 5 images; " in capsys.readouterr().out
+    assert "Added 2 of 5 images (3 are in the gallery already); " in capsys.readouterr().out
     found = GalleryIndex.load(gallery)
     assert found.items["image"][:] == photographs and found.items["identity"][:] == [0, 1, 1, 0, 0]
     vectors, _ = embedded(checkpoint, photographs)
     scores, rows = found.search_rows(vectors, 1)
     assert rows[:, 0].tolist() == [0, 1, 2, 3, 4] and np.allclose(scores, 1, atol=1e-5)
+
+
+def test_a_broken_image_is_not_added(run, gallery, checkpoint, photographs, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    columns = ["--columns", json.dumps({"identity": "Anton"})]
+    images = [*photographs[2:], photographs[3], broken]
+    run("add", "--model_name_or_path", checkpoint, "--skip_broken", "True", "--images", *images, *columns)
+    assert "Added 2 of 4 images (1 is in the gallery already, 1 cannot be read); " in capsys.readouterr().out
+    assert GalleryIndex.load(gallery).items["image"][:] == photographs
 
 
 @pytest.mark.parametrize(
@@ -133,7 +143,7 @@ def test_a_part_of_a_photograph_is_embedded_and_shown(run, gallery, checkpoint, 
     part, whole = found.index.index.reconstruct(3), found.index.index.reconstruct(4)
     assert np.allclose(part, whole, atol=1e-5)
     run("add", "--model_name_or_path", checkpoint, "--images", photographs[0], "--columns", json.dumps(columns))
-    assert "Added 0 of 1 image; " in capsys.readouterr().out
+    assert "Added 0 of 1 image (1 is in the gallery already); " in capsys.readouterr().out
     with pytest.raises(ValueError, match="bbox is .x, y, width, height. in pixels, or null .*, not '2 2'"):
         run("remove", "--columns", '{"bbox": "2 2"}')
     run("show")
