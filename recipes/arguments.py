@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from registration import register_first
 from transformers import HfArgumentParser
 
 from dcal_hf.errors import one_line, reason_of
@@ -21,6 +22,7 @@ RECIPES = Path(__file__).parent
 CONFIGURATIONS = RECIPES / "configs"
 CONFIGURATION_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_PATH = 500
+REGISTER_HELP = "Python file to run first, which registers encoders or pair strategies."
 
 
 @dataclass
@@ -31,6 +33,7 @@ class HubArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "Cache folder for downloads."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Hub token; defaults to that of `hf auth login`."})
+    register: str | None = field(default=None, metadata={"help": REGISTER_HELP})
 
     @property
     def hub_kwargs(self) -> dict[str, Any]:
@@ -89,6 +92,7 @@ class ModelArguments(DCALOptions):
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Hub token; defaults to that of `hf auth login`."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Allow running code from a checkpoint."})
+    register: str | None = field(default=None, metadata={"help": REGISTER_HELP})
     ignore_mismatched_sizes: bool = field(
         default=False,
         metadata={"help": "Replace the classes of a DCAL checkpoint; classes with the same name keep their weights."},
@@ -133,6 +137,11 @@ class ModelArguments(DCALOptions):
             "trust_remote_code": self.trust_remote_code,
         }
 
+    def loading_options(self, trained_in: str | None) -> str:
+        """The options of other commands that load the model: the one trained in a folder, or else the given one."""
+        register = "" if self.register is None else f" --register {self.register}"
+        return f"--model_name_or_path {trained_in or self.model_name_or_path}{register}"
+
     @property
     def dcal_kwargs(self) -> dict[str, Any]:
         """The options of `DCALConfig` that were given: the fields of base and derived classes."""
@@ -158,9 +167,10 @@ def parse_arguments(
         files: Help text of positional file arguments. If given, they are allowed, and returned last as a list.
 
     Raises:
-        FileNotFoundError: If the configuration file does not exist.
-        ValueError: If it is not a mapping, or an option of it is unknown or has an invalid value; the message names
-            the file.
+        FileNotFoundError: If the configuration file does not exist, or that of `--register`.
+        ImportError: If the file of `--register` fails.
+        ValueError: If the configuration is not a mapping, or an option of it is unknown or has an invalid value; the
+            message names the file.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     is_configuration = bool(argv) and not argv[0].startswith("-")
@@ -170,9 +180,11 @@ def parse_arguments(
     if files is not None:
         parser.add_argument("files", nargs="*", help=files)
     if not is_configuration:
+        register_first(argv)
         return _parsed(parser, argv, files)
     path = find_configuration(argv[0])
     options = options_of(path)
+    register_first(options + argv[1:])
     try:
         return _parsed(parser, options + argv[1:], files)
     except (ValueError, TypeError) as error:

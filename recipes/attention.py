@@ -20,7 +20,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arguments import parse_arguments, require_at_least
+from arguments import REGISTER_HELP, parse_arguments, require_at_least
 from common import set_up_logging
 from embed import CheckpointArguments
 from loading import load_classifier, read_config, read_processor
@@ -54,6 +54,7 @@ class AttentionArguments:
     )
     count: int = field(default=6, metadata={"help": "Number of photographs in the figure."})
     seed: int = field(default=0, metadata={"help": "Seed for sampling the photographs."})
+    register: str | None = field(default=None, metadata={"help": REGISTER_HELP})
 
     def __post_init__(self):
         require_at_least(1, self, "count")

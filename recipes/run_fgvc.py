@@ -105,8 +105,8 @@ def main() -> None:
         evaluate(trainer, test, "predict", data_folder, data_args.split_title("test"), temperature)
     if trainer.is_world_process_zero():
         report(trainer, dataset, output, model_args, data_args)
-        folder = training_args.output_dir if training_args.do_train else model_args.model_name_or_path
-        print_outputs(training_args.output_dir, OUTPUTS, next_commands(folder))
+        model = model_args.loading_options(training_args.output_dir if training_args.do_train else None)
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(model))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
 
@@ -167,9 +167,9 @@ def load_data(data_args: DataArguments, training_args: DCALTrainingArguments) ->
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def next_commands(folder: str) -> dict[str, str]:
-    """Commands that use the model."""
-    predict = f"dcal predict --model_name_or_path {folder} --output_dir answer --images"
+def next_commands(model: str) -> dict[str, str]:
+    """Commands that use the model, given the options that load it."""
+    predict = f"dcal predict {model} --output_dir answer --images"
     return {
         f"{predict} photographs --attention": "Classify photographs, with attention overlays",
         f"{predict} labelled_photographs --labelled": "Show the mistakes, for folders named after the classes",

@@ -127,8 +127,8 @@ def main() -> None:
         if trainer.is_world_process_zero():
             report(trainer, dataset, metrics, model_args, data_args)
     if trainer.is_world_process_zero():
-        folder = training_args.output_dir if training_args.do_train else model_args.model_name_or_path
-        print_outputs(training_args.output_dir, OUTPUTS, next_commands(folder))
+        model = model_args.loading_options(training_args.output_dir if training_args.do_train else None)
+        print_outputs(training_args.output_dir, OUTPUTS, next_commands(model))
     if training_args.push_to_hub:
         trainer.push_to_hub(create_model_card=False)
 
@@ -181,9 +181,8 @@ def load_data(data_args: DataArguments, training_args: DCALReIDTrainingArguments
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def next_commands(folder: str) -> dict[str, str]:
-    """Commands that use the model."""
-    model = f"--model_name_or_path {folder}"
+def next_commands(model: str) -> dict[str, str]:
+    """Commands that use the model, given the options that load it."""
     return {
         f"dcal embed {model} --image_dir photographs --output_dir gallery": "Embed photographs into a gallery",
         f"dcal search {model} --gallery_dir gallery --images who.jpg --output_dir answer": "Search the gallery",

@@ -1,0 +1,35 @@
+"""Runs the file of `--register`, with which users register encoders and pair strategies of their own."""
+
+import importlib
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcal_hf.errors import reason_of
+
+
+def register_first(argv: Sequence[str]) -> None:
+    """Runs the file that `--register` names, before the other options are parsed: their choices may depend on it.
+
+    The file is imported as a module, and its folder becomes importable, so that processes that load data find it, too.
+
+    Raises:
+        FileNotFoundError: If there is no such Python file.
+        ImportError: If it fails, or another module has its name.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    # A missing value is left to the parser of all options.
+    parser.add_argument("--register", nargs="?", type=Path)
+    path = parser.parse_known_args(argv)[0].register
+    if path is None:
+        return
+    if path.suffix != ".py" or not path.is_file():
+        raise FileNotFoundError(f"--register {path}: there is no such Python file.")
+    sys.path.append(str(path.resolve().parent))
+    try:
+        module = importlib.import_module(path.stem)
+    except Exception as error:
+        raise ImportError(f"--register {path}: {type(error).__name__}: {reason_of(error)}") from error
+    if Path(module.__file__ or "").resolve() != path.resolve():
+        raise ImportError(f"--register {path}: there is another module {path.stem}; rename the file.")
