@@ -35,7 +35,8 @@ class DINOv3Adapter(EncoderAdapter):
 
     def rotary(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary positions, each (N, d)."""
-        return self.backbone.rope_embeddings(pixel_values)
+        # They have the precision of the pixels, and must have that of the queries and keys.
+        return self.backbone.rope_embeddings(pixel_values.to(self.backbone.embeddings.patch_embeddings.weight.dtype))
 
     def rotate(self, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         rotated, _ = modeling_dinov3_vit.apply_rotary_pos_emb(key, key, *rotary)

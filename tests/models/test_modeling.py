@@ -33,6 +33,12 @@ def test_self_attention_is_bit_for_bit_the_plain_encoder(any_backbone_config, im
         assert torch.equal(model.dcal(pixel_values).last_hidden_state, expected)
 
 
+def test_weights_in_half_precision_take_pixels_in_float32(any_backbone_config):
+    """As the plain encoders do, with `model.half()` and `bf16_full_eval`."""
+    model, pixel_values = classifier(any_backbone_config).bfloat16(), images()
+    assert torch.equal(model(pixel_values).logits, model(pixel_values.bfloat16()).logits)
+
+
 def test_rollout_is_the_matrix_product_of_the_plain_maps(backbone_config):
     model, pixel_values = classifier(backbone_config), images()
     maps = [attention.double() for attention in plain_maps(model, pixel_values)]
