@@ -59,8 +59,8 @@ class DCALTrainer(FineTuningTrainer):
     """`Trainer` for DCAL models. [`~dcal_hf.training.fine_tuning_trainer.FineTuningTrainer`] decides what it trains.
 
     The predictions passed to `compute_metrics` and returned by `predict` are the logits. If `compute_metrics` has a
-    field `branches`, as [`~dcal_hf.metrics.ClassificationMetrics`] does, they are a tuple of the logits and the logits
-    of those branches.
+    field `branches`, as [`~dcal_hf.metrics.ClassificationMetrics`] does, they are a tuple of the logits of those
+    branches, except for `("both",)`.
 
     Args:
         model (`DCALForImageClassification`, *optional*): Required unless `model_init` is given.
@@ -243,14 +243,17 @@ class DCALTrainer(FineTuningTrainer):
         """As in `transformers.Trainer`, with the logits of `compute_metrics.branches`, in the order of these."""
         if ignore_keys is not None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        branches = getattr(self.compute_metrics, "branches", ())
-        scored = {f"{name}_logits" for name in branches}
-        ignore_keys = [key for key in self.model.config.keys_to_ignore_at_inference if key not in scored]
+        branches = tuple(getattr(self.compute_metrics, "branches", ("both",)))
+        scored = {"logits" if name == "both" else f"{name}_logits" for name in branches}
+        fields = ["logits", *self.model.config.keys_to_ignore_at_inference]
+        ignore_keys = [field for field in fields if field not in scored]
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if isinstance(logits, tuple) and len(logits) == len(branches):
-            # The model returns them in the order of the fields of its output.
-            by_branch = dict(zip(sorted(branches, key=("both", *BRANCHES).index), logits))
-            logits = tuple(by_branch[name] for name in branches)
+        if logits is not None and branches != ("both",):
+            logits = logits if isinstance(logits, tuple) else (logits,)
+            if len(logits) == len(branches):
+                # The model returns them in the order of the fields of its output.
+                by_branch = dict(zip(sorted(branches, key=("both", *BRANCHES).index), logits))
+                logits = tuple(by_branch[name] for name in branches)
         return loss, logits, labels
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float | None:

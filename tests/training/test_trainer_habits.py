@@ -198,6 +198,22 @@ def test_predictions_are_the_logits_unless_branches_are_requested(tmp_path, vit_
     assert [array.shape for array in every] == [(16, 3)] * 3 + [(16, 64)]
 
 
+def test_metrics_of_branches_without_both(tmp_path, vit_config):
+    """The logits of all branches together are then no predictions; those of one branch keep its name."""
+    trainer = plain_trainer(tmp_path, DCALForImageClassification.from_backbone(vit_config, num_labels=3))
+    trainer.compute_metrics = ClassificationMetrics(("both", "sa", "glca"))
+    every = trainer.evaluate()
+    for branches in (("sa",), ("glca",), ("glca", "sa")):
+        trainer.compute_metrics = ClassificationMetrics(branches)
+        metrics = {name: value for name, value in trainer.evaluate().items() if name.endswith("accuracy")}
+        expected = {f"eval_{name}" for name in trainer.compute_metrics.metric_names}
+        assert metrics == {name: every[name] for name in expected}
+    trainer.model.config.inference_branches = ("sa",)
+    trainer.compute_metrics = ClassificationMetrics(("sa", "glca"))
+    with pytest.raises(ValueError, match="each of sa, glca, got 1 arrays"):
+        trainer.evaluate()
+
+
 def test_the_plain_trainer_warns_that_pwca_does_not_run(tmp_path, vit_config, caplog):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     trainer = plain_trainer(tmp_path, model, trainer_class=Trainer)
