@@ -188,6 +188,9 @@ class DCALTrainer(FineTuningTrainer):
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains, unless an evaluation has no `metric_for_best_model`."""
         check_best_metric(self.args, self.evaluation_metrics())
+        # An earlier run of this trainer may have been stopped.
+        self.finite_watch = FiniteWatch(self.args.device)
+        self.branch_losses.clear()
         output = super()._train(*args, **kwargs)
         self.check_finite()
         return output

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from dcal_hf.training import last_checkpoint
 
 from distributed_worker import make_trainer
+from helpers import assert_same_weights
 
 
 STEPS = 4  # per epoch of 16 images, in batches of 4
@@ -113,3 +114,16 @@ def test_non_finite_gradients_are_detected(tmp_path):
         trainer.train()
     saved = load_file(tmp_path / f"checkpoint-{STEPS + 1}" / "model.safetensors")
     assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_the_same_trainer_resumes_after_the_cause_is_mended(tmp_path):
+    expected = poisoned_trainer(tmp_path / "whole", poisoned=-1)
+    expected.train()
+    trainer = poisoned_trainer(tmp_path / "broken", logging_steps=1)
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    trainer.train_dataset.dataset = poisoned_data(-1)
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_weights(trainer.model.state_dict(), expected.model.state_dict())
+    losses = [line["loss_sa"] for line in trainer.state.log_history if "loss_sa" in line]
+    assert torch.tensor(losses).isfinite().all()
