@@ -55,6 +55,8 @@ class FineTuningTrainer(ResumableTrainer):
         finally:
             self.adapters.merge_and_unload()
             self.has_adapters = False
+            # They hold the parameters of the adapters, and a further run would train these.
+            self.optimizer = self.lr_scheduler = None
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Excludes biases, norms, CLS and other tokens, position embeddings, layer scales and log-variances."""

@@ -185,6 +185,13 @@ def test_adapters_on_all_linear_layers_train_and_resume(tmp_path, make_trainer, 
             make_trainer(tmp_path / "killed", vit_config, **{**kwargs, **other}).train(checkpoint)
 
 
+def test_the_same_trainer_trains_new_adapters(tmp_path, make_trainer, vit_config):
+    """Each call of `train` adds its own; the optimiser of an earlier one does not have them."""
+    trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
+    first, second = (in_backbone(moved_by_training(trainer)) for _ in range(2))
+    assert first == second == adapted_weights(trainer.model)
+
+
 def test_the_weight_update_has_the_rank_of_the_adapters(tmp_path, make_trainer, vit_config):
     trainer = make_trainer(tmp_path, vit_config, lora_rank=2)
     before = copy_of_weights(trainer.model)
