@@ -47,14 +47,18 @@ class FineTuningTrainer(ResumableTrainer):
             return super()._train(*args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
+        backbone = self.model.base_model.backbone
+        trainable = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
         if self.model_init is None:
             self.adapters = add_lora(self.model, self.args.lora_rank, self.args.lora_targets)
         self.has_adapters = True
         try:
             return super()._train(*args, **kwargs)
         finally:
-            self.adapters.merge_and_unload()
+            backbone = self.adapters.merge_and_unload()
             self.has_adapters = False
+            for name, parameter in backbone.named_parameters():
+                parameter.requires_grad_(name in trainable)
             # They hold the parameters of the adapters, and a further run would train these.
             self.optimizer = self.lr_scheduler = None
 
