@@ -1,5 +1,6 @@
 """Arguments of [`DCALTrainer`]."""
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -199,6 +200,18 @@ class DCALTrainingArguments(TrainingArguments):
         """Removes tokens and the folders of paths, because `push_to_hub` uploads the pickled `training_args.bin`."""
         state = {name: without_folder(value) for name, value in self.__dict__.items()}
         return state | {name: None for name in state if name.endswith("token")}
+
+    def __copy__(self) -> "DCALTrainingArguments":
+        """A complete copy; by default it would lack what a pickle lacks."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DCALTrainingArguments":
+        """A complete copy; see [`__copy__`]."""
+        copied = copy.copy(self)
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def check_numbers(self) -> None:
         """Raises a `ValueError` for a number that is too small, which would otherwise fail where it is used."""

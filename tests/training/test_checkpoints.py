@@ -1,5 +1,6 @@
 """Runs resume only from their own complete checkpoints."""
 
+import copy
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from dcal_hf import DCALTrainingArguments
 from dcal_hf.training import last_checkpoint
 from dcal_hf.training.checkpoints import check_resumable
 
@@ -198,6 +200,13 @@ def test_saved_files_contain_no_token_and_no_local_path(tmp_path):
         content = path.read_bytes()
         assert b"hf_secret" not in content and str(tmp_path).encode() not in content, path
     assert trainer.args.hub_token == "hf_secret" and trainer.args.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_of_training_arguments_keep_their_folder(tmp_path, copied):
+    arguments = DCALTrainingArguments(str(tmp_path), hub_token="secret", use_cpu=True)
+    assert copied(arguments) == arguments and copied(arguments).output_dir == str(tmp_path)
+    assert copied(arguments).hub_token == "secret"
 
 
 def test_a_second_run_in_the_same_folder_is_rejected(tmp_path):
