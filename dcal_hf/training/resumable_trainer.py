@@ -87,9 +87,18 @@ class ResumableTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(self._get_output_dir(trial))
-        if not self.args.save_only_model:
-            complete_manifest(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if not self.args.push_to_hub:
+            self._complete_checkpoint(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         delete_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _complete_checkpoint(self, folder: str | Path) -> None:
+        if self.args.should_save and not self.args.save_only_model:
+            complete_manifest(folder)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Before the upload, which reads the files while training goes on.
+        self._complete_checkpoint(checkpoint_folder)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         with self._without_rotation():

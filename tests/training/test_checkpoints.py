@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import socket
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from dcal_hf import DCALTrainingArguments
 from dcal_hf.training import last_checkpoint
@@ -207,6 +208,33 @@ def test_copies_of_training_arguments_keep_their_folder(tmp_path, copied):
     arguments = DCALTrainingArguments(str(tmp_path), hub_token="secret", use_cpu=True)
     assert copied(arguments) == arguments and copied(arguments).output_dir == str(tmp_path)
     assert copied(arguments).hub_token == "secret"
+
+
+def test_an_uploaded_checkpoint_is_complete(tmp_path, monkeypatch):
+    """With `hub_strategy="checkpoint"` each checkpoint is uploaded as `last-checkpoint`, while the run goes on."""
+    uploaded = tmp_path / "uploaded"
+
+    class Hub:
+        def upload_folder(self, folder_path, path_in_repo="", **kwargs):
+            if path_in_repo:
+                shutil.copytree(folder_path, uploaded / path_in_repo, dirs_exist_ok=True)
+            job = Future()
+            job.set_result(None)
+            return job
+
+    def init_hf_repo(trainer):
+        trainer.push_in_progress = None
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
+    trainer = best_trainer(tmp_path / "run", push_to_hub=True, hub_strategy="checkpoint", max_steps=4)
+    trainer.train()
+    names = ("manifest.json", "trainer_state.json")
+    manifest, state = (json.loads((uploaded / "last-checkpoint" / name).read_text()) for name in names)
+    assert "trainer_state.json" in manifest["files"]
+    assert state["best_global_step"] == 4 and state["best_model_checkpoint"] is None
+    check_resumable(uploaded / "last-checkpoint", 0, 1)
+    check_resumable(tmp_path / "run" / "checkpoint-4", 0, 1)
 
 
 def test_a_second_run_in_the_same_folder_is_rejected(tmp_path):
