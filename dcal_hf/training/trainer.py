@@ -169,6 +169,12 @@ class DCALTrainer(FineTuningTrainer):
         finally:
             self.data_collator = collate
 
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # The collator takes it; the model never sees it.
+        if "distractor" not in self._signature_columns:
+            self._signature_columns.append("distractor")
+
     def _get_dataloader(
         self, *args: Any, is_training: bool = False, dataloader_key: str | None = None, **kwargs: Any
     ) -> DataLoader:

@@ -306,9 +306,11 @@ def make_distracted_trainer(make_trainer):
     return make
 
 
-def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distracted_trainer, vit_config):
+@pytest.mark.parametrize("options", [{}, {"remove_unused_columns": True}], ids=str)
+def test_images_of_another_data_set_distract(tmp_path, make_trainer, make_distracted_trainer, vit_config, options):
     """Each distractor is added to the batch after its image; the images are the same as without distractors."""
-    trainer = make_distracted_trainer(tmp_path, vit_config, per_device_train_batch_size=3, num_train_epochs=1)
+    options = {"per_device_train_batch_size": 3, "num_train_epochs": 1, **options}
+    trainer = make_distracted_trainer(tmp_path, vit_config, **options)
     plain = make_trainer(tmp_path, vit_config, per_device_train_batch_size=3)
     distracted, batches = ([*x.get_train_dataloader()] for x in (trainer, plain))
     for batch, own in zip(distracted, batches, strict=True):
