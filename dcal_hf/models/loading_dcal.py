@@ -14,6 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 # Configuration fields that add modules which the checkpoint may not have.
 NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
+# One for each branch.
+LOG_VARIANCES = "loss_weights.log_vars"
 # The number of tensors that an error message lists, and of characters that it quotes from another error.
 SHOWN = 3
 MAX_REASON = 300
@@ -140,6 +142,20 @@ def check_complete(model: nn.Module, source: str, loading_info: dict[str, Any]) 
         )
 
 
+def check_sizes(loading_info: dict[str, Any]) -> None:
+    """Checks that all tensors of the checkpoint have the sizes of the model's, except the log-variances.
+
+    Raises:
+        ValueError: If one has another size; the message names it.
+    """
+    names = sorted({name for name, *_ in loading_info["mismatched_keys"]} - {LOG_VARIANCES})
+    if names:
+        raise ValueError(
+            f"{_some(names)} {'has' if len(names) == 1 else 'have'} another size than in the model: pass "
+            "ignore_mismatched_sizes=True to initialise such tensors"
+        )
+
+
 def check_encoder(encoder: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
     """Checks that the checkpoint of a plain encoder has all tensors except the pooler's, and that they are finite.
 
@@ -184,6 +200,7 @@ __all__ = [
     "check_complete",
     "check_encoder",
     "check_finite",
+    "check_sizes",
     "find_non_finite",
     "naming",
     "naming_encoder",

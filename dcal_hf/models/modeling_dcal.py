@@ -22,6 +22,7 @@ from .loading_dcal import (
     check_complete,
     check_encoder,
     check_finite,
+    check_sizes,
     naming,
     naming_encoder,
     read_encoder_config,
@@ -84,16 +85,18 @@ class DCALPreTrainedModel(PreTrainedModel):
         """Same as in transformers, but reads only safetensors, and raises an error for missing or non-finite tensors.
 
         With `branches`, `loss_weighting`, `neck`, `num_glca_blocks` or `output_loading_info`, missing tensors are
-        newly initialised.
+        newly initialised. So are the log-variances of another number of branches.
 
         Raises:
             ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.
         """
         source = str(pretrained_model_name_or_path)
-        options = {"output_loading_info": True, "use_safetensors": True, **kwargs}
+        options = {"output_loading_info": True, "use_safetensors": True, **kwargs, "ignore_mismatched_sizes": True}
         with naming(source):
             read_index(source)
             model, info = super().from_pretrained(source, *args, **options)
+            if not kwargs.get("ignore_mismatched_sizes"):
+                check_sizes(info)
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
             check_complete(model, source, info)
         check_finite(model, source)

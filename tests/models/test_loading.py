@@ -189,6 +189,19 @@ def test_added_branches_are_newly_initialised(tmp_path, vit_config):
     assert whole.config.inference_branches == ("sa", "glca")
 
 
+@pytest.mark.parametrize("branches", [("sa", "glca"), ("sa", "pwca")])
+def test_other_branches_get_new_log_variances(checkpoint, branches):
+    """Theirs have another size; no other tensor may have one."""
+    model = DCALForImageClassification.from_pretrained(checkpoint, branches=branches)
+    assert model.loss_weights.log_vars.tolist() == [0.0, 0.0]
+    saved = load_file(checkpoint / "model.safetensors")
+    assert torch.equal(model.sa_classifier.weight, saved["sa_classifier.weight"])
+    with pytest.raises(ValueError, match=f"{checkpoint} cannot be read: .*_classifier.*ignore_mismatched_sizes"):
+        DCALForImageClassification.from_pretrained(checkpoint, branches=branches, num_labels=9)
+    options = {"num_labels": 9, "ignore_mismatched_sizes": True}
+    assert DCALForImageClassification.from_pretrained(checkpoint, branches=branches, **options).config.num_labels == 9
+
+
 def test_a_branch_that_is_left_out_does_not_run(checkpoint):
     images = torch.rand(2, 3, 32, 32)
     whole, plain = (
