@@ -172,6 +172,8 @@ class DCALModel(DCALPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"classifiers?\.", r"^loss_weights\."]
 
     def __init__(self, config: DCALConfig):
+        # It may have been changed since it was created.
+        config.validate_dcal()
         super().__init__(config)
         self.encoder = config.adapter.build(config.backbone_config, config.image_size, config.drop_path_rate)
         self.backbone = self.encoder.backbone

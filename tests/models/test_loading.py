@@ -16,7 +16,7 @@ from transformers import (
     ViTModel,
 )
 
-from dcal_hf import DCALForImageClassification, DCALForReID, DCALModel
+from dcal_hf import DCALConfig, DCALForImageClassification, DCALForReID, DCALModel
 
 from helpers import TINY_SIZES, classifier
 
@@ -200,6 +200,17 @@ def test_other_branches_get_new_log_variances(checkpoint, branches):
         DCALForImageClassification.from_pretrained(checkpoint, branches=branches, num_labels=9)
     options = {"num_labels": 9, "ignore_mismatched_sizes": True}
     assert DCALForImageClassification.from_pretrained(checkpoint, branches=branches, **options).config.num_labels == 9
+
+
+def test_a_configuration_that_was_changed_is_checked(checkpoint):
+    config = DCALConfig.from_pretrained(checkpoint)
+    config.branches = ("sa",)
+    with pytest.raises(ValueError, match=r"inference_branches=\('sa', 'glca'\) must name one or more of \('sa',\)"):
+        DCALForImageClassification.from_pretrained(checkpoint, config=config)
+    config.inference_branches = ("sa",)
+    images = torch.rand(2, 3, 32, 32)
+    plain, whole = (DCALForImageClassification.from_pretrained(checkpoint, config=c) for c in (config, None))
+    assert torch.equal(plain(images).logits, whole(images).sa_logits)
 
 
 def test_a_branch_that_is_left_out_does_not_run(checkpoint):
