@@ -97,7 +97,7 @@ def main() -> None:
         titles[name] = [f"{names[p.best]} {p.confidence:.2f}" if is_classifier else "" for p in predictions]
         correct[name] = [p.is_right for p in predictions]
         grids[name], processors[name] = model.config.grid, processor
-    truths = [f"true: {Path(path).parent.name}\n" if args.labelled else "" for path in chosen]
+    truths = [f"true: {Path(path).absolute().parent.name}\n" if args.labelled else "" for path in chosen]
     figure = attention_comparison(
         [thumbnail(path, 512) for path in chosen],
         rollouts,

@@ -41,7 +41,8 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
-from dcal_hf.data import open_image, unlabelled_images
+from dcal_hf.data import open_image
+from dcal_hf.data.folder import images_below
 from dcal_hf.errors import counted
 from dcal_hf.files import save_table
 from dcal_hf.metrics import confusion_matrix
@@ -160,7 +161,8 @@ def find_images(given: Sequence[str]) -> list[str]:
     for name in map(Path, given):
         if not name.exists():
             raise FileNotFoundError(f"--images: there is no photograph and no folder {name}.")
-        paths += unlabelled_images(name)["image"] if name.is_dir() else [str(name)]
+        # Not resolved: links, too, are in folders named after their classes.
+        paths += map(str, images_below(name.absolute()) if name.is_dir() else [name])
     return paths
 
 
@@ -171,13 +173,14 @@ def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
         ValueError: If a folder is not named after a class of the model.
     """
     numbers = {name: label for label, name in enumerate(names)}
-    for path in paths:
-        if Path(path).parent.name not in numbers:
+    folders = [Path(path).absolute().parent.name for path in paths]
+    for path, folder in zip(paths, folders):
+        if folder not in numbers:
             raise ValueError(
                 f"--labelled: {path} lies in a folder that is named after none of the model's {len(names)} classes "
                 f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}): rename it, or leave out --labelled."
             )
-    return [numbers[Path(path).parent.name] for path in paths]
+    return [numbers[folder] for folder in folders]
 
 
 def predict(

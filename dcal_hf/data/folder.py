@@ -47,6 +47,15 @@ def unlabelled_images(folder: Path) -> Dataset:
     """All images in the folder and its visible subfolders, sorted by path, in the column image.
 
     Raises:
+        FileNotFoundError, ValueError: As [`images_below`].
+    """
+    return Dataset.from_dict({"image": [str(path.resolve()) for path in images_below(folder)]})
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images in the folder and its visible subfolders, sorted by path.
+
+    Raises:
         FileNotFoundError: If the folder does not exist.
         ValueError: If it contains no images.
     """
@@ -55,7 +64,7 @@ def unlabelled_images(folder: Path) -> Dataset:
     paths = image_files(folder, recursive=True)
     if not paths:
         raise ValueError(f"{folder} contains no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return Dataset.from_dict({"image": [str(path.resolve()) for path in paths]})
+    return paths
 
 
 def labelled_images(paths: Sequence[str], labels: Sequence[int], label: ClassLabel, split: str) -> Dataset:
@@ -73,4 +82,4 @@ def _split_folders(root: Path | Mapping[str, Path]) -> dict[str, Path]:
     return {split: root / alias for split, alias in split_aliases(present, root).items()}
 
 
-__all__ = ["labelled_images", "load_image_folder", "unlabelled_images"]
+__all__ = ["images_below", "labelled_images", "load_image_folder", "unlabelled_images"]

@@ -1,7 +1,7 @@
 """Finds the image files in folders. Files are listed, not opened."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import filterfalse
 from pathlib import Path
 
@@ -24,20 +24,26 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
 
     Args:
         folder (`Path`): An existing folder.
-        recursive (`bool`, *optional*, defaults to `False`): Whether to include the images in visible subfolders.
+        recursive (`bool`, *optional*, defaults to `False`): Whether to include the images in visible subfolders, also
+            links to folders.
     """
     if not recursive:
         return list(filter(_is_image_name, visible(folder)))
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if _is_image_name(path) and all(map(_is_visible, path.relative_to(folder).parts))
-    )
+    return sorted(filter(_is_image_name, _files_below(folder, {folder.resolve()})))
 
 
 def visible(folder: Path) -> list[Path]:
     """The visible entries of a folder, sorted by path."""
     return sorted(path for path in folder.iterdir() if _is_visible(path.name))
+
+
+def _files_below(folder: Path, above: Set[Path]) -> Iterator[Path]:
+    """The visible files in a folder and its visible subfolders, except links to a folder that is `above` them."""
+    for path in visible(folder):
+        if not path.is_dir():
+            yield path
+        elif (target := path.resolve()) not in above:
+            yield from _files_below(path, above | {target})
 
 
 def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[list[Path]]:

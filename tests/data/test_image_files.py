@@ -30,6 +30,17 @@ def test_equals_os_walk(root):
     assert image_files(root / "b") == [root / "b" / "10.JPG", root / "b" / "2.png"]
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(root, tmp_path_factory):
+    album = tmp_path_factory.mktemp("album")
+    (album / "9.png").touch()
+    (album / "first").symlink_to(root)
+    (root / "b" / "album").symlink_to(album)
+    (root / "b" / "up").symlink_to("..")
+    (root / "c.png").mkdir()
+    found = [path.relative_to(root).as_posix() for path in image_files(root, recursive=True)]
+    assert found == ["7.png", "a/6.tiff", "b/10.JPG", "b/2.png", "b/album/9.png", "b/deep/4.webp"]
+
+
 def test_one_warning_for_all_folders(root, caplog):
     files = images_by_name([root, root / "b"], "identity", "birds")
     found = [[path.relative_to(root).as_posix() for path in part] for part in files]

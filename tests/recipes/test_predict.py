@@ -77,6 +77,19 @@ def test_mistakes_are_listed_most_confident_first(run_recipe, checkpoint, photog
     assert all((answer / name).is_file() for name in ("mistakes.jpg", "confused_pairs.jpg", "confusion_matrix.png"))
 
 
+def test_the_classes_of_linked_photographs_are_those_of_their_links(import_recipe, photographs, tmp_path, monkeypatch):
+    linked = tmp_path / "linked"
+    (linked / "wren").mkdir(parents=True)
+    (linked / "finch").symlink_to(photographs / "robin")
+    (linked / "wren" / "1.png").symlink_to(photographs / "finch" / "0.png")
+    module = import_recipe("predict")
+    paths = module.find_images([str(linked)])
+    assert paths == [str(linked / "finch" / "2.png"), str(linked / "wren" / "1.png")]
+    assert module.folder_labels(paths, NAMES) == [0, 2]
+    monkeypatch.chdir(linked / "wren")
+    assert module.folder_labels(module.find_images([".", "1.png"]), NAMES) == [2, 2]
+
+
 def test_the_order_of_confused_classes(import_recipe):
     module = import_recipe("predict")
 
