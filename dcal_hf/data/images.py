@@ -196,15 +196,16 @@ def image_error_reason(error: BaseException) -> str:
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range, save the image with 8 or 16 bits")
+    # Before transparency, which 16-bit grey may have, too: Pillow clips it to white when it adds an alpha channel.
+    if image.mode.startswith("I"):
+        _warn_once("16 bits", name)
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
             _warn_once("transparent", name)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range, save the image with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        _warn_once("16 bits", name)
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

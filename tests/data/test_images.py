@@ -115,6 +115,12 @@ def test_16_bit_images_are_scaled_and_reported_once(tmp_path, caplog):
     assert "first.png" in record.getMessage() and "give them open_image(path)" in record.getMessage()
 
 
+def test_16_bit_images_with_a_transparent_grey_are_scaled(tmp_path):
+    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "keyed.png", transparency=int(grey[3, 5]))
+    assert np.asarray(open_image(tmp_path / "keyed.png"))[..., 0].flatten().tolist() == list(range(256))
+
+
 def test_the_given_image_is_not_modified(photo):
     before = photo.tobytes()
     open_image(photo).paste((0, 0, 0), (0, 0, 30, 20))
