@@ -77,6 +77,11 @@ def test_lines_are_full_but_fit(text, weight):
     assert rendered_width(first + (second if " " in text else second[0]), weight) > 1.47
 
 
+def test_a_line_break_in_a_class_name_is_a_space_in_a_confusion_matrix(tmp_path):
+    matrix = drawn(confusion_figure(np.eye(2, dtype=int), ["great\ntit", "wren"]), tmp_path)
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == ["great tit", "wren"]
+
+
 def test_the_codes_of_characters_are_not_broken():
     codes = "\\u0378" * 4
     assert wrapped("\u0378" * 4, rendered_width(codes) * 0.6) == "\\u0378\\u0378\n\\u0378\\u0378"

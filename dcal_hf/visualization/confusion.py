@@ -37,7 +37,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """
     counts = np.asarray(matrix)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    names = [legible(shortened(name)) for name in names]
+    names = [legible(" ".join(shortened(name).splitlines())) for name in names]
     is_part, confused = len(names) > NAMED_CLASSES, most_confused(counts, CONFUSED_CLASSES)
     shown = confused or [*range(CONFUSED_CLASSES)] if is_part else [*range(len(names))]
     labels = [names[label] for label in shown]
