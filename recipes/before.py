@@ -135,9 +135,10 @@ def image_paths(dataset: DatasetDict) -> list[str]:
 
 
 def common_folder(dataset: DatasetDict) -> str:
-    """The deepest folder that contains all images; an empty string if they are not files."""
+    """The deepest folder that contains all images; an empty string if there is none, or they are not files."""
     folders = set(map(os.path.dirname, image_paths(dataset)))
-    return os.path.commonpath(folders) if folders else ""
+    # Paths of a table, or of the folders of splits, may be absolute or relative.
+    return os.path.commonpath(folders) if len(set(map(os.path.isabs, folders))) == 1 else ""
 
 
 def report(
@@ -152,7 +153,8 @@ def report(
         # Problems of an earlier run have been fixed.
         path.unlink(missing_ok=True)
         return
-    rows = [[cell.replace(f"{folder}{os.sep}", "") for cell in row] for row in rows]
+    if folder:
+        rows = [[cell.replace(f"{folder}{os.sep}", "") for cell in row] for row in rows]
     others = " and of the distractors" if any(finding.split == "distractors" for finding in findings) else ""
     print(f"Of the images{f' in {folder}' if folder else ''}{others},")
     for problem, count in Counter(problem for _, _, problem, _, _ in rows).items():

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from dcal_hf.data import load_fgvc, unlabelled_images
+from dcal_hf.data import Finding, load_fgvc, unlabelled_images
 
 from helpers import noise_picture
 
@@ -72,6 +72,18 @@ def test_skip_broken_leaves_the_images_out_and_reports_their_number(check, befor
     before.print_splits("birds", dataset, ["train", "test"], "label", "classes")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1:] == [["train", "4", "2", "finch", "(2)"], ["test", "2", "1", "wren", "(0)"]]
+
+
+def test_paths_are_shortened_only_by_a_common_folder(before, tmp_path, capsys):
+    """Paths of a table may be absolute or relative. Images in a data set have none, but distractors do."""
+    paths = [str(tmp_path / "a" / "1.png"), "b/2.png"]
+    for paths, folder in ([paths, ""], [[paths[1], "c/3.png"], ""], [paths[:1], str(tmp_path / "a")]):
+        records = [{"path": path, "bytes": None} for path in paths]
+        assert before.common_folder(DatasetDict(train=Dataset.from_dict({"image": records}))) == folder
+    finding = Finding("distractors", 0, "/others/1.png", "repeated", "also /others/2.png")
+    before.report([finding], [], False, "", str(tmp_path / "out"))
+    assert listed(tmp_path) == [["distractors", "/others/1.png", "repeated", "also /others/2.png", "no"]]
+    assert "    /others/1.png (also /others/2.png)\n" in capsys.readouterr().out
 
 
 def test_unknown_individuals_are_counted_apart(before, capsys):
