@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 PAIRS = 8
 # Of the JPEG of an attention overlay.
 OVERLAY_QUALITY = 90
+# Of a photograph's name in that of its overlay: file systems take 255 bytes, and a character may have four.
+NAME_CHARACTERS = 60
 
 
 @dataclass
@@ -371,7 +373,7 @@ def save_attention(
     folder.mkdir(parents=True, exist_ok=True)
     for number, prediction in enumerate(predictions):
         # Photographs in different folders may have the same name.
-        path = folder / f"{number:05d}_{Path(prediction.path).stem}.jpg"
+        path = folder / f"{number:05d}_{Path(prediction.path).stem[:NAME_CHARACTERS]}.jpg"
         # Thin frames keep their colour only without subsampling.
         overlay(prediction, processor, grid).save(path, quality=OVERLAY_QUALITY, subsampling=0)
 

@@ -153,6 +153,15 @@ def test_figures_show_what_max_pixels_allows(run_recipe, checkpoint, photographs
     assert len([*(answer / "attention").iterdir()]) == 4 and (answer / "mistakes.jpg").is_file()
 
 
+def test_an_overlay_of_a_photograph_with_the_longest_name_is_written(run_recipe, checkpoint, photographs, tmp_path):
+    """A file system takes names of 255 bytes, here of characters with two bytes."""
+    long = (photographs / "wren" / "3.png").rename(photographs / ("\u00e9" * 125 + ".png"))
+    options = ["--output_dir", tmp_path / "answer", "--attention", "--sheet_images", 0]
+    run_recipe("predict", "--model_name_or_path", checkpoint, "--images", long, *options)
+    (overlay,) = (tmp_path / "answer" / "attention").iterdir()
+    assert overlay.name.startswith("00000_\u00e9") and overlay.suffix == ".jpg"
+
+
 def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoint, photographs, tmp_path, monkeypatch):
     """A plain encoder has no predictions, only attention."""
     ViTModel(ViTConfig(intermediate_size=64, **SIZES), add_pooling_layer=False).save_pretrained(tmp_path / "plain")
