@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -40,6 +41,11 @@ class HubArguments:
         # Otherwise transformers asks on the terminal whether to run the code of a checkpoint.
         trust = {"trust_remote_code": False}
         return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token, **trust}
+
+    @property
+    def loading_options(self) -> str:
+        """The options of other commands that load the checkpoint."""
+        return _loading_options(self.model_name_or_path, self.register)
 
 
 @dataclass
@@ -139,14 +145,19 @@ class ModelArguments(DCALOptions):
 
     def loading_options(self, trained_in: str | None) -> str:
         """The options of other commands that load the model: the one trained in a folder, or else the given one."""
-        register = "" if self.register is None else f" --register {self.register}"
-        return f"--model_name_or_path {trained_in or self.model_name_or_path}{register}"
+        return _loading_options(trained_in or self.model_name_or_path, self.register)
 
     @property
     def dcal_kwargs(self) -> dict[str, Any]:
         """The options of `DCALConfig` that were given: the fields of base and derived classes."""
         names = {f.name for f in fields(self)} - ModelArguments.__annotations__.keys()
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def _loading_options(name: str | None, register: str | None) -> str:
+    """Quoted for a shell, because paths may have spaces."""
+    options = {"--model_name_or_path": name, "--register": register}
+    return shlex.join(text for option, value in options.items() if value is not None for text in (option, value))
 
 
 class Parser(HfArgumentParser):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 from importlib.metadata import requires, version
@@ -65,9 +66,10 @@ def write_space(demo: Demo, folder: str | os.PathLike) -> str:
             folder.rmdir()
         os.rename(new, folder)
     images = "" if demo.gallery is None else " Everybody who sees the Space sees the images of the gallery."
+    upload = shlex.join(["hf", "upload", "USER/NAME", str(folder), ".", "--repo-type=space"])
     return (
-        f"{folder} is a Space.{images} Try it: python {folder / 'app.py'}\nCreate an empty one of gradio at "
-        f"https://huggingface.co/new-space, and upload it: hf upload USER/NAME {folder} . --repo-type=space"
+        f"{folder} is a Space.{images} Try it: python {shlex.quote(str(folder / 'app.py'))}\nCreate an empty one of "
+        f"gradio at https://huggingface.co/new-space, and upload it: {upload}"
     )
 
 

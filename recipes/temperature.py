@@ -7,6 +7,7 @@ are not in the training set. It changes the confidences, but not the predictions
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -94,8 +95,8 @@ def load_temperature(model: DCALPreTrainedModel, args: HubArguments) -> float:
             f"--calibrated scales the probabilities of a classifier, and {args.model_name_or_path} is none: leave out "
             "the option."
         )
-    name, model_id = args.model_name_or_path, model_fingerprint(model)
-    advice = f"fit it first, dcal fgvc --do_eval --data_dir birds --model_name_or_path {name} --output_dir {name}"
+    folder, model_id = shlex.quote(args.model_name_or_path), model_fingerprint(model)
+    advice = f"fit it first, dcal fgvc --do_eval --data_dir birds {args.loading_options} --output_dir {folder}"
     path = find_calibration(args, TEMPERATURE_FILE, advice)
     with path.open("rb") as file:
         facts = parse_description(file, path, FORMAT_VERSION, {"temperature": (float, int), "model_id": str})

@@ -202,8 +202,8 @@ def measure(
 def load_threshold(checkpoint_args: CheckpointArguments, model: PreTrainedModel) -> VerificationThreshold:
     """Loads the threshold that [`calibrate_checkpoint`] saved, from a checkpoint folder or the Hub."""
     advice = (
-        "calibrate its threshold first, dcal verify --model_name_or_path "
-        f"{checkpoint_args.model_name_or_path} --calibrate --data_dir a_folder_of_identities"
+        f"calibrate its threshold first, dcal verify {checkpoint_args.loading_options} --calibrate --data_dir "
+        "a_folder_of_identities"
     )
     path = find_calibration(checkpoint_args, VERIFICATION_FILE, advice)
     return VerificationThreshold.load(path.parent, model_fingerprint(model))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,20 @@ CONFIGURATIONS = Path(__file__).parents[2] / "recipes" / "configs"
 @pytest.fixture
 def parse_arguments(import_recipe):
     return import_recipe("arguments").parse_arguments
+
+
+def test_commands_to_copy_are_quoted_for_a_shell(import_recipe, tmp_path):
+    folder, own = tmp_path / "it's a 'model'", "my code/genus.py"
+    folder.mkdir()
+    loads = ["--model_name_or_path", str(folder), "--register", own]
+    model_args = import_recipe("arguments").ModelArguments(model_name_or_path="plain", register=own)
+    assert shlex.split(model_args.loading_options(str(folder))) == loads
+    assert shlex.split(model_args.loading_options(None)) == ["--model_name_or_path", "plain", *loads[2:]]
+    hub_args = import_recipe("embed").CheckpointArguments(str(folder), register=own)
+    with pytest.raises(FileNotFoundError) as found:
+        import_recipe("verify").load_threshold(hub_args, None)
+    command = str(found.value).partition("first, ")[2].removesuffix(".")
+    assert shlex.split(command) == ["dcal", "verify", *loads, "--calibrate", "--data_dir", "a_folder_of_identities"]
 
 
 def test_a_configuration_overrides_its_base(tmp_path, parse_arguments):
