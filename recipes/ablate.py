@@ -58,6 +58,7 @@ import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
 from arguments import Parser, find_configuration, read_configuration
+from registration import register_first
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
@@ -228,8 +229,11 @@ def call(
     return resumes
 
 
-def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: int) -> None:
+def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: int, register: str | None) -> None:
     """Trains the plain encoder that all runs start from, unless it exists.
+
+    Args:
+        register (`str`, *optional*): The file of `--register`, if that is given.
 
     Raises:
         ValueError: If no images to train it on are given.
@@ -242,9 +246,14 @@ def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: in
             f"The runs start from an encoder that {config} trains: give its images with --encoder_data_dir, or give "
             "another encoder with --model_name_or_path."
         )
+    options = {**read_configuration(config), "data_dir": data_dir, "output_dir": str(folder)}
+    if register is not None:
+        options["register"] = register
     if not (folder / "all_results.json").is_file():
-        options = {**read_configuration(config), "data_dir": data_dir, "output_dir": str(folder)}
         call("run_fgvc.py", options, threads, Event())
+    if options.get("register") is not None:
+        # This process loads the encoder, too.
+        register_first(["--register", options["register"]])
     save_encoder(folder, encoder)
 
 
@@ -367,5 +376,5 @@ def run_all(args: argparse.Namespace, ablation: Ablation, arms: Sequence[str], e
     todo = remaining(runs, read_rows(args.output_dir / "results.csv"))
     if todo and trains_encoder:
         config = args.ablation.parent / ablation.encoder
-        train_encoder(config, encoder, args.encoder_data_dir, args.threads * args.jobs)
+        train_encoder(config, encoder, args.encoder_data_dir, args.threads * args.jobs, extra.get("register"))
     return execute(todo, ablation, args.output_dir, args.jobs, args.threads)

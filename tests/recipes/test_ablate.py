@@ -208,6 +208,17 @@ def test_the_encoder_is_trained_once_for_all_runs(run_main, calls, ablate, monke
     assert [options["model_name_or_path"] for options in calls[1:]] == [str(out / "encoder")] * 2
 
 
+def test_registrations_are_run_for_the_encoder_too(run_main, calls, ablate, monkeypatch, tmp_path):
+    path, ran = tmp_path / "registrations_of_an_ablation.py", []
+    path.write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(ablate, "save_encoder", lambda checkpoint, folder: ran.append(path.stem in sys.modules))
+    run_main("--encoder_data_dir", "clothes", "--register", str(path), encoder="config.yaml", seeds=[0])
+    assert [options["register"] for options in calls] == [str(path)] * 3
+    assert ran == [True]
+    del sys.modules[path.stem]
+
+
 @pytest.mark.parametrize("model_type", ["vit", "timm_wrapper"])
 def test_the_saved_encoder_can_be_fine_tuned(ablate, backbone_configs, model_type, tmp_path):
     config = backbone_configs["vit" if model_type == "vit" else "timm_deit"]
