@@ -31,5 +31,5 @@ def register_first(argv: Sequence[str]) -> None:
         module = importlib.import_module(path.stem)
     except Exception as error:
         raise ImportError(f"--register {path}: {type(error).__name__}: {reason_of(error)}") from error
-    if Path(module.__file__ or "").resolve() != path.resolve():
+    if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
         raise ImportError(f"--register {path}: there is another module {path.stem}; rename the file.")

@@ -69,6 +69,7 @@ def test_a_recipe_trains_a_registered_encoder_with_a_registered_strategy(tmp_pat
         ("missing.py", None, "--register {path}: there is no such Python file."),
         ("genus.txt", "", "--register {path}: there is no such Python file."),
         ("json.py", "", "--register {path}: there is another module json; rename the file."),
+        ("sys.py", "", "--register {path}: there is another module sys; rename the file."),
         ("own_genus.py", "import nothing_of_this_name", "--register {path}: ModuleNotFoundError: No module named"),
         ("own_genus.py", "1 / 0", "--register {path}: ZeroDivisionError: division by zero"),
     ],
