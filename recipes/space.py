@@ -37,8 +37,10 @@ sys.path[:0] = [str(HERE), str(HERE / "recipes")]
 
 from arguments import HubArguments  # noqa: E402
 from demo_app import CSS, load_demo, page  # noqa: E402
+from registration import register_first  # noqa: E402
 
 
+register_first({registrations})
 demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}, calibrated={calibrated}))
 
 if __name__ == "__main__":
@@ -90,10 +92,20 @@ def write_files(demo: Demo, folder: Path) -> None:
     if demo.gallery is not None:
         gallery = 'HERE / "gallery"'
         with_thumbnails(demo.gallery, demo.args.max_pixels).save(folder / "gallery")
-    app = APP.format(model=model, gallery=gallery, title=demo.title, calibrated=demo.temperature != 1)
+    facts = {"gallery": gallery, "title": demo.title, "calibrated": demo.temperature != 1}
+    app = APP.format(model=model, registrations=copy_registrations(demo.args.register, folder), **facts)
     (folder / "app.py").write_text(app, encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(readme(demo, source.is_dir()), encoding="utf-8")
+
+
+def copy_registrations(register: str | None, folder: Path) -> str:
+    """Copies the file of `--register`, if it is given, and returns the options that run the copy, as code."""
+    if register is None:
+        return "[]"
+    (folder / "registrations").mkdir()
+    copy = Path(shutil.copy(register, folder / "registrations"))
+    return f'["--register", str(HERE / "registrations" / {copy.name!r})]'
 
 
 def checkpoint_files(demo: Demo, folder: Path) -> list[str]:

@@ -165,6 +165,25 @@ def test_a_space_contains_no_local_path(run_recipe, reid_folder, gallery_folder,
 
 
 @needs_gradio
+def test_a_space_runs_the_registrations_that_its_checkpoint_needs(
+    run_recipe, reid_folder, tmp_path, monkeypatch
+):
+    own, space = tmp_path / "it's" / "registrations_of_a_space.py", tmp_path / "space"
+    own.parent.mkdir()
+    own.write_text(f"with open({str(tmp_path / 'ran')!r}, 'a') as file:\n    file.write(__file__)\n")
+    with monkeypatch.context() as here:
+        here.setattr(sys, "path", [*sys.path])
+        run_recipe("demo", "--model_name_or_path", reid_folder, "--register", own, "--export_space", space)
+    # As in another process.
+    del sys.modules[own.stem]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(space / "app.py"))
+    del sys.modules[own.stem]
+    (copy,) = space.rglob(own.name)
+    assert (tmp_path / "ran").read_text() == f"{own}{copy}"
+
+
+@needs_gradio
 def test_a_space_contains_only_what_the_demo_reads(run_recipe, classifier_folder, tmp_path):
     """A folder may hold other files, and links to files that are nobody's business."""
     folder, private = shutil.copytree(classifier_folder, tmp_path / "birds"), tmp_path / "private"
