@@ -26,10 +26,13 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
         folder (`Path`): An existing folder.
         recursive (`bool`, *optional*, defaults to `False`): Whether to include the images in visible subfolders, also
             links to folders.
+
+    Raises:
+        ValueError: If the name of an image, or of a folder above it, is not UTF-8; the message names it.
     """
     if not recursive:
-        return list(filter(_is_image_name, visible(folder)))
-    return sorted(filter(_is_image_name, _files_below(folder, {folder.resolve()})))
+        return _images(visible(folder))
+    return sorted(_images(_files_below(folder, {folder.resolve()})))
 
 
 def visible(folder: Path) -> list[Path]:
@@ -60,7 +63,8 @@ def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[li
         `list[list[Path]]`: the images in each of `folders`.
 
     Raises:
-        ValueError: If one of `folders` has no subfolders, or subfolders have no images; the message names them.
+        ValueError: If one of `folders` has no subfolders, or subfolders have no images; the message names them. Also
+            if a name is not UTF-8, as in [`image_files`].
     """
     files, skipped = [], []
     for folder in folders:
@@ -74,7 +78,7 @@ def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[li
         if empty:
             raise ValueError(_describe_empty(kind, empty))
         listed = [entry for path in named for entry in entries[path]]
-        files.append(list(filter(_is_image_name, listed)))
+        files.append(_images(listed))
         skipped += filterfalse(_is_image_name, listed)
     if skipped:
         message = "Skipped what is no image in the %s folders of %s: %s, the first is %s"
@@ -113,6 +117,19 @@ def misplaced_images(paths: Sequence[str]) -> list[Path]:
     beside = [path for top in sorted(tops) for path in visible(top) if _is_image_name(path) and path.is_file()]
     inner = [path for folder in class_folders for path in visible(folder) if path.is_dir()]
     return beside + [path for folder in inner for path in image_files(folder, recursive=True)]
+
+
+def _images(paths: Iterable[Path]) -> list[Path]:
+    """The images among these paths."""
+    images = list(filter(_is_image_name, paths))
+    for path in images:
+        try:
+            # Data sets and tables are UTF-8.
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            shown = str(path).encode(errors="backslashreplace").decode()
+            raise ValueError(f"the name of {shown} is not UTF-8: rename it") from error
+    return images
 
 
 def _is_image_name(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Unusual image folders: wrapped, nested, with metadata of macOS."""
 
 import logging
+import os
 import re
 
 import pytest
@@ -58,6 +59,16 @@ def test_all_class_folders_without_images_are_named(tmp_path, kind, noun):
     )
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load(kind, tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"\xe9t\xe9/1.png", b"wren/\xe9t\xe9.png"])
+@pytest.mark.parametrize("load", [load_fgvc, load_reid, unlabelled_images])
+def test_a_name_that_is_not_utf_8_is_shown(tmp_path, load, name):
+    """Archives of old systems have such names."""
+    save(tmp_path, "wren/1.png", "wren/2.png", os.fsdecode(name))
+    (tmp_path / os.fsdecode(b"wren/\xe9.txt")).write_text("")
+    with pytest.raises(ValueError, match=f"^the name of {re.escape(str(tmp_path))}.*udce9.* is not UTF-8: rename it"):
+        load(tmp_path)
 
 
 def test_a_single_class_is_not_a_wrapper(tmp_path):
