@@ -32,7 +32,8 @@ class RetrievalProtocol:
         kept, junk (`np.ndarray`): Ascending indices of the gallery items that are not junk, and of those that are.
 
     Raises:
-        ValueError: If a column has a wrong length or unknown values (NaN), or is given for one side only.
+        ValueError: If a column has a wrong length or unknown values (NaN), is given for one side only, or is text on
+            one side and numbers on the other.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ def paired_columns(
         shape (`tuple[int, int]`): Number of queries and number of gallery items.
 
     Raises:
-        ValueError: If a column is missing, has a wrong length or contains NaN.
+        ValueError: If a column is missing, has a wrong length or contains NaN, or is text on one side and numbers on
+            the other.
     """
     if query is None or gallery is None:
         raise ValueError(f"The {name} of both the queries and the gallery are needed, got those of one only.")
@@ -127,6 +129,12 @@ def paired_columns(
     for place, column in (("query", query), ("gallery item", gallery)):
         if column.dtype.kind == "f" and np.isnan(column).any():
             raise ValueError(f"The {name} must be known, but that of {place} {np.isnan(column).argmax()} is NaN.")
+    # NumPy compares them without an error, and an empty column has the type of numbers.
+    kinds = {query.dtype.kind, gallery.dtype.kind}
+    if len(query) and len(gallery) and "U" in kinds and kinds & set("iuf"):
+        raise ValueError(
+            f"The {name} must be text on both sides, or numbers on both, got {query.dtype} and {gallery.dtype}."
+        )
     return query, gallery
 
 

@@ -46,3 +46,16 @@ def test_equals_loop_over_items(seed, names):
 def test_an_empty_side_has_no_matches():
     assert RetrievalProtocol([], [1, 2], [], [1, 1]).kept.tolist() == [0, 1]
     assert RetrievalProtocol([1], [], ["a"], []).matches(0).tolist() == []
+
+
+@pytest.mark.parametrize("name", ["identities", "cameras", "images"])
+def test_text_is_not_compared_with_numbers(name):
+    """NumPy would: as text, in an order in which 10 comes before 9, and text is never the same camera as a number."""
+    columns = {"identities": ([9, 10], [9, 10, 9]), "cameras": ([1, 1], [1, 2, 2]), "images": ([0, 1], [2, 3, 4])}
+    columns[name] = (list(map(str, columns[name][0])), columns[name][1])
+    (query_ids, gallery_ids), (query_cameras, gallery_cameras), (query_images, gallery_images) = columns.values()
+    with pytest.raises(ValueError, match=f"The {name} must be text on both sides, or numbers .*, got <U. and int64"):
+        RetrievalProtocol(
+            query_ids, gallery_ids, query_cameras, gallery_cameras,
+            query_images=query_images, gallery_images=gallery_images,
+        )
