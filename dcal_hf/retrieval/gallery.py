@@ -390,6 +390,8 @@ def _as_table(items: Dataset | Mapping[str, Sequence]) -> Dataset:
     for name, feature in table.features.items():
         if isinstance(feature, Image):
             table = table.cast_column(name, IMAGE_RECORD)
+        elif require_decoding(feature):
+            raise ValueError(f"The items' column '{name}' has files in lists, or other than images: leave it out.")
     return table
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from dcal_hf.retrieval import GalleryIndex, rerank
@@ -203,6 +203,13 @@ def test_images_are_recorded_not_copied(tmp_path):
     assert gallery.search(clustered(3)[1:2], 1)[1][0][0]["image"]["path"] == paths[1]
     gallery.add(clustered(3, seed=1), items)
     assert len(gallery) == 6
+
+
+def test_files_that_a_saved_gallery_cannot_have_are_refused():
+    """Loading such a gallery would fail: it would take them for those of a manipulated folder."""
+    items = Dataset.from_dict({"views": [["a.png", "b.png"]] * 2}).cast_column("views", List(Image()))
+    with pytest.raises(ValueError, match="column 'views' has files in lists, or other than images: leave it"):
+        GalleryIndex.from_embeddings(np.eye(2), items, model_id=MODEL)
 
 
 def test_rerank_is_exported():
