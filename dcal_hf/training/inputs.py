@@ -4,7 +4,7 @@ from collections.abc import Sequence, Sized
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
 
 
@@ -23,7 +23,7 @@ def check_inputs(
         model, args, train_dataset: As given to the trainer.
 
     Raises:
-        TypeError: If the arguments or the model are of another class, or the training data has no length.
+        TypeError: If the arguments or the model are of another class, or the training data is a stream.
         ValueError: If one process has several GPUs.
     """
     if not isinstance(args, args_class):
@@ -37,10 +37,12 @@ def check_inputs(
             f"{trainer} trains DCALForImageClassification or DCALForReID, not {type(model).__name__}: build one with "
             "from_backbone, from the name, folder or configuration of an encoder."
         )
-    if train_dataset is not None and not isinstance(train_dataset, Sized):
+    # A stream may have a length.
+    is_stream = isinstance(train_dataset, IterableDataset) or not isinstance(train_dataset, Sized)
+    if train_dataset is not None and is_stream:
         raise TypeError(
-            f"{trainer} orders the images of the full training set, but {type(train_dataset).__name__} has no "
-            "length: pass a data set with indices, such as datasets.Dataset, instead of a stream."
+            f"{trainer} orders the images of the full training set, but {type(train_dataset).__name__} is a stream: "
+            "pass a data set with a length and indices, such as datasets.Dataset."
         )
     if args.n_gpu > 1:
         raise ValueError(

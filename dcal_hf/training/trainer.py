@@ -73,7 +73,7 @@ class DCALTrainer(FineTuningTrainer):
             outputs with the `logits` of the branch and the labels of its images, and returns the mean loss.
 
     Raises:
-        TypeError: If the training arguments or the model are of another class, or the training data has no length.
+        TypeError: If the training arguments or the model are of another class, or the training data is a stream.
         ValueError: If one process has several GPUs, since `DataParallel` would split pairs; if
             [`~dcal_hf.training.sharding.shard_by_blocks`] rejects the FSDP options; or if distractors cannot be used.
     """

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import IterableDataset
 from scipy.special import softmax
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from dcal_hf import DCALForImageClassification, DCALModel, DCALTrainer, DCALTrainingArguments
@@ -104,11 +105,21 @@ def test_other_models_raise_a_clear_error(tmp_path, vit_config):
             plain_trainer(tmp_path, model)
 
 
+class SizedStream(TorchIterableDataset):
+    def __iter__(self):
+        return iter([])
+
+    def __len__(self):
+        return 8
+
+
 def test_training_data_must_have_a_length_and_labels(tmp_path, vit_config):
     model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
     stream = IterableDataset.from_generator(lambda: iter([{"labels": 0}]))
-    with pytest.raises(TypeError, match="but IterableDataset has no length: pass a data set with indices"):
-        plain_trainer(tmp_path, model, stream)
+    for data in (stream, SizedStream()):
+        sentence = f"but {type(data).__name__} is a stream: pass a data set with a length and indices"
+        with pytest.raises(TypeError, match=sentence):
+            plain_trainer(tmp_path, model, data)
     unlabelled = [{"pixel_values": torch.randn(3, 32, 32), "target": 0} for _ in range(8)]
     with pytest.raises(ValueError, match="Training needs labels, but a batch has only pixel_values, target: the"):
         plain_trainer(tmp_path, model, unlabelled).train()
