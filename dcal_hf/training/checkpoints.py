@@ -76,11 +76,15 @@ def write_manifest(checkpoint: str | Path, run: str) -> None:
     _save_manifest(checkpoint, {"run": run, "files": files})
 
 
-def complete_manifest(checkpoint: str | Path) -> None:
-    """Adds the Trainer's state, after removing the local path in it: `best_global_step` identifies the checkpoint."""
+def remove_local_path(checkpoint: str | Path) -> None:
+    """Removes the path of the best checkpoint from the Trainer's state: `best_global_step` identifies it."""
     state_file = Path(checkpoint, TRAINER_STATE_NAME)
     state = _read_json(state_file) | {"best_model_checkpoint": None}
     write_atomically(state_file, json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
+def complete_manifest(checkpoint: str | Path) -> None:
+    """Adds the Trainer's state."""
     manifest = _read_json(Path(checkpoint, MANIFEST_FILE))
     known = (MANIFEST_FILE, *manifest["files"])
     manifest["files"] |= checksums(Path(checkpoint), exclude=known)
@@ -211,5 +215,6 @@ __all__ = [
     "delete_checkpoints",
     "last_checkpoint",
     "lock_output_dir",
+    "remove_local_path",
     "write_manifest",
 ]

@@ -17,6 +17,7 @@ from .checkpoints import (
     delete_checkpoints,
     last_checkpoint,
     lock_output_dir,
+    remove_local_path,
     write_manifest,
 )
 from .finite import check_weights
@@ -92,8 +93,10 @@ class ResumableTrainer(Trainer):
         delete_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _complete_checkpoint(self, folder: str | Path) -> None:
-        if self.args.should_save and not self.args.save_only_model:
-            complete_manifest(folder)
+        if self.args.should_save:
+            remove_local_path(folder)
+            if not self.args.save_only_model:
+                complete_manifest(folder)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Before the upload, which reads the files while training goes on.

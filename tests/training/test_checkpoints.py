@@ -190,8 +190,9 @@ def test_a_moved_run_finds_its_best_checkpoint(tmp_path):
     assert torch.equal(trainer.model.sa_classifier.weight, saved["sa_classifier.weight"])
 
 
-def test_saved_files_contain_no_token_and_no_local_path(tmp_path):
-    trainer = best_trainer(tmp_path, hub_token="hf_secret", max_steps=4)
+@pytest.mark.parametrize("options", [{}, {"save_only_model": True}], ids=str)
+def test_saved_files_contain_no_token_and_no_local_path(tmp_path, options):
+    trainer = best_trainer(tmp_path, hub_token="hf_secret", max_steps=4, **options)
     trainer.train()
     trainer.save_model()
     trainer.save_state()
