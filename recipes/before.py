@@ -162,7 +162,7 @@ def report(
         print(f"  {count:,} {problem}:")
         print(*(f"    {example}" for example in examples), *["    ..."] * (count > EXAMPLES), sep="\n")
     print(
-        f"{f'{len(findings):,} are left out. ' if skips and findings else ''}All are listed in "
+        f"{f'Left out: {len(findings):,}. ' if skips and findings else ''}All are listed in "
         f"{save_table(['split', 'image', 'problem', 'detail', 'left out'], rows, path)}."
     )
 

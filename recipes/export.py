@@ -37,6 +37,7 @@ from predict import find_images
 from temperature import load_temperature
 
 from dcal_hf.data import open_image
+from dcal_hf.errors import counted
 from dcal_hf.export import OnnxExport, export_onnx
 
 
@@ -120,7 +121,7 @@ def open_images(given: list[str]) -> list[Image.Image]:
 def report(export: OnnxExport) -> None:
     """Prints the files, and the differences from torch."""
     about = export.metadata
-    compared = f"{export.num_images} {'photographs' if about['compared']['photographs'] else 'images of noise'}"
+    compared = counted(export.num_images, "photograph" if about["compared"]["photographs"] else "noise image")
     shape = " x ".join(map(str, about["input"]["shape"]))
     print(
         f"{export.files[0]}: {size_of(export.files[0])}, from {about['input']['name']} ({shape}, "

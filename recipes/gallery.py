@@ -202,7 +202,7 @@ def show(args: ShowArguments) -> None:
     )
     gone = [path for path in paths(gallery) if path and Path(path).is_absolute() and not Path(path).exists()]
     if gone:
-        print(f"{len(gone):,} of the image files are gone, the first is {gone[0]}")
+        print(f"{counted(len(gone), 'image file is', 'image files are')} gone, the first is {gone[0]}")
     for name in (name for name in others if name != "bbox"):
         counts = Counter(named(gallery.items.features, name, value) for value in gallery.items[name][:])
         most = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(5))

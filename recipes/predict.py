@@ -139,7 +139,7 @@ def main() -> None:
     options = {"temperature": temperature, "skip_broken": args.skip_broken}
     predictions = list(predict(model, processor, paths, labels, checkpoint_args, with_rollout, **options))
     if not predictions:
-        raise ValueError(f"--images: none of the {len(paths)} photographs can be read.")
+        raise ValueError(f"--images: of {counted(len(paths), 'photograph')}, none can be read.")
     output_dir = Path(args.output_dir)
     save_predictions(predictions, names, min(args.top_k, len(names)), output_dir / "predictions.csv")
     if args.labelled:

@@ -10,7 +10,7 @@ from loading import read_config, read_own_processor, read_processor
 from transformers import AutoConfig, BaseImageProcessor, PreTrainedConfig, ViTImageProcessor
 
 from dcal_hf import DCALConfig
-from dcal_hf.errors import reason_of
+from dcal_hf.errors import counted, reason_of
 from dcal_hf.models import DCALPreTrainedModel
 from dcal_hf.training import class_names, has_class_names, name_classes, set_classes
 
@@ -126,7 +126,8 @@ def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], train
         )
     if trains and (new or replaces):
         if new:
-            logger.warning("Adding %d newly initialised classes to %s: %s", len(new), source, listed("", new))
+            classes = counted(len(new), "newly initialised class", "newly initialised classes")
+            logger.warning("Adding %s to %s: %s", classes, source, listed("", new))
         set_classes(model, names if replaces else known + new)
 
 

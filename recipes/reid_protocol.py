@@ -62,11 +62,11 @@ def warn_of_known_individuals(model: DCALForReID, dataset: datasets.DatasetDict,
     known = individuals & set(class_names(model))
     if known:
         logger.warning(
-            "%d of the %d individuals have the name of an individual that %s was trained on. Scores on training "
-            "individuals are too high; --test_fraction 0.3 evaluates only those that training holds out by default",
+            "%s was trained on individuals with %d of these %d names. Scores on training individuals are too high; "
+            "--test_fraction 0.3 evaluates only those that training holds out by default",
+            source,
             len(known),
             len(individuals),
-            source,
         )
 
 
@@ -91,7 +91,7 @@ def describe_evaluation(
         ignored += f". The column {camera_column} stands for the camera" if camera_column else ""
     matched = "all have a match in the gallery"
     if metrics["num_skipped"]:
-        matched = f"{metrics['num_skipped']} without a match in the gallery are excluded"
+        matched = f"excluded: {metrics['num_skipped']} without a match in the gallery"
     facts = {
         "Protocol": PROTOCOLS[protocol],
         "Ignored": ignored,
@@ -113,8 +113,8 @@ def describe_open_set(metrics: dict[str, float], given: float | None) -> str:
     """BAKS, BAUS and AUROC with their threshold; `given` is the threshold of the command line."""
     baks, baus, both, auroc = (100 * metrics[name] for name in ("baks", "baus", "baks_baus", "auroc_new"))
     return (
-        f"{metrics['num_known']} queries of individuals in the gallery, {metrics['num_new']} of new ones. Balanced "
-        f"accuracy on known samples (BAKS) {baks:.2f} %, on unknown samples (BAUS) {baus:.2f} %, geometric mean "
-        f"{both:.2f} %, AUROC {auroc:.2f} %. A query is new unless an item is nearer than "
+        f"{counted(metrics['num_known'], 'query', 'queries')} of individuals in the gallery, {metrics['num_new']} of "
+        f"new ones. Balanced accuracy on known samples (BAKS) {baks:.2f} %, on unknown samples (BAUS) {baus:.2f} %, "
+        f"geometric mean {both:.2f} %, AUROC {auroc:.2f} %. A query is new unless an item is nearer than "
         f"{metrics['open_set_threshold']:.4f}, {'chosen on the gallery alone' if given is None else 'as given'}"
     )

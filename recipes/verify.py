@@ -140,8 +140,9 @@ def calibrate_checkpoint(checkpoint_args: CheckpointArguments, verify_args: Veri
     )
     print(
         f"Nearer than {kept.threshold:.4f} is the same individual: at most {100 * kept.false_accept_rate:.3g} % of "
-        f"{kept.num_different_pairs:,} pairs of different individuals are, and {100 * kept.true_accept_rate:.3g} % of "
-        f"{kept.num_same_pairs:,} pairs of the same one.\n{kept.save(folder)}"
+        f"{counted(kept.num_different_pairs, 'pair')} of different individuals are, and "
+        f"{100 * kept.true_accept_rate:.3g} % of {counted(kept.num_same_pairs, 'pair')} of the same one.\n"
+        f"{kept.save(folder)}"
     )
 
 

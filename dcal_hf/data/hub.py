@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..errors import first_line
+from ..errors import counted, first_line
 from .splits import check_classes, class_indices, split_aliases
 
 
@@ -112,8 +112,8 @@ def _class_names(part: Dataset, label_column: str, where: str) -> list[str]:
     unlabelled = sum(value is None or is_class_label and value < 0 for value in values)
     if unlabelled:
         raise ValueError(
-            f"{unlabelled} rows of {where} have no label; set another label_column, remove these rows, or leave the "
-            "split out of splits"
+            f"{where} has {counted(unlabelled, 'row')} without a label; set another label_column, remove these rows, "
+            "or leave the split out of splits"
         )
     return feature.int2str(values) if is_class_label else [str(value) for value in values]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import counted
 from ..metrics.protocol import RetrievalProtocol
 from .splits import stratified_split
 
@@ -54,9 +55,9 @@ def split_by_identity(
     known, first = np.unique(identities, return_index=True)
     if findable[first].sum() < 2:
         raise ValueError(
-            f"{where} cannot be split by identity: only {findable[first].sum()} of its {len(known)} identities have "
-            "two images that can be compared (of two cameras, if cameras are given), but train and the held-out part "
-            "need one such identity each; add images"
+            f"{where} cannot be split by identity: it has {counted(len(known), 'identity', 'identities')}, "
+            f"{findable[first].sum()} of them with two images that can be compared (of two cameras, if cameras are "
+            "given), but train and the held-out part need one such identity each; add images"
         )
     _, chosen = stratified_split(findable[first], fraction, seed)
     held_out = np.isin(identities, known[chosen])

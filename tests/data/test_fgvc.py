@@ -272,7 +272,7 @@ class TestHub:
     @pytest.mark.parametrize("unlabelled", [-1, None])
     def test_rows_without_a_label(self, hub, unlabelled):
         hub(hub_set({"train": [0, 0], "test": [unlabelled, 0, unlabelled]}, ClassLabel(names=["owl"])))
-        with pytest.raises(ValueError, match="2 rows of test of who/birds have no label"):
+        with pytest.raises(ValueError, match="test of who/birds has 2 rows without a label"):
             load_fgvc("who/birds")
         assert list(load_fgvc("who/birds", splits=("train", "validation"))) == ["train", "validation"]
 

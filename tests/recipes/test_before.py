@@ -67,7 +67,7 @@ def test_all_problems_are_reported_at_once(check, folder, tmp_path, capsys):
 def test_skip_broken_leaves_the_images_out_and_reports_their_number(check, before, tmp_path, capsys):
     dataset, _ = check(skip_broken=True)
     assert {split: len(part) for split, part in dataset.items()} == {"train": 4, "test": 2}
-    assert "2 are left out. All are listed in" in capsys.readouterr().out
+    assert "Left out: 2. All are listed in" in capsys.readouterr().out
     assert [row[4] for row in listed(tmp_path)] == ["yes", "yes", "not read"]
     before.print_splits("birds", dataset, ["train", "test"], "label", "classes")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -112,7 +112,7 @@ def test_show_tells_how_it_was_made_and_what_is_in_it(run, gallery, photographs,
     told = capsys.readouterr().out.splitlines()
     assert "3 images" in told[0] and "by out (dcal-" in told[0] and "cosine distance, index Flat" in told[0]
     assert told[1:] == [
-        f"1 of the image files are gone, the first is {photographs[2]}",
+        f"1 image file is gone, the first is {photographs[2]}",
         "identity: 2 different, most often Berta (2), Anton (1)",
         "     row  image, identity",
         f"       1  {photographs[1]}, Berta",

@@ -194,7 +194,7 @@ def test_unreadable_photographs_can_be_skipped(run_recipe, checkpoint, photograp
     names, expected = ([(row["image"], row["class"]) for row in table(tmp_path / folder / "predictions.csv")]
                        for folder in ("readable", "all"))
     assert names == expected and f"cannot read image {photographs / 'broken 1.png'}" in caplog.text
-    with pytest.raises(ValueError, match="--images: none of the 1 photographs can be read"):
+    with pytest.raises(ValueError, match="--images: of 1 photograph, none can be read"):
         run_recipe("predict", *arguments[:-1], photographs / "broken 1.png", "--skip_broken", "--output_dir", tmp_path)
 
 
