@@ -1,5 +1,6 @@
 """Writes the model card of a trained model: README.md with metadata for the Hub."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,8 +104,8 @@ def write_model_card(
         facts (`ModelCardFacts`):
             The content of the card.
         template (`str` or `os.PathLike`, *optional*):
-            Another Jinja template. Its variables are `card_data`, `facts` and, in Markdown, `where`, `chosen_by`,
-            `results`, `data`, `training` and `versions`.
+            Another Jinja template. Its variables are `card_data`, `facts`, `model` (its name as a string of Python)
+            and, in Markdown, `where`, `chosen_by`, `results`, `data`, `training` and `versions`.
 
     Returns:
         `Path`: the path of the card.
@@ -115,6 +116,8 @@ def write_model_card(
         _card_data(facts),
         template_path=template,
         facts=facts,
+        # A string of JSON is one of Python, too.
+        model=json.dumps(facts.model_name, ensure_ascii=False),
         where=_where(facts),
         chosen_by=facts.chosen_by and _metric_title(facts.chosen_by, facts.task),
         results=_results(facts),

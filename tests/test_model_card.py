@@ -1,3 +1,4 @@
+import ast
 import importlib.metadata
 import math
 import os
@@ -138,6 +139,14 @@ def test_usage_does_not_need_dcal_hf(tmp_path, task):
     assert f'pipeline("{task}", model="someone/dcal-deit-tiny-cub"' in code
     assert "import dcal_hf" not in code and "trust_remote_code" in code
     assert "saved with the weights" in words
+
+
+@pytest.mark.parametrize("name", ["my \"best\" model", "c:\\birds", "two\nlines", "\u9ce5"])
+def test_the_usage_names_the_folder_of_any_name(tmp_path, name):
+    usage = section(written(tmp_path, model_name=name), "How to use")
+    calls = [node for node in ast.walk(ast.parse(usage.split("```")[1].removeprefix("python\n")))
+             if isinstance(node, ast.keyword) and node.arg == "model"]
+    assert [call.value.value for call in calls] == [name]
 
 
 def test_paper_is_cited(tmp_path):
