@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from typing import Any
 
 from arguments import json_option, parse_arguments, require_at_least
 from common import set_up_logging
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, Value
 from embed import CheckpointArguments, readable_rows
 from loading import load_checkpoint
 from predict import find_images
@@ -235,10 +236,11 @@ def read_columns(text: str, features: Features) -> dict[str, Any]:
 def class_numbers(values: dict[str, Any], features: Features) -> dict[str, Any]:
     """
     Args:
-        values (`dict`): Values of columns; those that are names of classes are replaced by their numbers.
+        values (`dict`): Values of columns; those that are names of classes are replaced by their numbers, and numbers
+            written as text by numbers.
 
     Raises:
-        ValueError: If the gallery has no such class.
+        ValueError: If the gallery has no such class, or numbers in that column.
     """
     numbers = dict(values)
     for name, value in values.items():
@@ -246,6 +248,10 @@ def class_numbers(values: dict[str, Any], features: Features) -> dict[str, Any]:
             if value not in features[name].names:
                 raise ValueError(f"--columns: {name} {value!r} is none of {', '.join(features[name].names[:10])}, ...")
             numbers[name] = features[name].str2int(value)
+        elif isinstance(value, str) and features[name] == Value("int64"):
+            if re.fullmatch("-?[0-9]+", value) is None:
+                raise ValueError(f"--columns: {name} is a number in this gallery, not {value!r}.")
+            numbers[name] = int(value)
     return numbers
 
 

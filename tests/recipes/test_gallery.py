@@ -129,6 +129,13 @@ def test_a_new_individual_is_added(run, gallery, checkpoint, photographs, capsys
     assert found.features["identity"].names == ["Anton", "Berta", "Cora"] and found["identity"][:] == [0, 1, 1, 2, 2]
 
 
+def test_individuals_that_are_numbers_need_a_number(import_recipe):
+    class_numbers, features = import_recipe("gallery").class_numbers, Features({"identity": Value("int64")})
+    assert class_numbers({"identity": 7}, features) == class_numbers({"identity": "7"}, features) == {"identity": 7}
+    with pytest.raises(ValueError, match="^--columns: identity is a number in this gallery, not 'Berta'.$"):
+        class_numbers({"identity": "Berta"}, features)
+
+
 def test_a_part_of_a_photograph_is_embedded_and_shown(run, gallery, checkpoint, photographs, capsys):
     box, two = [2.0, 2.0, 8.0, 8.0], Path(photographs[4]).with_name("crop.png")
     Image.open(photographs[0]).crop((2, 2, 10, 10)).save(two)
