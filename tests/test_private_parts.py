@@ -10,8 +10,9 @@ transformers
     Methods of the Trainer, in `resumable_trainer`, `fine_tuning_trainer`, `trainer` and `reid_trainer`:
     `_get_train_sampler`, `_get_dataloader`, `_get_grad_norm`, `_get_output_dir`, `_prepare_inputs`,
     `_prepare_for_training`, `_init_training_state`, `_finalize_training`, `_save`, `_save_checkpoint`,
-    `_save_rng_state`, `_load_from_checkpoint`, `_load_best_model`. Its attributes `_train_batch_size`,
-    `_memory_tracker` and `_created_lr_scheduler`. `_setup_devices` of its arguments: `training_args`.
+    `_save_rng_state`, `_load_from_checkpoint`, `_load_best_model`, `_push_from_checkpoint`,
+    `_set_signature_columns_if_needed`. Its attributes `_train_batch_size`, `_memory_tracker`, `_signature_columns` and
+    `_created_lr_scheduler`. `_setup_devices` of its arguments: `training_args`.
 timm
     `_pos_embed` of its models, and what its constructors take: `timm_dcal`, `cait_dcal`, `eva_dcal`, `timm_args_dcal`.
 accelerate
@@ -137,6 +138,8 @@ def test_transformers_models_keep_their_initialisation_and_implementation(vit_co
         ("_get_train_sampler", {"self", "train_dataset"}),
         ("_load_best_model", {"self"}),
         ("_load_from_checkpoint", {"self", "resume_from_checkpoint", "model"}),
+        ("_push_from_checkpoint", {"self", "checkpoint_folder"}),
+        ("_set_signature_columns_if_needed", {"self"}),
         ("_prepare_for_training", {"self", "max_steps", "train_dataloader", "resume_from_checkpoint"}),
         ("_prepare_inputs", {"self", "inputs"}),
         ("_save", {"self", "output_dir", "state_dict"}),
