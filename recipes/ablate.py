@@ -58,7 +58,7 @@ import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
 from arguments import Parser, find_configuration, read_configuration
-from registration import register_first
+from registration import register_from
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
@@ -253,7 +253,7 @@ def train_encoder(config: Path, encoder: Path, data_dir: str | None, threads: in
         call("run_fgvc.py", options, threads, Event())
     if options.get("register") is not None:
         # This process loads the encoder, too.
-        register_first(["--register", options["register"]])
+        register_from(Path(options["register"]))
     save_encoder(folder, encoder)
 
 

@@ -24,7 +24,7 @@ from arguments import REGISTER_HELP, parse_arguments, require_at_least
 from common import set_up_logging
 from embed import CheckpointArguments
 from loading import load_classifier, read_config, read_processor
-from predict import find_images, folder_labels, predict, thumbnail
+from predict import class_folder, find_images, folder_labels, predict, thumbnail
 from transformers import BaseImageProcessor
 
 from dcal_hf import DCALForImageClassification
@@ -97,7 +97,7 @@ def main() -> None:
         titles[name] = [f"{names[p.best]} {p.confidence:.2f}" if is_classifier else "" for p in predictions]
         correct[name] = [p.is_right for p in predictions]
         grids[name], processors[name] = model.config.grid, processor
-    truths = [f"true: {Path(path).absolute().parent.name}\n" if args.labelled else "" for path in chosen]
+    truths = [f"true: {class_folder(path)}\n" if args.labelled else "" for path in chosen]
     figure = attention_comparison(
         [thumbnail(path, 512) for path in chosen],
         rollouts,

@@ -139,7 +139,7 @@ def add(args: AddArguments, checkpoint_args: CheckpointArguments) -> None:
 
 def left_out(present: int, broken: int) -> str:
     """Why images were not added, as numbers of images."""
-    counts = [f"{present:,} {'is' if present == 1 else 'are'} in the gallery already"] if present else []
+    counts = [f"{counted(present, 'is', 'are')} in the gallery already"] if present else []
     counts += [f"{broken:,} cannot be read"] if broken else []
     return f" ({', '.join(counts)})" if counts else ""
 

@@ -168,6 +168,11 @@ def find_images(given: Sequence[str]) -> list[str]:
     return paths
 
 
+def class_folder(path: str) -> str:
+    """The name of a photograph's folder, with `--labelled` its true class."""
+    return Path(path).absolute().parent.name
+
+
 def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
     """The class index of each photograph, from the name of its folder.
 
@@ -175,7 +180,7 @@ def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:
         ValueError: If a folder is not named after a class of the model.
     """
     numbers = {name: label for label, name in enumerate(names)}
-    folders = [Path(path).absolute().parent.name for path in paths]
+    folders = list(map(class_folder, paths))
     for path, folder in zip(paths, folders):
         if folder not in numbers:
             raise ValueError(

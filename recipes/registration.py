@@ -12,18 +12,24 @@ from dcal_hf.errors import reason_of
 def register_first(argv: Sequence[str]) -> None:
     """Runs the file that `--register` names, before the other options are parsed: their choices may depend on it.
 
-    The file is imported as a module, and its folder becomes importable, so that processes that load data find it, too.
-
     Raises:
-        FileNotFoundError: If there is no such Python file.
-        ImportError: If it fails, or another module has its name.
+        FileNotFoundError, ImportError: As [`register_from`].
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     # A missing value is left to the parser of all options.
     parser.add_argument("--register", nargs="?", type=Path)
     path = parser.parse_known_args(argv)[0].register
-    if path is None:
-        return
+    if path is not None:
+        register_from(path)
+
+
+def register_from(path: Path) -> None:
+    """Imports a file as a module. Its folder becomes importable, so that processes that load data find it, too.
+
+    Raises:
+        FileNotFoundError: If there is no such Python file.
+        ImportError: If it fails, or another module has its name.
+    """
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(f"--register {path}: there is no such Python file.")
     sys.path.append(str(path.resolve().parent))

@@ -37,11 +37,9 @@ sys.path[:0] = [str(HERE), str(HERE / "recipes")]
 
 from arguments import HubArguments  # noqa: E402
 from demo_app import CSS, load_demo, page  # noqa: E402
-from registration import register_first  # noqa: E402
 
 
-register_first({registrations})
-demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}, calibrated={calibrated}))
+{registrations}demo = page(load_demo(HubArguments({model}), {gallery}, {title!r}, calibrated={calibrated}))
 
 if __name__ == "__main__":
     demo.launch(css=CSS)
@@ -100,12 +98,12 @@ def write_files(demo: Demo, folder: Path) -> None:
 
 
 def copy_registrations(register: str | None, folder: Path) -> str:
-    """Copies the file of `--register`, if it is given, and returns the options that run the copy, as code."""
+    """Copies the file of `--register`, if it is given, and returns the code that runs the copy."""
     if register is None:
-        return "[]"
+        return ""
     (folder / "registrations").mkdir()
     copy = Path(shutil.copy(register, folder / "registrations"))
-    return f'["--register", str(HERE / "registrations" / {copy.name!r})]'
+    return f'from registration import register_from\n\nregister_from(HERE / "registrations" / {copy.name!r})\n'
 
 
 def checkpoint_files(demo: Demo, folder: Path) -> list[str]:
