@@ -39,3 +39,16 @@ def register_from(path: Path) -> None:
         raise ImportError(f"--register {path}: {type(error).__name__}: {reason_of(error)}") from error
     if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
         raise ImportError(f"--register {path}: there is another module {path.stem}; rename the file.")
+
+
+def with_neighbours(path: Path) -> set[Path]:
+    """The file of `--register`, which has run, and the modules and packages of its folder that it may have imported."""
+    folder, found = path.resolve().parent, {path.resolve()}
+    for name, module in sys.modules.items():
+        file = Path(getattr(module, "__file__", None) or "").resolve()
+        if file.is_relative_to(folder):
+            top = folder / file.relative_to(folder).parts[0]
+            # Not a virtual environment in the folder, whose name is that of none of its modules.
+            if top.stem == name.partition(".")[0]:
+                found.add(top)
+    return found

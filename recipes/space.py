@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Value
 from demo_app import Demo
 from loading import PROCESSOR_FILE
 from packaging.requirements import Requirement
+from registration import with_neighbours
 from temperature import TEMPERATURE_FILE
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -26,6 +27,7 @@ from dcal_hf.retrieval import VERIFICATION_FILE, GalleryIndex
 
 
 THUMBNAIL_PIXELS = 512
+NO_CACHES = shutil.ignore_patterns("__pycache__")
 APP = '''"""Written by `dcal demo --export_space`."""
 
 import sys
@@ -74,8 +76,7 @@ def write_space(demo: Demo, folder: str | os.PathLike) -> str:
 
 
 def write_files(demo: Demo, folder: Path) -> None:
-    no_caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(dcal_hf.__file__).parent, folder / "dcal_hf", ignore=no_caches)
+    shutil.copytree(Path(dcal_hf.__file__).parent, folder / "dcal_hf", ignore=NO_CACHES)
     (folder / "recipes").mkdir()
     for script in Path(__file__).parent.glob("*.py"):
         shutil.copy(script, folder / "recipes")
@@ -98,12 +99,18 @@ def write_files(demo: Demo, folder: Path) -> None:
 
 
 def copy_registrations(register: str | None, folder: Path) -> str:
-    """Copies the file of `--register`, if it is given, and returns the code that runs the copy."""
+    """Copies the file of `--register`, if it is given, with what it imports from its folder, and returns the code that
+    runs the copy."""
     if register is None:
         return ""
-    (folder / "registrations").mkdir()
-    copy = Path(shutil.copy(register, folder / "registrations"))
-    return f'from registration import register_from\n\nregister_from(HERE / "registrations" / {copy.name!r})\n'
+    copies, name = folder / "registrations", Path(register).name
+    copies.mkdir()
+    for path in with_neighbours(Path(register)):
+        if path.is_dir():
+            shutil.copytree(path, copies / path.name, ignore=NO_CACHES)
+        else:
+            shutil.copy(path, copies)
+    return f'from registration import register_from\n\nregister_from(HERE / "registrations" / {name!r})\n'
 
 
 def checkpoint_files(demo: Demo, folder: Path) -> list[str]:

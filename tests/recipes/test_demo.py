@@ -169,17 +169,24 @@ def test_a_space_runs_the_registrations_that_its_checkpoint_needs(
     run_recipe, reid_folder, tmp_path, monkeypatch
 ):
     own, space = tmp_path / "it's" / "registrations_of_a_space.py", tmp_path / "space"
-    own.parent.mkdir()
-    own.write_text(f"with open({str(tmp_path / 'ran')!r}, 'a') as file:\n    file.write(__file__)\n")
+    (own.parent / "genera").mkdir(parents=True)
+    for name, text in {"genera/__init__.py": "", "genera/corvus.py": "", "names_of_genera.py": "", "private.py": ""}.items():
+        (own.parent / name).write_text(text)
+    writes = f"with open({str(tmp_path / 'ran')!r}, 'a') as file:\n    file.write(__file__)\n"
+    own.write_text(f"import genera.corvus\nimport names_of_genera\n\n{writes}")
+    imported = [own.stem, "genera", "genera.corvus", "names_of_genera"]
     with monkeypatch.context() as here:
         here.setattr(sys, "path", [*sys.path])
         run_recipe("demo", "--model_name_or_path", reid_folder, "--register", own, "--export_space", space)
     # As in another process.
-    del sys.modules[own.stem]
+    for name in imported:
+        del sys.modules[name]
     monkeypatch.setattr(sys, "path", [*sys.path])
     runpy.run_path(str(space / "app.py"))
-    del sys.modules[own.stem]
+    for name in imported:
+        assert Path(sys.modules.pop(name).__file__).is_relative_to(space)
     (copy,) = space.rglob(own.name)
+    assert {path.name for path in copy.parent.iterdir()} - {"__pycache__"} == {"genera", "names_of_genera.py", own.name}
     assert (tmp_path / "ran").read_text() == f"{own}{copy}"
 
 
