@@ -57,7 +57,7 @@ from threading import Event
 import torch
 import yaml
 from ablation_report import Row, read_rows, save_rows, write_report
-from arguments import Parser, find_configuration, read_configuration
+from arguments import Parser, find_configuration, read_configuration, with_home
 from registration import register_from
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModel
@@ -338,7 +338,7 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, object]]:
     """The options of this script, and those passed to every run."""
     parser = Parser(ARGUMENTS)
     parser.add_argument("ablation", help=POSITIONAL[1])
-    args, rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args(with_home(sys.argv[1:]))
     args.ablation = find_configuration(args.ablation, RECIPES / "ablations")
     if len(rest) % 2 == 1 or any(not name.startswith("--") for name in rest[::2]):
         parser.error(f"options of the recipe must be pairs '--name value', got: {' '.join(rest)}")

@@ -183,7 +183,7 @@ def parse_arguments(
         ValueError: If the configuration is not a mapping, or an option of it is unknown or has an invalid value; the
             message names the file.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = with_home(sys.argv[1:] if argv is None else argv)
     is_configuration = bool(argv) and not argv[0].startswith("-")
     if files is not None:
         is_configuration = is_configuration and Path(argv[0]).suffix in CONFIGURATION_SUFFIXES
@@ -194,13 +194,19 @@ def parse_arguments(
         register_first(argv)
         return _parsed(parser, argv, files)
     path = find_configuration(argv[0])
-    options = options_of(path)
+    options = with_home(options_of(path))
     register_first(options + argv[1:])
     try:
         return _parsed(parser, options + argv[1:], files)
     except (ValueError, TypeError) as error:
         reason = reason_of(error)
         raise ValueError(f"{origin_of(reason, path, options, argv[1:])}{reason}.") from error
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """Replaces a leading `~` of values: no shell does in a configuration file, and bash does not in `--option=~/path`."""
+    home = str(Path.home())
+    return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, text) for text in argv]
 
 
 def origin_of(message: str, path: Path, options: Sequence[str], argv: Sequence[str]) -> str:

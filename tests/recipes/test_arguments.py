@@ -34,6 +34,17 @@ def test_commands_to_copy_are_quoted_for_a_shell(import_recipe, tmp_path):
     assert shlex.split(command) == ["dcal", "verify", *loads, "--calibrate", "--data_dir", "a_folder_of_identities"]
 
 
+def test_the_home_folder_can_be_a_tilde(tmp_path, monkeypatch, import_recipe, parse_arguments):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path(tmp_path, "run.yaml").write_text("model_name_or_path: ~/plain\ndata_dir: {train: ~/birds}\n")
+    types = import_recipe("run_fgvc").ARGUMENTS
+    argv = ["~/run.yaml", "--output-dir=~/out~1", "--distractor_dir", "~"]
+    model_args, data_args, training_args = parse_arguments(types, argv)
+    assert model_args.model_name_or_path == f"{tmp_path}/plain"
+    assert training_args.output_dir == f"{tmp_path}/out~1" and data_args.distractor_dir == str(tmp_path)
+    assert json.loads(data_args.data_dir) == {"train": "~/birds"}, "the loader replaces these"
+
+
 def test_a_configuration_overrides_its_base(tmp_path, parse_arguments):
     @dataclass
     class Options:
