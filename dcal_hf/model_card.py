@@ -67,6 +67,8 @@ class ModelCardFacts:
             depends on the terms of the data set and the base model.
         evaluation (`str`, *optional*):
             The evaluation settings, in Markdown.
+        registered_encoder (`str`, *optional*):
+            `model_type` of the backbone if dcal_hf has no adapter for it: the repository's code cannot load it.
     """
 
     model_name: str
@@ -83,6 +85,7 @@ class ModelCardFacts:
     chosen_by: str | None = None
     license: str | None = None
     evaluation: str = ""
+    registered_encoder: str | None = None
 
     def __post_init__(self):
         keys = [prefix + key for prefix in self.branches.values() for key in COLUMNS[self.task].values()]

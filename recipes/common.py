@@ -15,7 +15,8 @@ from console import print_training
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dcal_hf import DCALTrainer, DCALTrainingArguments
+import dcal_hf
+from dcal_hf import DCALConfig, DCALTrainer, DCALTrainingArguments
 from dcal_hf.data import UnreadableImageError
 from dcal_hf.model_card import ModelCardFacts, write_model_card
 from dcal_hf.training import (
@@ -181,8 +182,15 @@ def model_card_facts(trainer: DCALTrainer, model_args: ModelArguments) -> dict[s
         "model_name": own_name,
         "base_model": source if args.do_train else None,
         "license": model_args.license,
+        "registered_encoder": registered_encoder(trainer.model.config),
         "chosen_by": args.metric_for_best_model if args.do_train and args.load_best_model_at_end else None,
     }
+
+
+def registered_encoder(config: DCALConfig) -> str | None:
+    """The type of the encoder if a user's code has registered its adapter."""
+    own = config.adapter.__module__.partition(".")[0] == dcal_hf.__name__
+    return None if own else config.backbone_config.model_type
 
 
 def save_model_card(trainer: DCALTrainer, facts: ModelCardFacts) -> None:
@@ -198,7 +206,8 @@ def dataset_title(name: str | None, folder: str | None, layout: str | None) -> s
     path = Path(source)
     if not path.exists():
         return source
-    return path.resolve().name if path.is_dir() else path.resolve().stem
+    # Of an archive, .tar.gz is the suffix.
+    return path.resolve().name if path.is_dir() else Path(path.resolve().name.removesuffix(".gz")).stem
 
 
 def hyperparameters(trainer: DCALTrainer) -> dict[str, object]:

@@ -141,6 +141,16 @@ def test_usage_does_not_need_dcal_hf(tmp_path, task):
     assert "saved with the weights" in words
 
 
+@pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+def test_the_usage_registers_an_encoder_that_dcal_hf_does_not_have(tmp_path, task):
+    metrics = {prefix + key: 0.5 for prefix in ("", "sa_", "glca_") for key in model_card.COLUMNS[task].values()}
+    usage = section(written(tmp_path, task=task, metrics=metrics, registered_encoder="vit_msn"), "How to use")
+    code, words = usage.removeprefix("```python\n").split("\n```\n")
+    compile(code, "usage", "exec")
+    assert 'dcal_hf.register_encoder("vit_msn", ' in code and "trust_remote_code" not in usage
+    assert "--register" in words
+
+
 @pytest.mark.parametrize("name", ["my \"best\" model", "c:\\birds", "two\nlines", "\u9ce5"])
 def test_the_usage_names_the_folder_of_any_name(tmp_path, name):
     usage = section(written(tmp_path, model_name=name), "How to use")

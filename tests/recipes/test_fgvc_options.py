@@ -68,3 +68,18 @@ def test_options_are_checked_before_the_images(tmp_path, run_main, capsys, optio
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
         run_main(tmp_path, "--do_train", **options)
     assert "Checked" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "title"),
+    [("birds.tar.gz", "birds"), ("birds.zip", "birds"), ("birds.v2/", "birds.v2"), ("org/birds", None)],
+)
+def test_the_data_set_is_named_after_its_folder_or_archive(tmp_path, import_recipe, file, title):
+    path = tmp_path / file
+    if title is None:
+        path = Path(file)
+    elif file.endswith("/"):
+        path.mkdir()
+    else:
+        path.touch()
+    assert import_recipe("common").dataset_title(str(path), None, None) == (title or file)

@@ -47,11 +47,13 @@ def test_a_recipe_trains_a_registered_encoder_with_a_registered_strategy(tmp_pat
     backbone = ViTMSNConfig(image_size=16, **TINY_SIZES).to_diff_dict()
     options = {"backbone_config": backbone, "register": str(own_file), "pair_sampling": "neighbours"}
     folder = make_folder(tmp_path / "birds")
-    run_recipe("run_fgvc", config_file(tmp_path, data_dir=str(folder), **options), "--do_train", "--disable_tqdm", "1")
+    config = config_file(tmp_path, data_dir=str(folder), **options)
+    run_recipe("run_fgvc", config, "--do_train", "--do_eval", "--disable_tqdm", "1")
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved["backbone_config"]["model_type"] == "vit_msn"
     loading = f"--model_name_or_path {tmp_path / 'out'} --register {own_file} "
     assert capsys.readouterr().out.count(loading) == 2
+    assert 'register_encoder("vit_msn"' in (tmp_path / "out" / "README.md").read_text()
     model = ["--model_name_or_path", tmp_path / "out"]
     # As in another process.
     del families_dcal.ADAPTERS["vit_msn"], pairs.RULES["neighbours"], sys.modules[own_file.stem]
