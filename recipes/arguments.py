@@ -204,7 +204,7 @@ def parse_arguments(
 
 
 def with_home(argv: Sequence[str]) -> list[str]:
-    """Replaces a leading `~` of values: no shell does in a configuration file, and bash does not in `--option=~/path`."""
+    """Replaces a leading `~` of values: shells read no configuration files, and bash leaves it in `--option=~/path`."""
     home = str(Path.home())
     return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, text) for text in argv]
 

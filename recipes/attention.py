@@ -63,8 +63,8 @@ class AttentionArguments:
         taken = {*self.names, *([BASELINE] if self.baseline is not None else [])}
         if len(self.names) != len(self.models) or len(taken) < len(self.names) + (self.baseline is not None):
             raise ValueError(
-                f"--names: {len(self.models)} models need as many different names, none of them that of --baseline, "
-                f"got {self.names}."
+                f"--names needs a name for each of --models, all different and none of them {BASELINE!r} beside "
+                f"--baseline, got {self.names}."
             )
 
     @property

@@ -110,7 +110,7 @@ def fit_classes(model: DCALPreTrainedModel, source: str, names: list[str], train
     """
     known = class_names(model)
     if not has_class_names(model) and len(known) == len(names):
-        logger.warning("%s has no class names: its %d classes get those of the data set, in order", source, len(names))
+        logger.warning("%s has no class names: it gets the %d of the data set, in order", source, len(names))
         name_classes(model, names)
         return
     new = [name for name in names if name not in known]

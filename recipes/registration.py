@@ -42,7 +42,7 @@ def register_from(path: Path) -> None:
 
 
 def with_neighbours(path: Path) -> set[Path]:
-    """The file of `--register`, which has run, and the modules and packages of its folder that it may have imported."""
+    """The file of `--register`, which has run, and the modules and packages of its folder that are imported."""
     folder, found = path.resolve().parent, {path.resolve()}
     for name, module in sys.modules.items():
         file = Path(getattr(module, "__file__", None) or "").resolve()

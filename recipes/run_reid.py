@@ -199,7 +199,7 @@ def evaluate(trainer: DCALReIDTrainer, title: str) -> dict[str, float]:
     trainer.save_metrics("eval", metrics)
     scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     if trainer.is_world_process_zero():
-        asked = f"{scores['num_queries'] - scores['num_skipped']:,} of {scores['num_queries']:,} queries have a match"
+        asked = f"queries with a match: {scores['num_queries'] - scores['num_skipped']:,} of {scores['num_queries']:,}"
         print_results(f"{title} ({asked})", "image-feature-extraction", scored_rows(trainer), scores)
         if trainer.args.open_set:
             print(f"New individuals: {describe_open_set(scores, trainer.args.open_set_threshold)}.")

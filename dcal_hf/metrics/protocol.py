@@ -76,7 +76,7 @@ class RetrievalProtocol:
         unknown = np.array([not len(items) for items in self._same_identity])
         own_camera = np.array([len(self._same_camera(query)) > 0 for query in queries]) & ~unknown
         own_image = ~unknown & ~own_camera
-        reasons = [f"None of the {len(queries)} queries can be scored."]
+        reasons = [f"No query of {len(queries):,} can be scored."]
         if unknown.any():
             examples = ", ".join(map(str, np.unique(self.query_ids[unknown])[:3]))
             reasons.append(

@@ -276,7 +276,7 @@ def test_read_only_features():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(query_ids=[8, 9]), r"None of the 2 queries can be scored. 2 have an identity .* \(such as 8, 9\)"),
+        (dict(query_ids=[8, 9]), r"No query of 2 can be scored. 2 have an identity .* \(such as 8, 9\)"),
         (dict(query_cameras=[1, 1], gallery_cameras=[1, 1, 1]), "scored. 2 have matches from their own camera only"),
         (dict(query_images=[0, 1], gallery_images=[0, 1, 2]), "scored. 2 have no match except their own image"),
         (

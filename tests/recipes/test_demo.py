@@ -170,8 +170,8 @@ def test_a_space_runs_the_registrations_that_its_checkpoint_needs(
 ):
     own, space = tmp_path / "it's" / "registrations_of_a_space.py", tmp_path / "space"
     (own.parent / "genera").mkdir(parents=True)
-    for name, text in {"genera/__init__.py": "", "genera/corvus.py": "", "names_of_genera.py": "", "private.py": ""}.items():
-        (own.parent / name).write_text(text)
+    for name in ("genera/__init__.py", "genera/corvus.py", "names_of_genera.py", "private.py"):
+        (own.parent / name).touch()
     writes = f"with open({str(tmp_path / 'ran')!r}, 'a') as file:\n    file.write(__file__)\n"
     own.write_text(f"import genera.corvus\nimport names_of_genera\n\n{writes}")
     imported = [own.stem, "genera", "genera.corvus", "names_of_genera"]
@@ -186,7 +186,8 @@ def test_a_space_runs_the_registrations_that_its_checkpoint_needs(
     for name in imported:
         assert Path(sys.modules.pop(name).__file__).is_relative_to(space)
     (copy,) = space.rglob(own.name)
-    assert {path.name for path in copy.parent.iterdir()} - {"__pycache__"} == {"genera", "names_of_genera.py", own.name}
+    copied = {path.name for path in copy.parent.iterdir()}
+    assert copied - {"__pycache__"} == {"genera", "names_of_genera.py", own.name}
     assert (tmp_path / "ran").read_text() == f"{own}{copy}"
 
 

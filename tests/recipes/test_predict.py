@@ -180,7 +180,7 @@ def test_attention_compares_models_on_the_same_photographs(run_recipe, checkpoin
     assert not torch.equal(rollouts["baseline"][0], rollouts["SA"][0])
     width, height = open_image(tmp_path / "a.png").size
     assert width > 4 * 150 and height > 3 * 100
-    with pytest.raises(ValueError, match="--names: 1 models need as many different names, none of them that of --bas"):
+    with pytest.raises(ValueError, match="--names needs a name for each of --models, all different"):
         run_recipe("attention", "--models", checkpoint, "--names", "baseline", "--baseline", checkpoint, "--images",
                    photographs, "--output", tmp_path / "b.png")
 
