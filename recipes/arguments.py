@@ -42,7 +42,6 @@ class HubArguments:
         trust = {"trust_remote_code": False}
         return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token, **trust}
 
-    @property
     def loading_options(self) -> str:
         """The options of other commands that load the checkpoint."""
         return _loading_options(self.model_name_or_path, self.register)
@@ -204,7 +203,7 @@ def parse_arguments(
 
 
 def with_home(argv: Sequence[str]) -> list[str]:
-    """Replaces a leading `~` of values: shells read no configuration files, and bash leaves it in `--option=~/path`."""
+    """Replaces a leading `~` of values: shells read no configurations, and bash leaves it in `--option=~/path`."""
     home = str(Path.home())
     return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, text) for text in argv]
 

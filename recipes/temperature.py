@@ -96,7 +96,7 @@ def load_temperature(model: DCALPreTrainedModel, args: HubArguments) -> float:
             "the option."
         )
     folder, model_id = shlex.quote(args.model_name_or_path), model_fingerprint(model)
-    advice = f"fit it first, dcal fgvc --do_eval --data_dir birds {args.loading_options} --output_dir {folder}"
+    advice = f"fit it first, dcal fgvc --do_eval --data_dir birds {args.loading_options()} --output_dir {folder}"
     path = find_calibration(args, TEMPERATURE_FILE, advice)
     with path.open("rb") as file:
         facts = parse_description(file, path, FORMAT_VERSION, {"temperature": (float, int), "model_id": str})

@@ -203,7 +203,7 @@ def measure(
 def load_threshold(checkpoint_args: CheckpointArguments, model: PreTrainedModel) -> VerificationThreshold:
     """Loads the threshold that [`calibrate_checkpoint`] saved, from a checkpoint folder or the Hub."""
     advice = (
-        f"calibrate its threshold first, dcal verify {checkpoint_args.loading_options} --calibrate --data_dir "
+        f"calibrate its threshold first, dcal verify {checkpoint_args.loading_options()} --calibrate --data_dir "
         "a_folder_of_identities"
     )
     path = find_calibration(checkpoint_args, VERIFICATION_FILE, advice)
