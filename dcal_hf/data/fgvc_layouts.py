@@ -226,7 +226,7 @@ def _read_aircraft(root: Path, splits: Sequence[str], level: str) -> tuple[list[
 def _read_rows(path: Path, pattern: str, example: str) -> list[re.Match]:
     """Parses the rows of a list; blank rows are skipped."""
     rows = []
-    for number, row in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, row in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         match = re.fullmatch(pattern, row.strip())
         if match is not None:
             rows.append(match)

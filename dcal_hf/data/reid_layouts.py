@@ -167,7 +167,8 @@ def _read_lists(lists: Sequence[Path], folder: Path) -> list[Photo]:
     for path in lists:
         for entry in (path, folder):
             require(entry, _MSMT17.tops)
-        rows = [_parse_row(row, path, folder) for row in path.read_text(encoding="utf-8").splitlines() if row.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        rows = [_parse_row(line, path, folder) for line in lines if line.strip()]
         if not rows:
             raise ValueError(f"{path} is empty; unpack the archive again")
         check_listed([photo.path for photo in rows], path)

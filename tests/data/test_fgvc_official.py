@@ -219,6 +219,14 @@ class TestAircraft:
         ]
         assert dataset["train"]["label"][:] == [0, 3, 2, 1, 3]
 
+    def test_lists_that_an_editor_of_windows_saved(self, tmp_path):
+        root = write_aircraft(tmp_path)
+        for path in root.glob("*.txt"):
+            path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+        dataset = load_fgvc("fgvc_aircraft", root)
+        assert dataset["train"].features["label"].names == LEVELS["variant"][1]
+        assert labelled(dataset["test"], root) == [("images/1514522.jpg", "F/A-18")]
+
     @pytest.mark.parametrize("level, expected", [
         ("variant", ["707-320", "F/A-18", "Cessna 172"]),
         ("family", ["Boeing 707", "F/A-18", "Cessna 172"]),

@@ -209,6 +209,11 @@ class TestMSMT17:
         path = dataset["train"].cast_column("image", datasets.Image(decode=False))[0]["image"]["path"]
         assert path == str(root / top / folder / "0000" / "0000_000_01_0303morning_0015_0.jpg")
 
+    def test_lists_that_an_editor_of_windows_saved(self, root):
+        for path in write_msmt17(root).glob("*.txt"):
+            path.write_text(path.read_text(), encoding="utf-8-sig", newline="\r\n")
+        assert [row[1:] for row in rows(load_reid("msmt17", root)["gallery"])] == [(0, 8), (3, 7)]
+
     def test_without_val(self, root, caplog):
         write_msmt17(root)
         (root / "list_val.txt").unlink()
