@@ -43,6 +43,7 @@ from transformers import BaseImageProcessor
 from dcal_hf import DCALForImageClassification
 from dcal_hf.data import open_image
 from dcal_hf.data.folder import images_below
+from dcal_hf.data.image_files import folder_name
 from dcal_hf.errors import counted
 from dcal_hf.files import save_table
 from dcal_hf.metrics import confusion_matrix
@@ -170,7 +171,7 @@ def find_images(given: Sequence[str]) -> list[str]:
 
 def class_folder(path: str) -> str:
     """The name of a photograph's folder, with `--labelled` its true class."""
-    return Path(path).absolute().parent.name
+    return folder_name(Path(path).absolute())
 
 
 def folder_labels(paths: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .duplicates import warn_of_duplicates
-from .image_files import IMAGE_SUFFIXES, image_files, images_by_name
+from .image_files import IMAGE_SUFFIXES, folder_name, image_files, images_by_name
 from .splits import SPLITS, check_classes, class_indices, split_aliases
 
 
@@ -31,10 +31,10 @@ def load_image_folder(root: Path | Mapping[str, Path], warn_duplicates: bool = T
     """
     folders = _split_folders(root)
     files = dict(zip(folders, images_by_name(folders.values(), "class", root)))
-    classes = {split: [path.parent.name for path in paths] for split, paths in files.items()}
+    classes = {split: [folder_name(path) for path in paths] for split, paths in files.items()}
     check_classes(classes, root)
     if warn_duplicates:
-        rows = [(str(path), path.parent.name, split) for split, paths in files.items() for path in paths]
+        rows = [(str(path), folder_name(path), split) for split, paths in files.items() for path in paths]
         warn_of_duplicates(*zip(*rows), root)
     label = ClassLabel(names=sorted(set(classes["train"])))
     dataset = DatasetDict()

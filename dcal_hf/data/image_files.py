@@ -1,6 +1,7 @@
 """Finds the image files in folders. Files are listed, not opened."""
 
 import logging
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import filterfalse
 from pathlib import Path
@@ -86,6 +87,15 @@ def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[li
     return files
 
 
+def folder_name(path: Path) -> str:
+    """The name of the folder of an image, its class or identity.
+
+    macOS may write a letter with an accent as two characters (NFD) where other systems write one (NFC); both spellings
+    are the same name.
+    """
+    return unicodedata.normalize("NFC", path.parent.name)
+
+
 def inner_folder(root: Path) -> Path:
     """Skips folders that only wrap the folder of the data set, as unpacking an archive may create them.
 
@@ -161,6 +171,7 @@ def _describe_empty(kind: str, folders: Sequence[Path]) -> str:
 __all__ = [
     "IMAGE_SUFFIXES",
     "PARTS",
+    "folder_name",
     "image_files",
     "images_by_name",
     "inner_folder",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image
 
-from .image_files import images_by_name
+from .image_files import folder_name, images_by_name
 from .reid_layouts import REID_SPLITS
 
 
@@ -55,7 +55,7 @@ def read_identity_folder(root: Path) -> Rows:
     return Rows(
         images=image_dataset(keys),
         keys=keys,
-        identities=[path.parent.name for path in paths],
+        identities=[folder_name(path) for path in paths],
         parts=[part for part, listed in zip(present, files) for _ in listed] if present else None,
         paths=keys,
     )

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import unicodedata
 
 import pytest
 
@@ -69,6 +70,19 @@ def test_a_name_that_is_not_utf_8_is_shown(tmp_path, load, name):
     (tmp_path / os.fsdecode(b"wren/\xe9.txt")).write_text("")
     with pytest.raises(ValueError, match=f"^the name of {re.escape(str(tmp_path))}.*udce9.* is not UTF-8: rename it"):
         load(tmp_path)
+
+
+def test_names_of_macos_and_of_other_systems_are_the_same(tmp_path):
+    names = [unicodedata.normalize(form, "Möwe") for form in ("NFD", "NFC")]
+    birds = save(tmp_path / "birds", *(f"{split}/{name}/1.png" for split, name in zip(("train", "test"), names)))
+    save(birds, f"train/{names[1]}/2.png", "train/wren/3.png")
+    dataset = load_fgvc(birds, validation_fraction=0)
+    assert dataset["train"].features["label"].names == ["Möwe", "wren"]
+    assert [part["label"][:] for part in dataset.values()] == [[0, 0, 1], [0]]
+
+    turtles = save(tmp_path / "turtles", f"query/{names[0]}/1.png", f"gallery/{names[1]}/1.png")
+    dataset = load_reid(turtles, splits=("query", "gallery"))
+    assert dataset["query"]["identity"][:] == dataset["gallery"]["identity"][:]
 
 
 def test_a_single_class_is_not_a_wrapper(tmp_path):
