@@ -73,6 +73,24 @@ class DCALPreTrainedModel(PreTrainedModel):
         super().set_attn_implementation({**chosen, **kept}, *args, **kwargs)
         self.base_model.backbone.config._attn_implementation = ATTENTION_NAME
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers, with `use_reentrant=False` unless given.
+
+        Raises:
+            ValueError: If `use_reentrant=True` and the encoder has a CLS token.
+        """
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        # The keys and values that reach a block as `memory` are computed outside of it, and a reentrant checkpoint
+        # would backpropagate through their graph twice.
+        if options["use_reentrant"] and self.base_model.encoder.has_cls:
+            raise ValueError(
+                "Activation checkpointing with use_reentrant=True does not support keys and values from outside a "
+                "block, which GLCA and PWCA use: leave use_reentrant out."
+            )
+        super().activation_checkpointing_enable(options, *args, **kwargs)
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Saves the weights, the configuration and the code that `trust_remote_code=True` needs to load them."""
         self.config.auto_map = {"AutoModel": "modeling_dcal.DCALModel"}

@@ -296,6 +296,16 @@ def test_a_single_class_is_rejected(vit_config):
         classifier(vit_config, num_labels=1)
 
 
+def test_reentrant_checkpointing_is_rejected(vit_config):
+    """Its backward pass would fail, and without a choice torch checkpoints so."""
+    model = classifier(vit_config).train()
+    with pytest.raises(ValueError, match="use_reentrant=True does not support .*: leave use_reentrant out"):
+        model.activation_checkpointing_enable({"use_reentrant": True})
+    model.activation_checkpointing_enable({"preserve_rng_state": True})
+    model(images(), torch.arange(4), PAIRS).loss.backward()
+    assert model.is_activation_checkpointing and model.dcal.backbone.layers[0].attention.q_proj.weight.grad.any()
+
+
 def test_attention_that_ignores_pairs_is_rejected(vit_config):
     model = classifier(vit_config)
     model.dcal.backbone.set_attn_implementation("sdpa")
