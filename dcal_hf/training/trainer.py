@@ -43,11 +43,19 @@ class EpochCallback(TrainerCallback):
 
     def __init__(self, begin_epoch: Callable[[int], None]):
         self.begin_epoch = begin_epoch
+        self.next_epoch = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.next_epoch = int(state.epoch or 0)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.begin_epoch(int(state.epoch or 0))
+        # Counted, because `state.epoch` stays a fraction if a callback has stopped the last epoch early.
+        self.begin_epoch(self.next_epoch)
+        self.next_epoch += 1
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,7 +8,7 @@ import torch
 from datasets import IterableDataset
 from scipy.special import softmax
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from transformers import Trainer, TrainingArguments, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTForImageClassification
 
 from dcal_hf import DCALForImageClassification, DCALModel, DCALTrainer, DCALTrainingArguments
 from dcal_hf.metrics import ClassificationMetrics
@@ -21,7 +21,7 @@ def plain_trainer(tmp_path, model=None, train_dataset=None, trainer_class=DCALTr
     """A trainer on tensors, with two steps of eight images."""
     samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": number % 3} for number in range(16)]
     options = {"per_device_train_batch_size": 8, "max_steps": 2, "use_cpu": True, "disable_tqdm": True}
-    arguments = DCALTrainingArguments(str(tmp_path), save_strategy="no", **options, **(arguments or {}))
+    arguments = DCALTrainingArguments(str(tmp_path), save_strategy="no", **{**options, **(arguments or {})})
     dataset = samples if train_dataset is None else train_dataset
     return trainer_class(model, arguments, train_dataset=dataset, eval_dataset=dataset, **kwargs)
 
@@ -237,3 +237,24 @@ def test_the_plain_trainer_warns_that_pwca_does_not_run(tmp_path, vit_config, ca
     caplog.clear()
     plain_trainer(tmp_path, model).train()
     assert "PWCA" not in caplog.text
+
+
+class StopEpochs(TrainerCallback):
+    """Stops each epoch after its first step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = True
+
+
+class Epochs(list):
+    set_epoch = list.append
+
+
+def test_an_epoch_after_one_that_was_stopped_is_the_next_one(tmp_path, vit_config):
+    model = DCALForImageClassification.from_backbone(vit_config, num_labels=3)
+    options = {"max_steps": -1, "num_train_epochs": 3}
+    trainer = plain_trainer(tmp_path, model, arguments=options, callbacks=[StopEpochs()])
+    # In one process accelerate tells the sampler and the data set, too.
+    epochs = trainer.listeners["epochs"] = Epochs()
+    trainer.train()
+    assert epochs == [0, 1, 2] and trainer.state.global_step == 3
