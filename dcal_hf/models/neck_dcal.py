@@ -20,25 +20,30 @@ class Neck(nn.BatchNorm1d):
 
         Args:
             counted (`Tensor` of shape `(B,)`, bool, *optional*):
-                The images that the statistics of a training batch include. Defaults to all.
+                The images that the statistics of a training batch include; without any, they are not updated.
+                Defaults to all.
             update_stats (`bool`): Whether to update the running statistics when `counted` is given.
         """
         if not self.training or counted is None:
             return super().forward(features)
-        number, values = counted.sum(), features.float()
+        number, values = counted.sum().clamp(min=1), features.float()
         mean = torch.where(counted[:, None], values, 0).sum(dim=0) / number
         variance = torch.where(counted[:, None], values - mean, 0).square().sum(dim=0) / number
         if update_stats:
-            self.update_running_stats(mean.detach(), variance.detach() * number / (number - 1).clamp(min=1))
+            unbiased = variance.detach() * number / (number - 1).clamp(min=1)
+            self.update_running_stats(mean.detach(), unbiased, counted.any())
         normed = (values - mean) * (variance + self.eps).rsqrt()
         return (normed * self.weight + self.bias).to(features.dtype)
 
     @torch.no_grad()
-    def update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
-        """Moves the running statistics (D,) towards those of a batch, as `nn.BatchNorm1d` does."""
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked += 1
+    def update_running_stats(self, mean: Tensor, variance: Tensor, updates: Tensor) -> None:
+        """Moves the running statistics (D,) towards those of a batch, as `nn.BatchNorm1d` does, if `updates` is true.
+
+        `updates` is a tensor, so that nothing waits for the device.
+        """
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            running.lerp_(value.to(running.dtype), (self.momentum * updates).to(running.dtype))
+        self.num_batches_tracked += updates
 
 
 def make_necks(config: DCALConfig) -> nn.ModuleDict:

@@ -10,7 +10,7 @@ from dcal_hf.models.loss_dcal import batch_hard_triplet
 from dcal_hf.models.neck_dcal import Neck
 from dcal_hf.transforms import EvalTransform, reid_processor
 
-from helpers import add_noise, noise_picture
+from helpers import add_noise, assert_same_weights, copy_of_weights, noise_picture
 
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -118,6 +118,14 @@ def test_the_neck_equals_batch_norm_over_the_counted_images():
     before = neck.running_mean.clone()
     neck(features, counted, update_stats=False)
     assert torch.equal(neck.running_mean, before) and neck.num_batches_tracked == 1
+
+
+def test_a_batch_without_counted_images_keeps_the_running_statistics():
+    neck = Neck(8).train()
+    neck(torch.randn(4, 8), torch.ones(4, dtype=torch.bool))
+    before = copy_of_weights(neck)
+    assert neck(torch.randn(4, 8), torch.zeros(4, dtype=torch.bool)).isfinite().all()
+    assert_same_weights(copy_of_weights(neck), before)
 
 
 def test_losses_ignore_distractors(vit_config):
