@@ -115,8 +115,8 @@ def paired_columns(
         shape (`tuple[int, int]`): Number of queries and number of gallery items.
 
     Raises:
-        ValueError: If a column is missing, has a wrong length or contains NaN, or is text on one side and numbers on
-            the other.
+        ValueError: If a column is missing, has a wrong length or contains NaN, is text on one side and numbers on
+            the other, or has signed integers on one side and unsigned ones above int64 on the other.
     """
     if query is None or gallery is None:
         raise ValueError(f"The {name} of both the queries and the gallery are needed, got those of one only.")
@@ -135,7 +135,20 @@ def paired_columns(
         raise ValueError(
             f"The {name} must be text on both sides, or numbers on both, got {query.dtype} and {gallery.dtype}."
         )
+    if kinds == {"i", "u"}:
+        # NumPy would compare them as float64, in which integers above 2**53 are rounded.
+        query, gallery = (_as_int64(name, column) for column in (query, gallery))
     return query, gallery
+
+
+def _as_int64(name: str, column: np.ndarray) -> np.ndarray:
+    largest = column.max(initial=0)
+    if largest > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"The {name} are signed on one side and unsigned on the other, and {largest} is too large for int64: give "
+            "both sides as uint64, or number them anew."
+        )
+    return column.astype(np.int64)
 
 
 def _occurrences(query: np.ndarray, gallery: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:

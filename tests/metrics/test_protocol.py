@@ -59,3 +59,14 @@ def test_text_is_not_compared_with_numbers(name):
             query_ids, gallery_ids, query_cameras, gallery_cameras,
             query_images=query_images, gallery_images=gallery_images,
         )
+
+
+def test_signed_and_unsigned_identities_are_compared_exactly():
+    """As float64, 2**60 and 2**60 + 1 are equal."""
+    signed, unsigned = np.array([2**60 + 1, 2**60, 5, -1]), np.array([2**60 + 1, 2**60, 5], np.uint64)
+    protocol = RetrievalProtocol(unsigned, signed)
+    assert [protocol.matches(query).tolist() for query in range(3)] == [[0], [1], [2]] and protocol.junk == [3]
+    protocol = RetrievalProtocol(signed, unsigned)
+    assert [protocol.matches(query).tolist() for query in range(4)] == [[0], [1], [2], []]
+    with pytest.raises(ValueError, match="identities are signed on one .* and 9223372036854775808 is too large for"):
+        RetrievalProtocol(signed, np.array([2**63], "u8"))
