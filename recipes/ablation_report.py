@@ -4,11 +4,17 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from dcal_hf.files import save_table, write_atomically
+from dcal_hf.model_card import COLUMNS
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 BRANCHES = {"": "both", "sa_": "SA", "glca_": "GLCA"}
@@ -17,6 +23,9 @@ BRANCH_COLORS = ("#000000", "#0072b2", "#e69f00")
 # Between the branches of an arm, relative to that between the arms.
 LINE_DISTANCE = 0.2
 CONFIDENCE = 0.95
+# Of fewer seeds, the figure has no interval, which would hide the others: that of two is 12.7 standard errors.
+MIN_SEEDS = 3
+METRIC_TITLES = {key: title for columns in COLUMNS.values() for title, key in columns.items()}
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ NOTES = """\
 def write_report(
     rows: Sequence[Row], labels: Mapping[str, str], reference: str, metrics: Sequence[str], folder: Path
 ) -> None:
-    """Writes `report.md`, and `report.png` with the differences of the first metric if an arm can be compared.
+    """Writes `report.md`, and `report.png` with the differences if an arm can be compared.
 
     Args:
         labels (mapping from `str` to `str`): The name of each arm in the report, in order.
@@ -181,56 +190,68 @@ def write_report(
     """
     if not any(row.arm == reference for row in rows):
         raise ValueError(f"{folder}/results.csv has no run of the reference '{reference}' to compare with yet.")
+    titles = {metric: METRIC_TITLES.get(metric, metric) for metric in metrics}
     parts = [f"# {folder.resolve().name}"]
-    parts += [f"## {metric}\n\n{table(rows, labels, reference, metric)}" for metric in metrics]
-    baseline, name = by_seed(rows, reference, metrics[0]), labels[reference]
+    parts += [f"## {title}\n\n{table(rows, labels, reference, metric)}" for metric, title in titles.items()]
     differences = {
-        label: shown_differences(rows, arm, baseline, metrics[0]) for arm, label in labels.items() if arm != reference
+        title: {label: shown_differences(rows, arm, reference, metric) for arm, label in labels.items()}
+        for metric, title in titles.items()
     }
-    differences = {label: found for label, found in differences.items() if found}
-    if differences:
+    compared = [label for label in labels.values() if any(arms[label] for arms in differences.values())]
+    if compared:
         parts.append("![Differences](report.png)")
-        plot(differences, f"{metrics[0]}, points above {name}", folder / "report.png")
-    write_atomically(folder / "report.md", "\n\n".join([*parts, NOTES.format(reference=name)]) + "\n")
+        shown = {title: {label: arms[label] for label in compared} for title, arms in differences.items()}
+        plot(shown, labels[reference], folder / "report.png")
+    write_atomically(folder / "report.md", "\n\n".join([*parts, NOTES.format(reference=labels[reference])]) + "\n")
 
 
-def plot(differences: dict[str, dict[str, Difference]], label: str, path: Path) -> None:
-    """Plots the paired differences of each arm and branch with their confidence intervals, one line per arm."""
+def plot(differences: Mapping[str, Mapping[str, Mapping[str, Difference]]], reference: str, path: Path) -> None:
+    """Plots paired differences to the reference with their confidence intervals.
+
+    Args:
+        differences: Metric -> arm -> branch -> difference. Each metric has a panel, with one line per arm.
+    """
     from matplotlib.figure import Figure
 
     from dcal_hf.visualization import save_figure
 
-    figure = Figure(figsize=(7, 1.2 + 0.5 * len(differences)), layout="constrained")
-    axes = figure.add_subplot()
+    arms = next(iter(differences.values()))
+    figure = Figure(figsize=(4 + 3 * len(differences), 1.2 + 0.5 * len(arms)), layout="constrained")
+    panels = figure.subplots(1, len(differences), sharey=True, squeeze=False)[0]
+    for axes, (metric, found) in zip(panels, differences.items(), strict=True):
+        draw_differences(axes, found)
+        axes.set_xlabel(metric)
+    panels[0].set_yticks(range(len(arms)), [*arms])
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    unit = f"Points above {reference} (95 % intervals of {MIN_SEEDS} or more paired seeds)"
+    figure.supxlabel(unit, fontsize="medium")
+    handles = {line.get_label(): line for axes in panels for line in axes.containers}
+    shown = {name: handles[name] for name in BRANCHES.values() if name in handles}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), frameon=False)
+    save_figure(figure, path)
+
+
+def draw_differences(axes: "Axes", arms: Mapping[str, Mapping[str, Difference]]) -> None:
+    """Draws one panel of [`plot`]: one line per arm, and the branches of an arm below each other."""
     for (branch, name), color in zip(BRANCHES.items(), BRANCH_COLORS, strict=True):
         shown = [
             (place + LINE_DISTANCE * ([*found].index(branch) - (len(found) - 1) / 2), found[branch])
-            for place, found in enumerate(differences.values())
+            for place, found in enumerate(arms.values())
             if branch in found
         ]
         if shown:
             places, values = zip(*shown)
-            axes.errorbar(
-                [difference.mean for difference in values],
-                places,
-                xerr=np.nan_to_num([difference.margin for difference in values]),
-                fmt="o",
-                color=color,
-                capsize=3,
-                label=name,
-            )
+            margins = [difference.margin if difference.n >= MIN_SEEDS else 0 for difference in values]
+            means = [difference.mean for difference in values]
+            axes.errorbar(means, places, xerr=margins, fmt="o", color=color, capsize=3, label=name)
     axes.axvline(0, color="grey", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(differences)), [*differences])
-    axes.set_ylim(len(differences) - 0.5, -0.5)
-    axes.set_xlabel(f"{label}\n(95 % intervals over paired seeds)")
-    figure.legend(loc="outside upper center", ncols=len(BRANCHES), frameon=False)
-    save_figure(figure, path)
 
 
-def shown_differences(
-    rows: Sequence[Row], arm: str, baseline: dict[int, float], metric: str
-) -> dict[str, Difference]:
-    """The differences of an arm to the baseline by branch, without a branch that is all there is."""
+def shown_differences(rows: Sequence[Row], arm: str, reference: str, metric: str) -> dict[str, Difference]:
+    """The differences of another arm to the reference by branch, without a branch that is all there is."""
+    if arm == reference:
+        return {}
+    baseline = by_seed(rows, reference, metric)
     values = {branch: by_seed(rows, arm, f"{branch}{metric}") for branch in BRANCHES}
     found = {branch: x for branch, x in values.items() if branch == "" or x != values[""]}
     differences = {branch: paired_difference(x, baseline) for branch, x in found.items()}

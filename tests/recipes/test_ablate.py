@@ -265,21 +265,38 @@ def test_rows_round_trip(report, tmp_path):
     assert lines[3] == "| dcal | 1 | 62.5 |  | 75.0 | +12.5 |  | 2.50 |  |"
 
 
+@pytest.mark.parametrize(("seeds", "width"), [(2, 0), (3, 8.2805)])
+def test_the_figure_shows_intervals_from_three_seeds_on(report, tmp_path, monkeypatch, seeds, width):
+    """Those of two seeds would hide them: t(0.975, 1) = 12.71, and t(0.975, 2) = 4.303."""
+    figures = []
+    monkeypatch.setattr("dcal_hf.visualization.save_figure", lambda figure, path: figures.append(figure))
+    rows = [report.Row("sa", seed, "", 0.25, 1.5, {"accuracy": 0.5}) for seed in range(seeds)]
+    # Differences of 0, 5/3 and 10/3 points, with a standard error of 0.962.
+    rows += [report.Row("dcal", seed, "", 0.25, 1.5, {"accuracy": 0.5 + seed / 60}) for seed in range(seeds)]
+    report.write_report(rows, {"sa": "sa", "dcal": "dcal"}, "sa", ["accuracy"], tmp_path)
+    (low, high), = figures[0].axes[0].containers[0][2][0].get_segments()
+    assert high[0] - low[0] == pytest.approx(width, abs=1e-3)
+
+
 def test_the_report_shows_the_arms_that_have_run(report, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("dcal_hf.visualization.save_figure", lambda figure, path: figures.append(figure))
-    rows = [report.Row(arm, 0, "ab12", 0.25, 1.5, {"accuracy": 0.5}) for arm in ("sa", "dcal")]
+    scores = {"sa": {"accuracy": 0.5, "kappa": 0.25}, "dcal": {"accuracy": 0.75, "kappa": 0.125}}
+    rows = [report.Row(arm, 0, "ab12", 0.25, 1.5, scores[arm]) for arm in ("sa", "dcal")]
     arms = {"sa": "sa", "later": "Later", "dcal": "DCAL, 30 epochs"}
     report.write_report(rows[:1], arms, "sa", ["accuracy"], tmp_path)
     assert figures == [] and "report.png" not in (tmp_path / "report.md").read_text()
-    report.write_report(rows, arms, "sa", ["accuracy"], tmp_path)
-    (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["DCAL, 30 epochs"]
-    assert axes.get_xlabel().startswith("accuracy, points above sa\n")
+    report.write_report(rows, arms, "sa", ["accuracy", "kappa"], tmp_path)
+    axes = figures[0].axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["DCAL, 30 epochs"]
+    # A metric without a title is one of a recipe of one's own.
+    assert [panel.get_xlabel() for panel in axes] == ["Top-1", "kappa"]
+    assert [panel.containers[0][0].get_xdata().tolist() for panel in axes] == [[25.0], [-12.5]]
+    assert figures[0].get_supxlabel().startswith("Points above sa ")
     # One branch is all there is.
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["both"]
     text = (tmp_path / "report.md").read_text()
-    assert "![Differences](report.png)" in text and "later" not in text.lower()
+    assert "![Differences](report.png)" in text and "## Top-1\n" in text and "later" not in text.lower()
     assert "| DCAL, 30 epochs | 1 |" in text and "of sa with the same seed" in text
 
 
