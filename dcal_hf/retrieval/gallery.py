@@ -1,7 +1,6 @@
 """A gallery to search by image: embeddings in a faiss index and a table of their items, saved together."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch
 from datasets import Dataset, Image, Value, concatenate_datasets, load_from_disk
 from datasets.features.features import require_decoding
 
-from ..errors import one_line, reason_of
+from ..errors import counted, one_line, reason_of
 from ..integrity import Fields
 from ..metrics.distances import DistanceMetric, as_tensor
 from .atomic_folder import check_files, load_folder, save_folder
+from .faiss_errors import faiss_reason, naming_index
 
 
 FORMAT_VERSION = 1
@@ -157,7 +157,8 @@ class GalleryIndex:
             items (`datasets.Dataset` or `Mapping` of columns): `n` rows with the columns of the gallery's items.
 
         Raises:
-            ValueError: If they do not match each other or the gallery; the gallery is then unchanged.
+            ValueError: If they do not match each other or the gallery, or the index cannot add that many or any more
+                (NSG); the gallery is then unchanged.
         """
         vectors, items = _as_vectors(embeddings, self.dimension), _as_table(items)
         if len(items) != len(vectors):
@@ -169,7 +170,8 @@ class GalleryIndex:
         ids = np.arange(first, first + len(vectors))
         for start in range(0, len(vectors), ROWS_PER_CHUNK):
             part = slice(start, start + ROWS_PER_CHUNK)
-            self.index.add_with_ids(self._normalised(vectors[part]), ids[part])
+            with naming_index(self.factory, f"add {counted(len(ids[part]), 'embedding')} to {len(self)}"):
+                self.index.add_with_ids(self._normalised(vectors[part]), ids[part])
         self.items, self.ids = items, np.concatenate([self.ids, ids])
 
     def remove(self, rows: Sequence[int] | np.ndarray) -> None:
@@ -320,13 +322,8 @@ class GalleryIndex:
         if training_size < len(vectors):
             chosen = np.random.default_rng(0).choice(len(vectors), training_size, replace=False)
             vectors = vectors[np.sort(chosen)]
-        try:
+        with naming_index(self.factory, f"be trained on {counted(len(vectors), 'embedding')}"):
             self.index.train(self._normalised(vectors))
-        except RuntimeError as error:
-            raise ValueError(
-                f"An index {self.factory!r} cannot be trained on {len(vectors)} embeddings ({_reason(error)}): give "
-                "more embeddings, or choose another index, such as 'Flat'."
-            ) from error
 
     def _normalised(self, vectors: np.ndarray) -> np.ndarray:
         if self.metric == "euclidean":
@@ -343,7 +340,7 @@ def _empty_index(dimension: int, factory: str) -> faiss.Index:
     try:
         index = faiss.index_factory(dimension, factory)
     except RuntimeError as error:
-        message = f"faiss cannot create an index {factory!r} of {dimension} dimensions: {_reason(error)}."
+        message = f"faiss cannot create an index {factory!r} of {dimension} dimensions: {faiss_reason(error)}."
         raise ValueError(message) from error
     core = index
     while isinstance(core, faiss.IndexPreTransform):
@@ -356,7 +353,8 @@ def _read_index(folder: Path) -> faiss.Index:
     try:
         return faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
-        raise ValueError(f"{folder} is damaged: {INDEX_FILE} cannot be read: {one_line(_reason(error))}.") from error
+        reason = one_line(faiss_reason(error))
+        raise ValueError(f"{folder} is damaged: {INDEX_FILE} cannot be read: {reason}.") from error
 
 
 def _read_items(folder: Path) -> Dataset:
@@ -366,11 +364,6 @@ def _read_items(folder: Path) -> Dataset:
     if encoded:
         raise ValueError(f"{folder} is damaged: its items have encoded files in the column {one_line(encoded[0])}.")
     return items
-
-
-def _reason(error: RuntimeError) -> str:
-    """The faiss error message without the source location."""
-    return re.split(r" at \S+:\d+: (?:Error: )?(?:'.*' failed: )?", str(error))[-1]
 
 
 def _as_vectors(embeddings: np.ndarray | torch.Tensor, dimension: int | None = None) -> np.ndarray:

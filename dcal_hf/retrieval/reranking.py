@@ -5,7 +5,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from ..errors import counted
 from ..metrics.distances import FeatureDistances, as_tensor
+from .faiss_errors import naming_index
 
 
 # Rows and overlaps per chunk. They bound the memory of each step to some ten MB and keep its data close to the caches.
@@ -99,7 +101,7 @@ def rerank(
         [`RerankedDistances`]: input of [`~dcal_hf.metrics.distance_metrics`]; its `rows` are the distances.
 
     Raises:
-        ValueError: If an option is out of range or the features are invalid.
+        ValueError: If an option is out of range or the features are invalid, or faiss cannot build the index.
     """
     if not 1 <= k2 <= k1 + 1 or not 0 <= lambda_value <= 1:
         raise ValueError(
@@ -108,7 +110,8 @@ def rerank(
     query, gallery = (as_tensor(part).to("cpu", torch.float32) for part in (query, gallery))
     original = FeatureDistances(query, gallery, "cosine")
     features = torch.cat([original.query, original.gallery]).numpy()
-    neighbours, farthest = _search(features, min(k1 + 1, len(features)), index)
+    with naming_index(index, f"search {counted(len(features), 'embedding')} by inner product"):
+        neighbours, farthest = _search(features, min(k1 + 1, len(features)), index)
     reciprocal = _reciprocal(neighbours)
     half = _reciprocal(neighbours[:, :round(k1 / 2) + 1])
     encoding = _encode(features, _expand(reciprocal, half), farthest)

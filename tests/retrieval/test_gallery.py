@@ -165,6 +165,7 @@ def test_mismatching_items_are_not_added(embeddings, items, message):
     [
         ({"factory": "IVF64,Flat", "count": 5}, r"cannot be trained on 5 embeddings \(Number of training points"),
         ({"factory": "PQ4", "count": 100}, "clusters .256.*give more embeddings, or .* such as 'Flat'"),
+        ({"factory": "NSG8", "count": 50}, r"'NSG8' cannot add 50 embeddings to 0 \(NNDescent.build .*\): give more"),
         ({"factory": "Nonsense"}, "cannot create an index 'Nonsense' of 16 dimensions: could not parse index string"),
         ({"factory": "PQ5"}, r"The dimension of the vector \(d\) should be a multiple"),
         ({"metric": "manhattan"}, "must be \"cosine\" or \"euclidean\", got 'manhattan'"),
@@ -210,6 +211,11 @@ def test_files_that_a_saved_gallery_cannot_have_are_refused():
     items = Dataset.from_dict({"views": [["a.png", "b.png"]] * 2}).cast_column("views", List(Image()))
     with pytest.raises(ValueError, match="column 'views' has files in lists, or other than images: leave it"):
         GalleryIndex.from_embeddings(np.eye(2), items, model_id=MODEL)
+
+
+def test_an_index_that_needs_more_images_is_named_in_reranking():
+    with pytest.raises(ValueError, match=r"'IVF64,Flat' cannot search 25 embeddings .* \(Number of training"):
+        rerank(clustered(5), clustered(20), k1=5, k2=2, index="IVF64,Flat")
 
 
 def test_rerank_is_exported():
