@@ -244,6 +244,12 @@ def test_pixels_outside_the_view_are_unchanged():
     assert np.asarray(photograph).min() == 90
 
 
+def test_an_overlay_of_a_reversed_array():
+    rollout, selected = np.arange(6)[::-1] / 6, np.array([1, 4])[::-1]
+    found = rollout_overlay(gray(24, 16, 0), rollout, (2, 3), selected)
+    assert found == rollout_overlay(gray(24, 16, 0), rollout.copy(), (2, 3), selected.copy())
+
+
 def test_exif_orientation_is_applied_to_overlays(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees

@@ -86,7 +86,7 @@ class FeatureDistances:
 
     def rows(self, queries: np.ndarray) -> np.ndarray:
         """Returns the distances from some queries to every gallery item; see [`Distances`]."""
-        indices = torch.as_tensor(queries, device=self.query.device)
+        indices = as_tensor(queries).to(self.query.device)
         rows = self.query.new_empty(len(indices), self.shape[1])
         for start in range(0, len(indices), ROWS_PER_PRODUCT):
             part = indices[start:start + ROWS_PER_PRODUCT]
@@ -106,10 +106,14 @@ class FeatureDistances:
 
 
 def as_tensor(features: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Returns features as a tensor without gradient that shares memory with the input, unless that is read-only."""
+    """Returns features as a tensor without gradient.
+
+    It shares memory with the input if torch can: with a contiguous and writable array in native byte order.
+    """
     if isinstance(features, torch.Tensor):
         return features.detach()
-    return torch.from_numpy(np.require(features, requirements="W"))
+    features = np.asarray(features)
+    return torch.from_numpy(np.require(features, features.dtype.newbyteorder("="), "CW"))
 
 
 def _squared_norms(name: str, features: torch.Tensor) -> torch.Tensor:

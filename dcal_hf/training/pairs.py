@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..metrics.distances import as_tensor
 from ..models.loss_dcal import IGNORED
 
 
@@ -239,7 +240,7 @@ class PairCollator:
         Raises:
             ValueError: If the batch has no labels.
         """
-        distractors = [torch.as_tensor(sample["distractor"]) for sample in samples if "distractor" in sample]
+        distractors = [as_tensor(sample["distractor"]) for sample in samples if "distractor" in sample]
         batch = self.collate([{key: sample[key] for key in sample if key != "distractor"} for sample in samples])
         if "labels" not in batch:
             raise ValueError(

@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..data.images import open_image
+from ..metrics.distances import as_tensor
 
 
 HEAT_COLORS = "inferno"
@@ -174,7 +175,7 @@ def _heat(
     rollout: np.ndarray | torch.Tensor, grid: tuple[int, int], limits: tuple[float, float] | None
 ) -> np.ndarray:
     """Scales a rollout of shape `(N,)` to [0, 1] and reshapes it to the grid; a constant one becomes 0."""
-    heat = torch.as_tensor(rollout).detach().float().cpu().numpy()
+    heat = as_tensor(rollout).float().cpu().numpy()
     count = grid[0] * grid[1]
     if heat.shape != (count,):
         raise ValueError(f"A rollout over a grid of {grid} patches needs {count} numbers, got shape {heat.shape}.")
@@ -192,7 +193,7 @@ def _cells(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _selected_pixels(selected: np.ndarray | torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Mask `(height, width)` of the pixels of the selected patches in an image of `size` (width, height)."""
-    patches = torch.as_tensor(selected).cpu().numpy()
+    patches = as_tensor(selected).cpu().numpy()
     outside = patches[(patches < 0) | (patches >= grid[0] * grid[1])]
     if outside.size:
         raise ValueError(f"A grid of {grid} patches has no patch {outside[0]}.")

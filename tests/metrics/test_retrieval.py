@@ -273,6 +273,15 @@ def test_read_only_features():
     assert retrieval_metrics(features, features, ids, ids)["num_skipped"] == 0
 
 
+@pytest.mark.parametrize("view", [lambda x: x[::-1], lambda x: x[:, ::-1], lambda x: x.astype(">f4")])
+def test_features_that_torch_cannot_share(view):
+    """Of negative strides, or in another byte order."""
+    features = view(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+    copy = np.array(features, dtype=np.float32)
+    rows = FeatureDistances(features, features).rows(np.arange(6)[::-1])
+    assert np.array_equal(rows, FeatureDistances(copy, copy).rows(np.arange(6))[::-1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -159,3 +159,12 @@ def test_the_collator_uses_a_fraction_of_the_pairs(fraction, count):
     collator.collate = lambda samples: {"labels": torch.tensor([sample["labels"] for sample in samples])}
     batch = collator(samples)
     assert batch["pairs"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]][:count] and len(batch["labels"]) == 9
+
+
+def test_distractors_may_be_flipped_arrays():
+    """torch has no negative strides."""
+    picture = np.arange(12.0).reshape(3, 2, 2)
+    batch = {"pixel_values": torch.zeros(1, 3, 2, 2), "labels": torch.tensor([0])}
+    collator = PairCollator(lambda samples: batch, "any")
+    collated = collator([{"distractor": picture[:, :, ::-1]}])
+    assert torch.equal(collated["pixel_values"][1].double(), torch.from_numpy(picture).flip(2))
