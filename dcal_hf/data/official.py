@@ -6,13 +6,14 @@ from os.path import isfile
 from pathlib import Path
 
 from ..errors import one_line
+from .image_files import inner_folder
 
 
 logger = logging.getLogger(__name__)
 
 
 def official_root(data_dir: Path, tops: Sequence[str]) -> Path:
-    """Finds the official folder, which is `data_dir` itself or a folder in it.
+    """Finds the official folder, which is `data_dir` itself or a folder in it, also below folders that only wrap it.
 
     Args:
         data_dir (`Path`): An existing folder.
@@ -21,10 +22,12 @@ def official_root(data_dir: Path, tops: Sequence[str]) -> Path:
     Raises:
         ValueError: If several of these folders exist.
     """
+    data_dir = inner_folder(data_dir)
     present = [data_dir / top for top in tops if (data_dir / top).is_dir()]
     if len(present) > 1:
         raise ValueError(f"{data_dir} contains both {' and '.join(tops)}; set data_dir to the one to load")
-    return present[0] if present else data_dir
+    # An archive may have been unpacked into a folder of its own name.
+    return official_root(present[0], tops) if present else data_dir
 
 
 def require(path: Path, tops: Sequence[str]) -> Path:

@@ -107,6 +107,12 @@ class TestMarket:
         assert dataset["train"]["label"][:] == [0, 0, 1]
         assert dataset["query"][0]["image"].size == (6, 12)
 
+    @pytest.mark.parametrize("folder", ["data/archive", "data/Market-1501-v15.09.15"])
+    def test_folders_around_the_official_one_are_skipped(self, folder, root):
+        write_market(root / folder / "Market-1501-v15.09.15")
+        (root / "__MACOSX").mkdir()
+        assert len(load_reid("market1501", root)["query"]) == len(load_reid("market1501", root / folder)["query"]) == 2
+
     def test_with_the_official_top_folder(self, root):
         write_market(root / "Market-1501-v15.09.15")
         assert len(load_reid("market1501", str(root))["train"]) == 3
