@@ -98,10 +98,20 @@ def check_earlier_run(training_args: DCALTrainingArguments, overwrite: bool) -> 
             # checkpoints would not be noticed.
             check_unlocked(folder)
         if training_args.resume_from_checkpoint is None and not overwrite and checkpoint_folders(folder):
+            resume = "resume it with --resume_from_checkpoint last, " if is_resumable(folder) else ""
             raise ValueError(
-                f"{folder} holds the checkpoints of an earlier run: resume it with --resume_from_checkpoint last, "
-                "delete them with --overwrite_output_dir, or give another --output_dir."
+                f"{folder} holds the checkpoints of an earlier run: {resume}delete them with --overwrite_output_dir, "
+                "or give another --output_dir."
             )
+
+
+def is_resumable(output_dir: str | Path) -> bool:
+    """Whether `--resume_from_checkpoint last` finds a complete checkpoint."""
+    try:
+        last_checkpoint(output_dir)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class OverwriteCallback(TrainerCallback):
@@ -147,7 +157,7 @@ def train(trainer: DCALTrainer, overwrite: bool = False) -> None:
     try:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     except KeyboardInterrupt as interruption:
-        if not checkpoint_folders(Path(trainer.args.output_dir)):
+        if not is_resumable(trainer.args.output_dir):
             raise
         raise KeyboardInterrupt(
             "--resume_from_checkpoint last, added to the same command, resumes from the last checkpoint."

@@ -114,7 +114,8 @@ def last_checkpoint(output_dir: str | Path) -> str:
             flaw = "it belongs to another run"
         if flaw is None:
             if skipped:
-                logger.warning("Resuming from %s; newer checkpoints were skipped: %s", checkpoint, "; ".join(skipped))
+                message = "The newest complete checkpoint is %s; newer ones were skipped: %s"
+                logger.warning(message, checkpoint, "; ".join(skipped))
             return str(checkpoint)
         skipped.append(f"{checkpoint.name}: {flaw}")
     found = f" ({'; '.join(skipped)})" if skipped else ""

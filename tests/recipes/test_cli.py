@@ -11,8 +11,11 @@ from unittest.mock import Mock
 
 import pytest
 from torch._utils import ExceptionWrapper
+from transformers.trainer import TRAINER_STATE_NAME
 
+from dcal_hf import DCALTrainingArguments
 from dcal_hf.integrity import locked
+from dcal_hf.training.checkpoints import begin_run, complete_manifest, write_manifest
 
 from galleries import make
 from helpers import noise_picture
@@ -134,12 +137,22 @@ def test_an_interruption_prints_one_sentence(dcal, import_recipe, monkeypatch, a
         dcal("gallery", "show")
 
 
-@pytest.mark.parametrize(("folder", "advice"), [("checkpoint-3", "^--resume_from_checkpoint last, "), ("other", "^$")])
-def test_an_interrupted_training_tells_how_to_resume(import_recipe, tmp_path, folder, advice):
-    (tmp_path / folder).mkdir()
-    args = SimpleNamespace(resume_from_checkpoint=None, output_dir=str(tmp_path))
-    with pytest.raises(KeyboardInterrupt, match=advice):
-        import_recipe("common").train(SimpleNamespace(args=args, train=Mock(side_effect=KeyboardInterrupt)))
+@pytest.mark.parametrize("complete", [True, False])
+def test_only_a_training_with_a_complete_checkpoint_is_told_to_resume(import_recipe, tmp_path, complete):
+    common, checkpoint = import_recipe("common"), tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    (checkpoint / TRAINER_STATE_NAME).write_text('{"global_step": 3}')
+    write_manifest(checkpoint, begin_run(tmp_path, None, writes=True))
+    if complete:
+        complete_manifest(checkpoint)
+    else:
+        (checkpoint / TRAINER_STATE_NAME).unlink()
+    args = DCALTrainingArguments(str(tmp_path), do_train=True)
+    with pytest.raises(KeyboardInterrupt, match="^--resume_from_checkpoint last, " if complete else "^$"):
+        common.train(SimpleNamespace(args=args, train=Mock(side_effect=KeyboardInterrupt)))
+    resume = "resume it with --resume_from_checkpoint last, " if complete else ""
+    with pytest.raises(ValueError, match=f"an earlier run: {resume}delete them with --overwrite_output_dir"):
+        common.check_earlier_run(args, overwrite=False)
 
 
 def test_an_error_of_a_worker_that_loads_data_prints_one_sentence(dcal, import_recipe, monkeypatch):

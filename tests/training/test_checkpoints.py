@@ -71,8 +71,8 @@ def test_incomplete_checkpoints_are_skipped_with_a_warning(run, caplog, name, da
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(run) == str(run / "checkpoint-6")
     (record,) = caplog.records
-    skipped = "newer checkpoints were skipped: checkpoint-8: "
-    assert f"Resuming from {run / 'checkpoint-6'}; {skipped}" in record.getMessage()
+    skipped = "newer ones were skipped: checkpoint-8: "
+    assert f"The newest complete checkpoint is {run / 'checkpoint-6'}; {skipped}" in record.getMessage()
     # Changing a digit in the manifest makes a file differ from its checksum.
     assert name in record.getMessage() or (name, damage) == ("manifest.json", flip)
     with pytest.raises(ValueError, match="checkpoint-8 cannot be resumed: .*Resume from another"):
