@@ -11,6 +11,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .loss_dcal import UncertaintyWeights
+from .validation_dcal import BRANCHES
+
 
 # Configuration fields that add modules which the checkpoint may not have.
 NEW_PARTS = frozenset({"branches", "loss_weighting", "neck", "num_glca_blocks"})
@@ -156,6 +159,27 @@ def check_sizes(loading_info: dict[str, Any]) -> None:
         )
 
 
+@torch.no_grad()
+def match_log_variances(model: nn.Module, source: str, options: dict[str, Any]) -> None:
+    """Gives each branch its own log-variance: transformers loads them by position.
+
+    With other branches than those of the checkpoint, they are all newly initialised.
+
+    Args:
+        source (`str`): Name or path of the checkpoint.
+        options (`dict`): Arguments of `from_pretrained`. Only `branches` and `config` can change the branches.
+    """
+    weights = getattr(model, "loss_weights", None)
+    if not isinstance(weights, UncertaintyWeights) or not {"branches", "config"} & set(options):
+        return
+    config, _ = model.config_class.get_config_dict(source, **options)
+    saved = tuple(config.get("branches", BRANCHES))
+    if set(saved) == set(weights.branches):
+        weights.log_vars.copy_(weights.log_vars[[saved.index(name) for name in weights.branches]])
+    else:
+        weights.log_vars.fill_(weights.initial_log_var)
+
+
 def check_encoder(encoder: nn.Module, source: str, loading_info: dict[str, Any]) -> None:
     """Checks that the checkpoint of a plain encoder has all tensors except the pooler's, and that they are finite.
 
@@ -202,6 +226,7 @@ __all__ = [
     "check_finite",
     "check_sizes",
     "find_non_finite",
+    "match_log_variances",
     "naming",
     "naming_encoder",
     "read_encoder_config",

@@ -23,6 +23,7 @@ from .loading_dcal import (
     check_encoder,
     check_finite,
     check_sizes,
+    match_log_variances,
     naming,
     naming_encoder,
     read_encoder_config,
@@ -103,7 +104,7 @@ class DCALPreTrainedModel(PreTrainedModel):
         """Same as in transformers, but reads only safetensors, and raises an error for missing or non-finite tensors.
 
         With `branches`, `loss_weighting`, `neck`, `num_glca_blocks` or `output_loading_info`, missing tensors are
-        newly initialised. So are the log-variances of another number of branches.
+        newly initialised. So are all log-variances if the checkpoint has other branches.
 
         Raises:
             ValueError: If tensors of the checkpoint are missing, damaged or not finite; the message names them.
@@ -115,6 +116,7 @@ class DCALPreTrainedModel(PreTrainedModel):
             model, info = super().from_pretrained(source, *args, **options)
             if not kwargs.get("ignore_mismatched_sizes"):
                 check_sizes(info)
+            match_log_variances(model, source, kwargs)
         if not (output_loading_info or NEW_PARTS & set(kwargs)):
             check_complete(model, source, info)
         check_finite(model, source)

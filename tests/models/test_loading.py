@@ -202,6 +202,18 @@ def test_other_branches_get_new_log_variances(checkpoint, branches):
     assert DCALForImageClassification.from_pretrained(checkpoint, branches=branches, **options).config.num_labels == 9
 
 
+def test_log_variances_belong_to_branches(tmp_path, vit_config):
+    """By name, in any order; of other branches, even of as many, they are new."""
+    model = classifier(vit_config, branches=("sa", "pwca"))
+    model.loss_weights.log_vars.data = torch.tensor([1.0, 2.0])
+    model.save_pretrained(tmp_path)
+    for loader in (DCALForImageClassification, AutoModelForImageClassification):
+        for branches, expected in ((("pwca", "sa"), [2, 1]), (("sa", "pwca"), [1, 2]), (("glca", "sa"), [0, 0])):
+            loaded, _ = loader.from_pretrained(tmp_path, branches=branches, output_loading_info=True)
+            assert loaded.loss_weights.log_vars.tolist() == expected
+    assert DCALForImageClassification.from_pretrained(tmp_path).loss_weights.log_vars.tolist() == [1.0, 2.0]
+
+
 def test_a_configuration_that_was_changed_is_checked(checkpoint):
     config = DCALConfig.from_pretrained(checkpoint)
     config.branches = ("sa",)
