@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import TrainOutput
 
 from .lora import add_lora, merged_state_dict, save_adapted_layers, with_adapted_layers
@@ -15,8 +16,8 @@ from .training_args import DCALTrainingArguments
 class FineTuningTrainer(ResumableTrainer):
     """`Trainer` with the arguments `freeze_backbone`, `layer_decay`, `lora_rank` and `lora_targets`.
 
-    With `lora_rank`, the backbone has adapters only while `train` runs. They are merged into its weights when `train`
-    returns, and in every checkpoint.
+    The backbone is frozen, or has adapters with `lora_rank`, only while `train` runs. Adapters are merged into its
+    weights when `train` returns, and in every checkpoint.
 
     Args:
         model (`DCALPreTrainedModel`, *optional*): Required unless `model_init` is given.
@@ -28,39 +29,46 @@ class FineTuningTrainer(ResumableTrainer):
 
     def __init__(self, model: nn.Module | None, args: DCALTrainingArguments, **kwargs: Any):
         self.has_adapters = False
-        if args.freeze_backbone and model is not None:
-            model.base_model.backbone.requires_grad_(False)
         super().__init__(model, args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """As in `transformers.Trainer`; the new model is frozen and gets adapters like the one it replaces."""
+        """As in `transformers.Trainer`; the new model gets adapters like the one it replaces."""
         model = super().call_model_init(trial)
-        if self.args.freeze_backbone:
-            model.base_model.backbone.requires_grad_(False)
         if self.has_adapters:
             self.adapters = add_lora(model, self.args.lora_rank, self.args.lora_targets)
         return model
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains with adapters if `lora_rank` is set."""
-        if self.args.lora_rank == 0:
-            return super()._train(*args, **kwargs)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
+        """Trains with a frozen backbone or with adapters, and leaves as many parameters trainable as before."""
         backbone = self.model.base_model.backbone
         trainable = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+        try:
+            if self.args.lora_rank > 0:
+                return self._train_adapters(*args, **kwargs)
+            return super()._train(*args, **kwargs)
+        finally:
+            # Not `backbone`: `model_init` makes another one.
+            for name, parameter in self.model.base_model.backbone.named_parameters():
+                parameter.requires_grad_(name in trainable)
+
+    def _train_adapters(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("LoRA does not train under DeepSpeed or FSDP: start one process per GPU without them.")
         if self.model_init is None:
             self.adapters = add_lora(self.model, self.args.lora_rank, self.args.lora_targets)
         self.has_adapters = True
         try:
             return super()._train(*args, **kwargs)
         finally:
-            backbone = self.adapters.merge_and_unload()
+            self.adapters.merge_and_unload()
             self.has_adapters = False
-            for name, parameter in backbone.named_parameters():
-                parameter.requires_grad_(name in trainable)
             # They hold the parameters of the adapters, and a further run would train these.
             self.optimizer = self.lr_scheduler = None
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        if self.args.freeze_backbone:
+            self.model.base_model.backbone.requires_grad_(False)
+        return super()._prepare_for_training(*args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Excludes biases, norms, CLS and other tokens, position embeddings, layer scales and log-variances."""

@@ -86,7 +86,8 @@ class DCALTrainingArguments(TrainingArguments):
 
     Args:
         freeze_backbone (`bool`, *optional*, defaults to `False`):
-            Freeze the backbone, including its final norm, and run it without stochastic depth and dropout.
+            Freeze the backbone, including its final norm, while `train` runs, and run it without stochastic depth and
+            dropout.
         layer_decay (`float`, *optional*, defaults to 1.0):
             Layer-wise learning-rate decay: the learning rate of each block of the backbone is that of the next block
             times this factor, see [`~dcal_hf.training.parameter_groups.parameter_groups`]. Common values are 0.65 to
