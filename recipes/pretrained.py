@@ -37,7 +37,8 @@ def load_model(
         trains (`bool`): Whether the model is trained, so that classes missing from a checkpoint are added to it.
 
     Raises:
-        ValueError: If `--image_size` is not that of a DCAL checkpoint, or its classes do not fit; see [`fit_classes`].
+        ValueError: If `--image_size` is not that of a DCAL checkpoint, or its classes do not fit, see [`fit_classes`];
+            or if there is a single class for a plain encoder.
     """
     labels = {}
     if names is not None:
@@ -56,6 +57,11 @@ def load_model(
                 fit_classes(model, source, names, trains, model_args.ignore_mismatched_sizes)
             return model, processor
         processor = read_processor(processor_name, **hub_kwargs)
+    if names is not None and len(names) == 1:
+        raise ValueError(
+            f"The data set has the single class or identity {names[0]!r}, but a model needs two: put the images of "
+            "each into its own folder."
+        )
     if not trains:
         logger.warning(
             "%s is a plain encoder, so the classifiers that are evaluated are not trained: give a DCAL checkpoint, or "

@@ -205,6 +205,13 @@ def test_classes_of_a_checkpoint_are_matched_by_name(
     assert [photograph.size for photograph in photographs] == [(30, 24)] * 3
 
 
+def test_a_single_class_is_named(tmp_path, run_main):
+    """As in the official folder of Oxford Flowers, `jpg`."""
+    data = class_folder(tmp_path / "flowers", "jpg")
+    with pytest.raises(ValueError, match="the single class or identity 'jpg', .* of each into its own"):
+        run_main(tmp_path, "--do_train", data_dir=str(data))
+
+
 def test_evaluation_rejects_classes_that_the_checkpoint_lacks(tmp_path, run_main, bird_checkpoint):
     data = class_folder(tmp_path / "three", "robin", "titmouse", "wren")
     with pytest.raises(ValueError, match="lacks the class 'titmouse' of the data set: .* wren, robin, finch"):
