@@ -152,7 +152,8 @@ class DCALTrainingArguments(TrainingArguments):
         metadata={"help": "Linear layers with adapters: attention, or all of each block.", "choices": LORA_TARGETS},
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Remove columns that the model does not accept, before the transforms."}
+        default=False,
+        metadata={"help": "Remove what the model does not accept: after the transforms in training, else before."},
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Search for parameters without gradients at every step; there are none."}
