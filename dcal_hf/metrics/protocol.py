@@ -142,6 +142,7 @@ def paired_columns(
 
 
 def _as_int64(name: str, column: np.ndarray) -> np.ndarray:
+    """Converts integers, or raises a `ValueError` if one is too large."""
     largest = column.max(initial=0)
     if largest > np.iinfo(np.int64).max:
         raise ValueError(

@@ -79,7 +79,8 @@ class IdentityBalancedSampler(EpochSampler):
         instances_per_identity (`int`, *optional*, defaults to 4): K.
         seed (`int`, *optional*, defaults to 0): Seed of all epochs.
         batches_per_step (`int`, *optional*, defaults to 1):
-            The number of processes. That many successive batches share as few identities as possible.
+            Batches of an optimiser step, over all processes and accumulation steps. They share as few identities as
+            possible.
         pair_sampling (`str`, *optional*):
             Orders each batch such that images 2k and 2k + 1 are a pair, see [`~dcal_hf.training.pairs.pair_up`]. By
             default, the images of an identity are adjacent.
