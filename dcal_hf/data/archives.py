@@ -32,7 +32,7 @@ class _TooLarge(Exception):
 def data_folder(
     path: Path, cache_dir: str | Path | None = None, max_unpacked_bytes: int | None = None
 ) -> Path:
-    """Returns a folder unchanged, or the folder that an archive is unpacked to.
+    """Returns a folder, or the folder that an archive is unpacked to.
 
     An archive is unpacked on first use, into the folder `extracted` of the cache, and again if its size or
     modification time changes. The unpacked folder appears only once complete. If the archive contains a single folder,
@@ -45,7 +45,7 @@ def data_folder(
             and at least 100 MiB.
 
     Returns:
-        `Path`: a folder.
+        `Path`: an absolute path, since galleries with the paths of their images are used in other working directories.
 
     Raises:
         FileNotFoundError: if the path does not exist.
@@ -53,7 +53,7 @@ def data_folder(
             extracted to or point outside the folder. Nothing is kept of a rejected archive.
     """
     if path.is_dir():
-        return path
+        return path.absolute()
     if not path.exists():
         raise FileNotFoundError(f"the folder {path} does not exist; check data_dir")
     if not path.name.lower().endswith(ARCHIVE_SUFFIXES):

@@ -101,7 +101,8 @@ def open_table(source: str | Path | object, image_dir: str | Path | None = None)
     else:
         columns = {str(name): source.df[name].tolist() for name in source.df.columns}
         where, folder = type(source).__name__, Path(source.root or "")
-    return Table(columns, where, folder if image_dir is None else Path(image_dir).expanduser())
+    # Absolute for the same reason as in `data_folder`.
+    return Table(columns, where, (folder if image_dir is None else Path(image_dir).expanduser()).absolute())
 
 
 def read_table(table: Table, camera_column: str | None = None) -> Rows:

@@ -199,6 +199,22 @@ def test_all_individuals_are_embedded_by_default(tmp_path, import_recipe, option
     assert len(table) == count and table.column_names == ["image", "identity"]
 
 
+@pytest.mark.parametrize(("name", "task"), [("rows.csv", "reid"), ("birds", "reid"), ("birds", "fgvc")])
+def test_images_are_found_from_another_working_directory(tmp_path, monkeypatch, import_recipe, name, task):
+    rows = ["image,identity"]
+    for number in range(4):
+        image = f"birds/{number % 2}/{number}.png"
+        (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(number).save(tmp_path / image)
+        rows.append(f"{image},{number % 2}")
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    embed = import_recipe("embed")
+    args = embed.GalleryArguments(output_dir="gallery", dataset_name=name, task=task, split="train")
+    paths = [image.filename for image in embed.load_images(args)["image"]]
+    assert sorted(paths) == sorted(map(str, tmp_path.glob("birds/*/*.png")))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
