@@ -63,7 +63,7 @@ def data_folder(
         )
     folder = _unpacked(path.resolve(), cache_dir, max_unpacked_bytes)
     entries = visible(folder)
-    nested = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in PARTS
+    nested = len(entries) == 1 and entries[0].is_dir() and entries[0].name.lower() not in PARTS
     return entries[0] if nested else folder
 
 

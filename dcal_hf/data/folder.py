@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from .duplicates import warn_of_duplicates
-from .image_files import IMAGE_SUFFIXES, folder_name, image_files, images_by_name
+from .image_files import IMAGE_SUFFIXES, folder_name, image_files, images_by_name, split_folders
 from .splits import SPLITS, check_classes, class_indices, split_aliases
 
 
@@ -76,10 +76,10 @@ def labelled_images(paths: Sequence[str], labels: Sequence[int], label: ClassLab
 def _split_folders(root: Path | Mapping[str, Path]) -> dict[str, Path]:
     if isinstance(root, Mapping):
         return dict(root)
-    present = [alias for aliases in SPLITS.values() for alias in aliases if (root / alias).is_dir()]
+    present = split_folders(root, [alias for aliases in SPLITS.values() for alias in aliases])
     if not present:
         return {"train": root}
-    return {split: root / alias for split, alias in split_aliases(present, root).items()}
+    return {split: present[alias] for split, alias in split_aliases(present, root).items()}
 
 
 __all__ = ["images_below", "labelled_images", "load_image_folder", "unlabelled_images"]

@@ -2,7 +2,7 @@
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from itertools import filterfalse
 from pathlib import Path
 
@@ -87,6 +87,28 @@ def images_by_name(folders: Iterable[Path], kind: str, where: object) -> list[li
     return files
 
 
+def split_folders(root: Path, names: Collection[str]) -> dict[str, Path]:
+    """Finds the folders in `root` that are named like splits, in lower or upper case.
+
+    Args:
+        names (collection of `str`): The names in lower case.
+
+    Returns:
+        `dict[str, Path]`: the folders by their names in lower case, in the order of `names`.
+
+    Raises:
+        ValueError: If the names of two folders differ in case only.
+    """
+    found = {}
+    for path in visible(root):
+        name = path.name.lower()
+        if name in names and path.is_dir():
+            if name in found:
+                raise ValueError(f"{root} has both {found[name].name} and {path.name}; keep or rename one of them")
+            found[name] = path
+    return {name: found[name] for name in names if name in found}
+
+
 def folder_name(path: Path) -> str:
     """The name of the folder of an image, its class or identity.
 
@@ -103,7 +125,7 @@ def inner_folder(root: Path) -> Path:
     """
     while True:
         entries = visible(root)
-        if len(entries) != 1 or not entries[0].is_dir() or entries[0].name in PARTS:
+        if len(entries) != 1 or not entries[0].is_dir() or entries[0].name.lower() in PARTS:
             return root
         inner = visible(entries[0])
         if not inner or not all(entry.is_dir() for entry in inner):
@@ -123,7 +145,7 @@ def misplaced_images(paths: Sequence[str]) -> list[Path]:
     """
     class_folders = sorted({Path(path).parent for path in paths})
     tops = {folder.parent for folder in class_folders}
-    tops |= {top.parent for top in tops if top.name in PARTS}
+    tops |= {top.parent for top in tops if top.name.lower() in PARTS}
     beside = [path for top in sorted(tops) for path in visible(top) if _is_image_name(path) and path.is_file()]
     inner = [path for folder in class_folders for path in visible(folder) if path.is_dir()]
     return beside + [path for folder in inner for path in image_files(folder, recursive=True)]
@@ -176,5 +198,6 @@ __all__ = [
     "images_by_name",
     "inner_folder",
     "misplaced_images",
+    "split_folders",
     "visible",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image
 
-from .image_files import folder_name, images_by_name
+from .image_files import folder_name, images_by_name, split_folders
 from .reid_layouts import REID_SPLITS
 
 
@@ -47,9 +47,10 @@ def read_identity_folder(root: Path) -> Rows:
 
     Raises:
         ValueError: if there are no identity folders, or some of them have no images; the message names all of these.
+            Also if two splits have the same name but for its case.
     """
-    present = [part for part in PART_NAMES if (root / part).is_dir()]
-    files = images_by_name([root / part for part in present] or [root], "identity", root)
+    present = split_folders(root, PART_NAMES)
+    files = images_by_name(present.values() or [root], "identity", root)
     paths = [path for listed in files for path in listed]
     keys = [str(path) for path in paths]
     return Rows(

@@ -97,3 +97,20 @@ def test_misplaced_images(tmp_path):
     assert [str(path.relative_to(root)) for path in found] == [
         "loose.png", "train/loose.png", "train/finch/more/deep/a.png"
     ]
+
+
+def test_folders_of_splits_may_have_capitals(tmp_path):
+    birds = save(tmp_path / "birds", "Train/finch/1.png", "VAL/finch/2.png", "Test/finch/3.png")
+    dataset = load_fgvc(birds, splits=("train", "validation", "test"))
+    assert {split: len(part) for split, part in dataset.items()} == {"train": 1, "validation": 1, "test": 1}
+
+    turtles = save(tmp_path / "turtles", "Query/berta/1.png", "Gallery/berta/2.png")
+    dataset = load_reid(turtles, splits=("query", "gallery"))
+    assert {split: len(part) for split, part in dataset.items()} == {"query": 1, "gallery": 1}
+
+    # A single folder is no wrapper if it is a split.
+    assert len(load_fgvc(save(tmp_path / "all", "TRAIN/finch/1.png"), validation_fraction=0)["train"]) == 1
+
+    save(birds, "train/finch/4.png")
+    with pytest.raises(ValueError, match="birds has both Train and train; keep or rename one of them"):
+        load_fgvc(birds)
