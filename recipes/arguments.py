@@ -343,7 +343,7 @@ def read_configuration(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any
         raise FileNotFoundError(f"The configuration file {path}{whose} does not exist.")
     try:
         # YAML reads a number without a dot, such as 1e-3, as a string; argparse parses it anyway.
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         options = json.loads(text, object_pairs_hook=_unique) if path.suffix == ".json" else yaml.load(text, _Loader)
     except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"The configuration file {path} cannot be read: {reason_of(error)}.") from error

@@ -118,7 +118,8 @@ def test_json_may_be_indented_by_tabs_and_bases_must_not_form_a_cycle(tmp_path, 
     class Options:
         first: int = 0
 
-    (tmp_path / "own.json").write_text('{\n\t"first": 1\n}')
+    # An editor of Windows writes a byte order mark.
+    (tmp_path / "own.json").write_text('{\n\t"first": 1\n}', encoding="utf-8-sig")
     assert parse_arguments((Options,), [str(tmp_path / "own.json")]) == (Options(1),)
     (tmp_path / "a.yaml").write_text("base: b.yaml")
     (tmp_path / "b.yaml").write_text("base: a.yaml")
