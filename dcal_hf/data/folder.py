@@ -29,12 +29,12 @@ def load_image_folder(root: Path | Mapping[str, Path], warn_duplicates: bool = T
         ValueError: If train or the class folders are missing, class folders are empty (the message names all), or
             validation or test contains a class that is missing in train.
     """
-    folders = _split_folders(root)
+    folders = _folder_of_each_split(root)
     files = dict(zip(folders, images_by_name(folders.values(), "class", root)))
     classes = {split: [folder_name(path) for path in paths] for split, paths in files.items()}
     check_classes(classes, root)
     if warn_duplicates:
-        rows = [(str(path), folder_name(path), split) for split, paths in files.items() for path in paths]
+        rows = [(str(path), name, split) for split in files for path, name in zip(files[split], classes[split])]
         warn_of_duplicates(*zip(*rows), root)
     label = ClassLabel(names=sorted(set(classes["train"])))
     dataset = DatasetDict()
@@ -73,7 +73,7 @@ def labelled_images(paths: Sequence[str], labels: Sequence[int], label: ClassLab
     return Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features, split=split)
 
 
-def _split_folders(root: Path | Mapping[str, Path]) -> dict[str, Path]:
+def _folder_of_each_split(root: Path | Mapping[str, Path]) -> dict[str, Path]:
     if isinstance(root, Mapping):
         return dict(root)
     present = split_folders(root, [alias for aliases in SPLITS.values() for alias in aliases])
