@@ -34,7 +34,7 @@ def check_source(name: str) -> None:
         FileNotFoundError: If `name` is a path that does not exist. It is a path, not an ID, if it starts like one, has
             more than two parts, or its parent folder exists.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     is_path = name.startswith((".", "/", "~")) or len(path.parts) > 2 or len(path.parts) > 1 and path.parent.is_dir()
     if is_path and not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {name}; check the path.")
